@@ -1,0 +1,32 @@
+# make render   a virtual environment, the package, and the example manifest rendered to a folder of clips
+# make test     lint, types and tests
+.PHONY: install render test lint types clean
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+OUT ?= out
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+render: install
+	$(BIN)/show1-ray render examples/prompts.parquet --out $(OUT)
+
+test: lint types
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist

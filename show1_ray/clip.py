@@ -1,0 +1,25 @@
+"""A clip: one video to render, and what travels down the line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One video to render.
+
+    A clip's frames are a function of `prompt`, `negative_prompt`, `seed` and the pipeline's recipe; `id` only names it.
+    `negative_prompt` is None where the manifest gives none: each stage then uses its own default.
+    """
+
+    id: str
+    prompt: str
+    negative_prompt: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"clip {self.id!r}: seed {self.seed} is not between 0 and 2**63 - 1")

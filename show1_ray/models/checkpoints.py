@@ -1,0 +1,251 @@
+"""Where weights come from: a local folder in the hub's layout, or the hub at a pinned revision. Knows no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from show1_ray.errors import UserError
+
+PUBLISHED = Path(__file__).parent / "published"
+CONFIG_FILES = {"scheduler": "scheduler_config.json", "image_noising_scheduler": "scheduler_config.json"}
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+WHOLE_FILE = 64 * 2**20  # larger files are identified by their size and both ends
+
+
+class CheckpointError(UserError):
+    """Weights that are not there, not to be had, or not what they should be."""
+
+
+class Checkpoint(BaseModel):
+    """A folder of components (`unet`, `text_encoder`, `scheduler`, …), each in a folder of its own as on the hub.
+
+    Attributes:
+        repo: "owner/name" on the hub, or the path of a local folder; in a pipeline file a path that starts with "." is
+            relative to that file.
+        revision: a commit of the hub's repository (40 hexadecimal digits) or a branch; needed for the hub. Of a local
+            folder: its fingerprint, filled in by `Pipeline.resolved`.
+        licence: of the weights; shown when they are first fetched and written into datasets.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    repo: str
+    revision: str | None = None
+    licence: str | None = Field(None)
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Checkpoint:
+        if not self.is_local and self.repo != "local":
+            if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+                raise ValueError("'repo' is neither owner/name on the hub nor the path of a folder")
+            if not self.revision:
+                raise ValueError("'revision' is missing: give the commit of the hub's repository that is meant")
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder on this machine."""
+        return self.repo.startswith(("/", ".", "~"))
+
+    def __str__(self) -> str:
+        return self.repo if self.is_local else f"{self.repo}@{self.revision}"
+
+
+def folder_of(checkpoint: Checkpoint, components: Sequence[str], *, half: bool = False) -> Path:
+    """The local folder that has `components`; fetches them from the hub if they are not there yet.
+
+    Processes on one machine share the hub's cache and wait for one another's downloads.
+
+    Args:
+        checkpoint: what is wanted.
+        components: names of its folders.
+        half: prefer half-precision files where a repository has both.
+
+    Raises:
+        CheckpointError: it cannot be had, or lacks a component.
+    """
+    if checkpoint.is_local:
+        folder = Path(checkpoint.repo).expanduser()
+        files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        if not files:
+            raise CheckpointError(f"{folder}: no such folder, or nothing in it; give a checkpoint in the hub's layout")
+        _wanted_files(str(checkpoint), files, components, half)
+        return folder
+    return _fetch(checkpoint, components, half)
+
+
+def component_config(folder: Path, component: str) -> dict[str, Any]:
+    """A component's configuration.
+
+    Raises:
+        CheckpointError: it is not there, or no JSON.
+    """
+    path = folder / component / CONFIG_FILES.get(component, "config.json")
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def published_or_local_config(checkpoint: Checkpoint, component: str) -> dict[str, Any] | None:
+    """A component's configuration if it is known without fetching: of a local folder, or of a published checkpoint."""
+    if checkpoint.is_local:
+        path = Path(checkpoint.repo).expanduser() / component / "config.json"
+    else:
+        path = PUBLISHED / checkpoint.repo.rpartition("/")[2] / f"{component}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+@lru_cache
+def resolve(checkpoint: Checkpoint) -> str:
+    """The exact revision: a hub repository's commit, or the fingerprint of a local folder's files.
+
+    Raises:
+        CheckpointError: there is no such folder, repository or revision, or no access.
+    """
+    if checkpoint.is_local:
+        return fingerprint(Path(checkpoint.repo).expanduser())
+    if _is_commit(checkpoint.revision):
+        return str(checkpoint.revision)
+    try:
+        return str(HfApi().model_info(checkpoint.repo, revision=checkpoint.revision).sha)
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        cached = _cached(checkpoint)
+        if cached is not None and not isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
+            return cached.name
+        raise CheckpointError(_reason(checkpoint, error)) from None
+
+
+def fingerprint(folder: Path) -> str:
+    """Identifies a folder's files by name and content: "sha256:" and 16 hexadecimal digits.
+
+    Of files larger than 64 MiB the size and the first and last MiB are taken for the content.
+
+    Raises:
+        CheckpointError: no such folder, or nothing in it.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not paths:
+        raise CheckpointError(f"{folder}: no such folder, or nothing in it; give a checkpoint in the hub's layout")
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= WHOLE_FILE:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(2**20))
+                file.seek(-(2**20), 2)
+                digest.update(file.read())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _fetch(checkpoint: Checkpoint, components: Sequence[str], half: bool) -> Path:
+    try:
+        info = HfApi().model_info(checkpoint.repo, revision=checkpoint.revision)
+        names = [sibling.rfilename for sibling in info.siblings or []]
+        wanted = _wanted_files(str(checkpoint), names, components, half)
+        if _cached(checkpoint) is None:
+            card = info.card_data
+            licence = checkpoint.licence or (card.get("license") if card else None) or "not stated"
+            print(f"fetching {checkpoint} (commit {info.sha}); licence of the weights: {licence}", file=sys.stderr)
+        return Path(snapshot_download(checkpoint.repo, revision=info.sha, allow_patterns=wanted))
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        cached = _cached(checkpoint)
+        if cached is None or isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
+            raise CheckpointError(_reason(checkpoint, error)) from None
+        names = [str(path.relative_to(cached)) for path in cached.rglob("*") if path.is_file()]
+        _wanted_files(f"{checkpoint} (in the cache; the hub is out of reach)", names, components, half)
+        return cached
+
+
+def _cached(checkpoint: Checkpoint) -> Path | None:
+    """The hub's cache of a revision, if there is one; perhaps not whole."""
+    try:
+        path = Path(snapshot_download(checkpoint.repo, revision=checkpoint.revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return path
+
+
+def _reason(checkpoint: Checkpoint, error: Exception) -> str:
+    """One line: what is wrong and what to do."""
+    page = f"https://huggingface.co/{checkpoint.repo}"
+    match error:
+        case GatedRepoError():
+            return (
+                f"{checkpoint}: gated: accept its licence at {page}, then give your token: "
+                "`hf auth login`, or HF_TOKEN in the environment of each node"
+            )
+        case RevisionNotFoundError():
+            return f"{checkpoint}: no such revision; commits are listed at {page}/commits"
+        case RepositoryNotFoundError():
+            return f"{checkpoint}: no such repository, or a private one: check its name, or give a token that may read it"
+        case OfflineModeIsEnabled():
+            return f"{checkpoint}: not in the cache, and HF_HUB_OFFLINE is set: fetch it with `show1-ray fetch` first"
+        case HfHubHTTPError():
+            return f"{checkpoint}: the hub answered: {' '.join(str(error).split())}"
+        case OSError() if error.errno is not None:
+            return f"{checkpoint}: cannot be stored: {error}"
+    return f"{checkpoint}: not in the cache, and the hub cannot be reached: {' '.join(str(error).split())}"
+
+
+def _wanted_files(place: str, names: Iterable[str], components: Sequence[str], half: bool) -> list[str]:
+    """Of a checkpoint's files those that `components` need: configurations, and one form of the weights.
+
+    Safetensors before pickles; half precision before single, or the other way round.
+
+    Raises:
+        CheckpointError: a component has no files, or a network no weights.
+    """
+    names = list(names)
+    wanted = []
+    for component in components:
+        files = [name for name in names if name.startswith(f"{component}/")]
+        if not files:
+            raise CheckpointError(f"{place}: missing file: no {component}/ folder; is it a checkpoint of this stage?")
+        weights = [name for name in files if Path(name).suffix in (".bin", ".safetensors")]
+        small = [name for name in files if Path(name).suffix in (".json", ".txt", ".model")]
+        wanted += [name for name in small if not name.endswith(".index.json")]
+        if component not in CONFIG_FILES and component != "tokenizer":
+            chosen = _one_form(weights, half)
+            if not chosen:
+                raise CheckpointError(f"{place}: missing file: {component}/ has no weights (.safetensors or .bin)")
+            stem = re.sub(r"-\d{5}-of-\d{5}", "", chosen[0])
+            wanted += [*chosen, *(name for name in small if name == f"{stem}.index.json")]
+    return wanted
+
+
+def _one_form(weights: list[str], half: bool) -> list[str]:
+    """The files of one form of a network's weights, all its shards."""
+    for variant in (".fp16", "") if half else ("", ".fp16"):
+        for suffix in (".safetensors", ".bin"):
+            pattern = rf"({'|'.join(STEMS)}){re.escape(variant)}(-\d{{5}}-of-\d{{5}}){re.escape(suffix)}"
+            shards = [name for name in weights if re.fullmatch(pattern.replace(r"\d{5})", r"\d{5})?", 1), Path(name).name)]
+            if shards:
+                return shards
+    return []
+
+
+def _is_commit(revision: str | None) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None

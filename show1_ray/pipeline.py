@@ -1,0 +1,331 @@
+"""The pipeline file: what a clip is (its recipe) and how it is computed (its execution settings)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from show1_ray.errors import ConfigError
+from show1_ray.models.checkpoints import Checkpoint, published_or_local_config, resolve
+
+PIPELINE_FOLDERS = [
+    Path(__file__).parent / "pipelines",  # in an installed wheel
+    Path(__file__).parent.parent / "pipelines",  # in a checkout
+]
+
+Count = Annotated[int, Field(ge=1)]
+NoiseLevel = Annotated[int, Field(ge=0, lt=1000)]
+Guidance = Annotated[float, Field(ge=1)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Text(_Settings):
+    """T5: prompts → `max_tokens` embeddings."""
+
+    checkpoint: Checkpoint
+    max_tokens: Count = 77
+    clean_caption: bool = Field(False, description="clean prompts as DeepFloyd IF does, not only lower and strip them")
+    negative_prompt: str = Field("", description="of the pixel stages, for clips that bring none")
+
+
+class Denoising(_Settings):
+    """A denoising loop: `steps` of a scheduler, with guidance (1 switches it off)."""
+
+    checkpoint: Checkpoint
+    steps: Count
+    guidance: Guidance
+    scheduler: dict[str, Any] = Field({}, description="changes to the checkpoint's scheduler configuration")
+
+
+class Keyframes(Denoising):
+    """Text → `frames` frames of `width` × `height`."""
+
+    frames: Annotated[int, Field(ge=2)] = 8
+    height: Count = 40
+    width: Count = 64
+
+
+class Interpolation(Denoising):
+    """Each pair of neighbouring keyframes → a window of `window` frames, of which the ends lie on the keyframes."""
+
+    window: Annotated[int, Field(ge=3)] = 5
+
+
+class FirstFrame(Denoising):
+    """The first frame's super-resolution, by an image model."""
+
+    noise_level: NoiseLevel = 150
+
+
+class SuperResolution(Denoising):
+    """Frames → frames `scale` times as wide and high, in windows; each starts from the last frame of the one before."""
+
+    first_frame: FirstFrame
+    scale: Count = 4
+    window: Annotated[int, Field(ge=2)] = 8
+    stride: Count = 7
+    noise_level: NoiseLevel = 250
+
+
+class LatentSuperResolution(Denoising):
+    """Frames → 8-bit frames of `width` × `height`, noised to `strength` and denoised in a VAE's latent space."""
+
+    height: Count = 320
+    width: Count = 576
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.8
+    negative_prompt: str = "low resolution, blur"
+
+
+class Stages(_Settings):
+    """The cascade, in its order."""
+
+    text: Text
+    keyframes: Keyframes
+    interpolation: Interpolation
+    super_resolution: SuperResolution
+    latent_super_resolution: LatentSuperResolution
+
+
+class Execution(_Settings):
+    """How a stage is computed: changes speed and memory, not what a clip is."""
+
+    batch_size: Count = 1
+
+
+class LatentExecution(Execution):
+    """How latent super-resolution is computed."""
+
+    vae_frames: Count = Field(8, description="frames that the VAE encodes or decodes at a time")
+
+
+class StagesExecution(_Settings):
+    """Execution settings by stage."""
+
+    text: Execution = Execution()
+    keyframes: Execution = Execution()
+    interpolation: Execution = Execution()
+    super_resolution: Execution = Execution()
+    latent_super_resolution: LatentExecution = LatentExecution()
+
+
+STAGES = tuple(Stages.model_fields)
+
+
+class Pipeline(_Settings):
+    """A pipeline file, checked. `load` reads one.
+
+    Attributes:
+        name: what it is called in metadata.
+        description: a line for `show1-ray pipelines`.
+        dtype: of the weights, of what is computed, and of the noise that is drawn.
+        fps: frames a second of the clips.
+        stages: what the stages do.
+        execution: how they do it.
+    """
+
+    name: str
+    description: str = ""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    fps: Annotated[float, Field(gt=0, le=240)] = 8
+    stages: Stages
+    execution: StagesExecution = StagesExecution()
+
+    @classmethod
+    def load(cls, name: str | Path, overrides: Iterable[str] = ()) -> Self:
+        """Reads a pipeline file.
+
+        Args:
+            name: of a pipeline that the package brings (`names` lists them), or the path of a file.
+            overrides: `key=value`, such as `keyframes.steps=50`; the key of a stage may leave out `stages.` or
+                `execution.`, the value is YAML.
+
+        Raises:
+            ConfigError: no such file, no YAML, an unknown key, a wrong type, sizes that do not fit together; one line for
+                each fault, with file, key and reason.
+        """
+        path = find(name)
+        tree = _read(path, ())
+        for override in overrides:
+            _set(tree, override)
+        try:
+            pipeline = cls.model_validate({"name": path.stem, **tree})
+        except ValidationError as error:
+            raise ConfigError("\n".join(_faults(path, error))) from None
+        faults = [f"{path}: {key}: {reason}" for key, reason in pipeline._misfits()]
+        if faults:
+            raise ConfigError("\n".join(faults))
+        return pipeline
+
+    @property
+    def total_frames(self) -> int:
+        """Frames of a clip: neighbouring windows of the interpolation share a frame."""
+        return (self.stages.keyframes.frames - 1) * (self.stages.interpolation.window - 1) + 1
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """All checkpoints, each once."""
+        stages = self.stages
+        denoising = [stages.keyframes, stages.interpolation, stages.super_resolution.first_frame]
+        found = [stages.text.checkpoint, *(stage.checkpoint for stage in denoising)]
+        found += [stages.super_resolution.checkpoint, stages.latent_super_resolution.checkpoint]
+        return list(dict.fromkeys(found))
+
+    def resolved(self) -> Self:
+        """The same pipeline with each revision made exact: the hub's commit, or a fingerprint of a local folder.
+
+        Raises:
+            UserError: a checkpoint that is not there, or not to be had (see `models.checkpoints`).
+        """
+        revisions = {checkpoint: resolve(checkpoint) for checkpoint in self.checkpoints()}
+
+        def pin(value: Any) -> Any:
+            if isinstance(value, Checkpoint):
+                return value.model_copy(update={"revision": revisions[value]})
+            if isinstance(value, _Settings):
+                return value.model_copy(update={name: pin(field) for name, field in value})
+            return value
+
+        return self.model_copy(update={"stages": pin(self.stages)})
+
+    def recipe(self) -> dict[str, Any]:
+        """All that decides what a clip's frames are, as plain data; the place of local checkpoints is left out."""
+        recipe = self.model_dump(mode="json", include={"dtype", "fps", "stages"})
+        for node in _nodes(recipe):
+            checkpoint = node.get("checkpoint")
+            if checkpoint is not None:
+                checkpoint.pop("licence")
+                if Checkpoint(**checkpoint).is_local:
+                    checkpoint["repo"] = "local"
+        return recipe
+
+    def recipe_hash(self) -> str:
+        """Identifies the recipe: 16 hexadecimal digits of its SHA-256. Meaningful for a `resolved` pipeline."""
+        canonical = json.dumps(self.recipe(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def _misfits(self) -> Iterator[tuple[str, str]]:
+        """Keys whose values do not fit the others', each with the reason."""
+        stages = self.stages
+        sr, latent = stages.super_resolution, stages.latent_super_resolution
+        if sr.window > self.total_frames:
+            yield "stages.super_resolution.window", f"{sr.window} frames, but a clip has {self.total_frames}"
+        if sr.stride >= sr.window:
+            yield "stages.super_resolution.stride", f"{sr.stride} must be less than the window, {sr.window}"
+        if int(latent.steps * latent.strength) < 1:
+            reason = f"{latent.strength} of {latent.steps} steps is not one step"
+            yield "stages.latent_super_resolution.strength", reason
+
+        small = (stages.keyframes.width, stages.keyframes.height)
+        large = (small[0] * sr.scale, small[1] * sr.scale)
+        for key, checkpoint, component, size in [
+            ("stages.keyframes", stages.keyframes.checkpoint, "unet", small),
+            ("stages.interpolation", stages.interpolation.checkpoint, "unet", small),
+            ("stages.super_resolution.first_frame", sr.first_frame.checkpoint, "unet", large),
+            ("stages.super_resolution", sr.checkpoint, "unet", large),
+            ("stages.latent_super_resolution", latent.checkpoint, "vae", (latent.width, latent.height)),
+        ]:
+            config = published_or_local_config(checkpoint, component)
+            factor = 2 ** (len(config["block_out_channels"]) - 1) if config else 1
+            if size[0] % factor or size[1] % factor:
+                reason = f"{size[0]}x{size[1]} frames, but its {component} needs width and height divisible by {factor}"
+                yield key, reason
+
+
+def names() -> list[str]:
+    """Names of the pipelines that the package brings."""
+    return sorted({path.stem for folder in PIPELINE_FOLDERS for path in folder.glob("*.yaml")})
+
+
+def find(name: str | Path) -> Path:
+    """The file of a pipeline; see `Pipeline.load`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    candidates = [Path(name)] if Path(name).suffix else [folder / f"{name}.yaml" for folder in PIPELINE_FOLDERS]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ConfigError(f"no pipeline {str(name)!r}: give a .yaml file, or one of {', '.join(names())}")
+
+
+def _read(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """The tree of a file, merged over what it extends; local checkpoints are made absolute."""
+    if path.resolve() in below:
+        raise ConfigError(f"{path}: extends: goes round in a circle")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a pipeline file is a mapping of keys to values")
+    for node in _nodes(tree):
+        repo = node.get("repo")
+        if isinstance(repo, str) and repo.startswith((".", "~")):
+            node["repo"] = str((path.parent / Path(repo).expanduser()).resolve())
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    try:
+        parent_path = find(path.parent / str(parent) if Path(str(parent)).suffix else str(parent))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: extends: {error}") from None
+    return _merged(_read(parent_path, (*below, path.resolve())), tree)
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """All mappings in `tree`."""
+    if isinstance(tree, dict):
+        yield tree
+        for value in list(tree.values()):
+            yield from _nodes(value)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    """Applies one `key=value` of `Pipeline.load`'s overrides."""
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise ConfigError(f"--set {override}: write it as stage.key=value, such as keyframes.steps=50")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not YAML") from None
+    path = key.split(".")
+    if path[0] in STAGES and len(path) > 1:
+        execution = StagesExecution.model_fields[path[0]].annotation
+        in_execution = path[1] in getattr(execution, "model_fields", {})
+        path.insert(0, "execution" if in_execution else "stages")
+    *parents, last = path
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override}: {parent} has no keys")
+    tree[last] = value
+
+
+def _faults(path: Path, error: ValidationError) -> Iterator[str]:
+    """One line for each of pydantic's findings."""
+    for fault in error.errors():
+        key = ".".join(map(str, fault["loc"]))
+        reason = {"extra_forbidden": "unknown key", "missing": "is missing"}.get(fault["type"], fault["msg"])
+        given = f" (it is {fault['input']!r})" if fault["type"] not in ("extra_forbidden", "missing") else ""
+        yield f"{path}: {key}: {reason}{given}"

@@ -1,0 +1,210 @@
+"""Reads tables of prompts, row by row in flat memory: Parquet, CSV and JSON Lines on any fsspec filesystem."""
+
+from __future__ import annotations
+
+import csv
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple, TextIO
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+
+COLUMNS = ("prompt", "negative_prompt", "id", "seed")
+SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+PACKED = (".gz", ".bz2", ".xz")
+ROWS_AT_ONCE = 4096
+READ_ERRORS = (OSError, EOFError, ValueError, ImportError, pa.ArrowException, csv.Error, zlib.error, lzma.LZMAError)
+
+
+class UnreadableError(Exception):
+    """A file that cannot be read, or not from here on; the message is one line that begins with its name."""
+
+
+class Row(NamedTuple):
+    """One row as it stands in the file; `number` is a person's: 1 is the first row of data (JSON Lines: the line)."""
+
+    number: int
+    prompt: Any
+    negative_prompt: Any
+    id: Any
+    seed: Any
+    extra: dict[str, Any]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One file of rows; `format` is parquet, csv or jsonl."""
+
+    url: str
+    format: str
+
+    def rows(self, extra: bool) -> Iterator[Row]:
+        """The rows in order, without the values of other columns unless `extra`. Raises UnreadableError."""
+        read = READERS[self.format]
+        try:
+            yield from read(self.url, extra)
+        except READ_ERRORS as error:
+            raise self._unreadable(error) from error
+
+    def other_columns(self) -> pa.Schema:
+        """The columns besides COLUMNS that the file declares (JSON Lines: none, see their values). Raises UnreadableError.
+
+        CSV has no types: its columns are strings.
+        """
+        try:
+            schema = _declared(self.url, self.format)
+        except READ_ERRORS as error:
+            raise self._unreadable(error) from error
+        if schema is None:
+            return pa.schema([])
+        if "prompt" not in schema.names:
+            raise UnreadableError(f"{self.url}: no column 'prompt' (its columns: {', '.join(schema.names) or 'none'})")
+        twice = [name for name in schema.names if schema.names.count(name) > 1]
+        if twice:
+            raise UnreadableError(f"{self.url}: two columns are named {twice[0]!r}")
+        return pa.schema([(f.name, _plain(f.type)) for f in schema if f.name not in COLUMNS])
+
+    def _unreadable(self, error: BaseException) -> UnreadableError:
+        if isinstance(error, FileNotFoundError):
+            return UnreadableError(f"{self.url}: no such file")
+        return UnreadableError(f"{self.url}: not readable as {self.format}: {one_line(error)}")
+
+
+def find_tables(url: str) -> list[Table]:
+    """The files that a URL names: one file, those of a folder (by their suffix), or those that match a glob, sorted.
+
+    Raises UnreadableError.
+    """
+    try:
+        fs, path = url_to_fs(url)
+        if fs.isfile(path):
+            return [_table(url)]
+        if fs.isdir(path):
+            paths = [p for p in fs.find(path) if format_of(p) and not _hidden(p.removeprefix(path))]
+        else:
+            paths = [p for p in fs.glob(path) if fs.isfile(p)] if re.search(r"[*?\[]", path) else []
+    except READ_ERRORS as error:
+        raise UnreadableError(f"{url}: cannot be opened: {one_line(error)}") from error
+    if not paths:
+        raise UnreadableError(f"{url}: no such file, nor a folder or glob with .parquet, .csv or .jsonl files")
+    local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+    return [_table(p if local else fs.unstrip_protocol(p)) for p in sorted(paths)]
+
+
+def format_of(path: str) -> str | None:
+    """The format that a file's name tells: parquet, csv or jsonl, the last two also compressed; None for others."""
+    name = PurePosixPath(path.lower())
+    if name.suffix in PACKED and SUFFIXES.get(name.with_suffix("").suffix) in ("csv", "jsonl"):
+        name = name.with_suffix("")
+    return SUFFIXES.get(name.suffix)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line; its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _table(url: str) -> Table:
+    kind = format_of(url)
+    if kind is None:
+        raise UnreadableError(f"{url}: not a .parquet, .csv or .jsonl file")
+    return Table(url, kind)
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in PurePosixPath(path).parts)
+
+
+def _declared(url: str, kind: str) -> pa.Schema | None:
+    if kind == "parquet":
+        with fsspec.open(url) as file:
+            return pq.read_schema(file)
+    if kind == "csv":
+        with _csv_text(url) as text:
+            return pa.schema([(name, pa.string()) for name in next(csv.reader(text, strict=True), [])])
+    return None
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values themselves: what a dictionary encodes, what an extension type stores."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(kind.storage_type)
+    return _plain(kind.value_type) if pa.types.is_dictionary(kind) else kind
+
+
+def _csv_text(url: str) -> TextIO:
+    # Bytes that are not UTF-8 become lone surrogates, which the check of each row finds.
+    text: TextIO = fsspec.open(
+        url, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="", compression="infer"
+    ).open()
+    return text
+
+
+def _parquet_rows(url: str, extra: bool) -> Iterator[Row]:
+    # Buffered column streams: a row group is read bit by bit, however large it is.
+    with fsspec.open(url) as file, pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as table:
+        names = table.schema_arrow.names
+        own = [name for name in COLUMNS if name in names]
+        number = 0
+        for batch in table.iter_batches(ROWS_AT_ONCE, columns=None if extra else own):
+            values = [batch[name].to_pylist() if name in own else [None] * len(batch) for name in COLUMNS]
+            others = batch.drop_columns(own).to_pylist() if extra else [{}] * len(batch)
+            for prompt, negative_prompt, clip_id, seed, rest in zip(*values, others, strict=True):
+                number += 1
+                yield Row(number, prompt, negative_prompt, clip_id, seed, rest)
+
+
+def _csv_rows(url: str, extra: bool) -> Iterator[Row]:
+    with _csv_text(url) as file:
+        reader = csv.reader(file, strict=True)
+        names = next(reader, [])
+        places = [names.index(name) if name in names else len(names) for name in COLUMNS]
+        others = [(i, name) for i, name in enumerate(names) if name not in COLUMNS] if extra else []
+        number = 0
+        for values in reader:
+            if not values:  # a blank line
+                continue
+            number += 1
+            if len(values) != len(names):
+                yield _broken(number, f"has {len(values)} fields, the header {len(names)}")
+                continue
+            values.append("")  # what a column that the file does not have holds
+            prompt, negative_prompt, clip_id, seed = (values[i] or None for i in places)
+            yield Row(number, prompt, negative_prompt, clip_id, seed, {name: values[i] or None for i, name in others})
+
+
+def _jsonl_rows(url: str, extra: bool) -> Iterator[Row]:
+    with fsspec.open(url, compression="infer") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                yield _broken(number, f"not valid JSON: {one_line(error)}")
+                continue
+            if not isinstance(values, dict):
+                yield _broken(number, "not a JSON object")
+                continue
+            own = [values.pop(name, None) for name in COLUMNS]
+            yield Row(number, *own, values if extra else {})
+
+
+def _broken(number: int, problem: str) -> Row:
+    return Row(number, None, None, None, None, {}, problem)
+
+
+READERS: dict[str, Callable[[str, bool], Iterator[Row]]] = {
+    "parquet": _parquet_rows,
+    "csv": _csv_rows,
+    "jsonl": _jsonl_rows,
+}
