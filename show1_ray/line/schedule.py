@@ -1,7 +1,16 @@
-"""What should this idle station run next? Pure: plain counts go in, assignments come out, time is passed in.
+"""What should this idle station run next? Pure: counts go in, assignments come out, time is passed in.
 
 The schedule knows how many clips wait before each stage and which stages each station holds; which clips they are is
-the line's business. Every decision looks at the stages only, never at all stations or clips.
+the line's business. A decision looks at the stages only, never at all stations or all clips.
+
+The rule: an idle station takes the most downstream stage with a full batch among those that it holds. It changes to a
+stage that it does not hold (a swap has a price in seconds) in two cases:
+
+- it is starved, and the other stage has fewer stations than its share of the work that is left, or it has waited for
+  half of the price and the stage's queue is longer than the price, or it has waited for the whole price;
+- it is not starved, but its own stage has more stations than its share and the other one fewer.
+
+Among several it changes to the one that will keep it busy longest.
 """
 
 from __future__ import annotations
@@ -10,6 +19,23 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from show1_ray.line.plan import shares
+
+# Tuned in simulation over swap prices from a fiftieth to one mean batch (benchmarks/line.py), not critical.
+STARVED_DEFICIT = 0.5
+"""Stations that a stage lacks before a starved station joins it without waiting."""
+UNSTARVED_DEFICIT = 1.3
+"""… before a station with work of its own joins it; also what that station's stage must have in excess."""
+LEAVE_BEHIND = 8.0
+"""A station leaves work of its own only if that is worth coming back for: this many times the price."""
+PATIENCE = 0.5
+"""Share of the price that a starved station waits before it joins a stage that has its share of stations."""
+TAIL = 2.0
+"""The tail begins when what is left for each station is less than this many times the longest batch."""
+UNKNOWN_TOTAL = 10**6
+REL=0.0
+RELS=0.0
 
 
 @dataclass
@@ -23,7 +49,7 @@ class StageLoad:
     swap_seconds: float = 0.0
     memory: int = 0
     on_station: bool = True
-    limit: int = 1 << 60
+    limit: int = UNKNOWN_TOTAL
     """At most this many clips may be in this stage or beyond it."""
     waiting: int = 0
     groups: deque[int] = field(default_factory=deque)
@@ -40,65 +66,79 @@ class StageLoad:
 
 @dataclass
 class StationLoad:
-    """One station: what it holds on its device (least recently used first) and in host memory, and what it does."""
+    """One station: the stages on its device (the last one used is the last) and in its host memory."""
 
     number: int
     memory: int
     host_memory: int
+    pins: tuple[int, ...] | None = None
+    """The only stages that it may run; None: any."""
     held: dict[int, None] = field(default_factory=dict)
     hosted: dict[int, None] = field(default_factory=dict)
-    pinned: tuple[int, ...] = ()
     idle_since: float | None = None
-    busy_until: float = 0.0
+
+    def may_run(self, stage: int) -> bool:
+        """Whether the plan allows `stage` here."""
+        return self.pins is None or stage in self.pins
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a station (None: a CPU task) is to run: a batch of `clips` of `stage`; 0 clips: only load the stage."""
+    """What a station (None: a CPU task) is to run: a batch of `clips` of `stage`; 0 clips: only load the stage.
+
+    Before, the stages `evict` go from the device to host memory, and `drop` from the station altogether. `price` is
+    the expected number of seconds until the stage is on the device.
+    """
 
     station: int | None
     stage: int
     clips: int
     isolated: bool = False
     evict: tuple[int, ...] = ()
+    drop: tuple[int, ...] = ()
     price: float = 0.0
-    """Expected seconds until the stage is on the device."""
 
 
 class Schedule:
-    """Hands out work to idle stations: the most downstream stage that has a full batch, with the price of a swap weighed.
+    """Hands out work to idle stations. Tell it what happened, then call `decide` until it gives None.
 
-    `waiting clips → decide() → running → finish()`. Call `decide` until it gives None; `wake_at` then says when time
-    alone would change its mind.
+    Numbers of stations and stages are ints; `now` is any clock that does not go back, in seconds.
     """
 
-    def __init__(self, stages: Sequence[StageLoad], cpu_slots: int = 4, total: int | None = None, pinned: bool = False):
+    def __init__(self, stages: Sequence[StageLoad], cpu_slots: int = 4, total: int | None = None) -> None:
         self.stages = list(stages)
         self.stations: dict[int, StationLoad] = {}
         self.cpu_free = cpu_slots
-        self.pinned = pinned
-        self.unadmitted = total
-        self.exhausted = False
+        self.unadmitted = UNKNOWN_TOTAL if total is None else total
+        self.exhausted = total == 0
         self.wake_at = math.inf
-        self._freed: deque[int] = deque()
+        """When time alone would change the schedule's mind; set by `decide`."""
+        self._freed: dict[int, None] = {}
         self._idle: dict[int, None] = {}
-        self._blank: dict[int, None] = {}
-        self._idle_holding: list[dict[int, None]] = [{} for _ in stages]
-        self._idle_hosting: list[dict[int, None]] = [{} for _ in stages]
-        self._busy = 0
+        self._idle_blank: dict[int, None] = {}
+        self._idle_holding: list[dict[int, None]] = [{} for _ in self.stages]
+        self._idle_hosting: list[dict[int, None]] = [{} for _ in self.stages]
 
-    # What happened: the line tells, the schedule counts.
+    # What happened.
+
+    @property
+    def in_flight(self) -> int:
+        """Clips that were admitted and have not left the line."""
+        return sum(stage.queued + stage.running for stage in self.stages)
 
     def room(self) -> int:
         """How many more clips may be admitted."""
-        first = self.stages[0]
-        return max(0, first.limit - sum(stage.queued + stage.running for stage in self.stages))
+        return 0 if self.exhausted else max(0, self.stages[0].limit - self.in_flight)
 
     def admit(self, clips: int) -> None:
         """`clips` came from the manifest and wait before the first stage."""
         self.add(0, clips)
-        if self.unadmitted is not None:
-            self.unadmitted = max(0, self.unadmitted - clips)
+        self.unadmitted = max(0, self.unadmitted - clips)
+
+    def exhaust(self) -> None:
+        """The manifest has come to its end."""
+        self.exhausted = True
+        self.unadmitted = 0
 
     def add(self, stage: int, clips: int) -> None:
         """`clips` wait before `stage`: they were advanced, or put back."""
@@ -109,7 +149,7 @@ class Schedule:
         self.stages[stage].groups.append(clips)
 
     def withdraw(self, stage: int, clips: int) -> None:
-        """`clips` that waited before `stage` are there no more: a tensor of theirs was lost, or they failed."""
+        """`clips` that waited before `stage` do so no more (a tensor of theirs was lost, or they were given up)."""
         self.stages[stage].waiting -= clips
 
     def end(self, assignment: Assignment) -> None:
@@ -118,61 +158,248 @@ class Schedule:
         if assignment.station is None:
             self.cpu_free += 1
 
-    def add_station(self, number: int, memory: int, host_memory: int, now: float, pinned: Sequence[int] = ()) -> None:
-        """A station is up and holds nothing."""
-        self.stations[number] = StationLoad(number, memory, host_memory, pinned=tuple(pinned))
+    def add_station(
+        self, number: int, memory: int, host_memory: int, now: float, pins: tuple[int, ...] | None = None
+    ) -> None:
+        """A station is up; it holds nothing and is idle."""
+        self.stations[number] = StationLoad(number, memory, host_memory, pins)
         self.free(number, now)
+        del self._freed[number]
 
     def remove_station(self, number: int) -> None:
         """A station is gone, with what it held."""
         station = self.stations.pop(number)
-        if station.idle_since is not None:
-            self._unidle(station)
-        else:
-            self._busy -= 1
-        if number in self._freed:
-            self._freed.remove(number)
+        self._leave_idle(station)
         for stage in station.held:
             self.stages[stage].holders -= 1
 
     def free(self, number: int, now: float) -> None:
-        """A station ended what it did and is idle from `now`."""
+        """A station has ended what it did and is idle from `now`."""
         station = self.stations[number]
-        if station.idle_since is None and station.busy_until:
-            self._busy -= 1
         station.idle_since = now
+        self._freed[number] = None
         self._idle[number] = None
         if not station.held:
-            self._blank[number] = None
+            self._idle_blank[number] = None
         for stage in station.held:
             self._idle_holding[stage][number] = None
         for stage in station.hosted:
             self._idle_hosting[stage][number] = None
-        self._freed.append(number)
 
     # What to do next.
 
     def decide(self, now: float) -> Assignment | None:
-        """The next assignment, or None when every idle station is right to wait (until `wake_at` at most)."""
+        """The next assignment; None when every idle station does right to wait, until `wake_at` at most."""
         self.wake_at = math.inf
         ready = self._ready(now)
         for stage, clips in ready:
             if not self.stages[stage].on_station and self.cpu_free:
                 self.cpu_free -= 1
-                return self._assign(None, stage, clips)
+                return self._take(stage, clips, None)
         ready = [(stage, clips) for stage, clips in ready if self.stages[stage].on_station]
-        shares = self._shares()
+        wanted = self._wanted()
         while self._freed:
-            number = self._freed.popleft()
-            chosen = self._choose(self.stations[number], ready, shares, now)
+            number = next(iter(self._freed))
+            del self._freed[number]
+            station = self.stations[number]
+            chosen = self._choose(station, ready, wanted, now)
             if chosen is not None:
-                return self._assign(self.stations[number], *chosen, now=now)
+                return self._take(*chosen, station)
         for stage, clips in ready:
-            for group in (self._idle_holding[stage], self._idle_hosting[stage], self._blank, self._idle):
-                if not group:
-                    continue
-                station = self.stations[next(iter(group))]
-                chosen = self._choose(station, [(stage, clips)], shares, now)
-                if chosen is not None:
-                    return self._assign(station, *chosen, now=now)
-        return self._preload(now)
+            for group in (self._idle_holding[stage], self._idle_hosting[stage], self._idle_blank, self._idle):
+                if group:
+                    station = self.stations[next(iter(group))]
+                    chosen = self._choose(station, [(stage, clips)], wanted, now)
+                    if chosen is not None:
+                        return self._take(*chosen, station)
+        return self._preload()
+
+    def price(self, station: StationLoad, stage: int) -> float:
+        """Seconds until `stage` is on the station's device."""
+        if stage in station.held:
+            return 0.0
+        return self.stages[stage].swap_seconds if stage in station.hosted else self.stages[stage].load_seconds
+
+    def _ready(self, now: float) -> list[tuple[int, int]]:
+        """Stages with an admissible batch, most downstream first, with its size."""
+        before = self._clips_before()
+        tail = self._is_tail()
+        ready = []
+        at_or_beyond = 0
+        for index in reversed(range(len(self.stages))):
+            stage = self.stages[index]
+            at_or_beyond += stage.running
+            size = self._batch(stage, before[index], stage.limit - at_or_beyond, tail)
+            at_or_beyond += stage.queued
+            if size:
+                ready.append((index, size))
+            if not size:
+                stage.ready_since = None
+            elif stage.ready_since is None:
+                stage.ready_since = now
+        if not ready and not any(stage.running for stage in self.stages):
+            # Incomplete batches everywhere and the limits in their way: the last of them has to go first.
+            for index in reversed(range(len(self.stages))):
+                stage = self.stages[index]
+                if stage.waiting:
+                    stage.ready_since = now
+                    return [(index, min(stage.waiting, stage.batch_size))]
+        return ready
+
+    def _batch(self, stage: StageLoad, before: int, room: int, tail: bool) -> int:
+        """Size of the next batch of `stage`: a full one, or what there is when nothing more is coming; or 0."""
+        if stage.groups:
+            return stage.groups[0]
+        possible = min(stage.waiting, stage.batch_size, room)
+        if before == 0 or (not stage.on_station and possible > 0):
+            if tail and self.stations:
+                possible = min(possible, math.ceil(stage.waiting / len(self.stations)))
+            return max(0, possible)
+        return stage.batch_size if possible == stage.batch_size else 0
+
+    def _clips_before(self) -> list[int]:
+        """For each stage: clips that are still to come to it."""
+        before, clips = [], self.unadmitted
+        for stage in self.stages:
+            before.append(clips)
+            clips += stage.queued + stage.running
+        return before
+
+    def _work(self) -> list[float]:
+        """For each stage on stations: seconds of work that is left, for all clips (of a running batch: half)."""
+        work, clips = [], float(self.unadmitted)
+        for stage in self.stages:
+            clips += stage.queued + stage.running / 2
+            work.append(clips * stage.seconds if stage.on_station else 0.0)
+            clips += stage.running / 2
+        return work
+
+    def _wanted(self) -> list[float]:
+        """For each stage: the number of stations that its share of the work asks for."""
+        return shares(self._work(), len(self.stations))
+
+    def _is_tail(self) -> bool:
+        """Whether so little is left that batches are split over the stations rather than filled."""
+        longest = max(stage.batch_size * stage.seconds for stage in self.stages)
+        return self.exhausted and sum(self._work()) < TAIL * longest * len(self.stations)
+
+    def _choose(
+        self, station: StationLoad, ready: Sequence[tuple[int, int]], wanted: Sequence[float], now: float
+    ) -> tuple[int, int] | None:
+        """The stage of `ready` that `station` should run now, with the size of the batch, or None: wait."""
+        own = next((batch for batch in ready if batch[0] in station.held), None)
+        best: tuple[float, tuple[int, int]] | None = None
+        for batch in ready:
+            index = batch[0]
+            if index in station.held or not station.may_run(index):
+                continue
+            stage = self.stages[index]
+            run = stage.queued * stage.seconds / (stage.holders + 1)
+            if best is not None and run <= best[0]:
+                continue
+            if own is None:
+                pays = self._pays_when_starved(station, index, wanted, now)
+            else:
+                pays = self._pays_to_leave(station, index, own[0], wanted)
+            if pays:
+                best = (run, batch)
+        return own if best is None else best[1]
+
+    def _pays_when_starved(self, station: StationLoad, index: int, wanted: Sequence[float], now: float) -> bool:
+        stage = self.stages[index]
+        price = self.price(station, index)
+        if stage.holders == 0 or wanted[index] - stage.holders >= max(STARVED_DEFICIT,RELS*wanted[index]) or station.pins is not None:
+            return True
+        assert station.idle_since is not None
+        assert stage.ready_since is not None
+        since = max(station.idle_since, stage.ready_since)
+        queue_outlasts_price = stage.queued * stage.seconds > price * stage.holders
+        useful = queue_outlasts_price and wanted[index] > stage.holders
+        go_at = since + (PATIENCE if useful else 1.0) * price
+        if now >= go_at:
+            return True
+        self.wake_at = min(self.wake_at, go_at)
+        return False
+
+    def _pays_to_leave(self, station: StationLoad, index: int, own: int, wanted: Sequence[float]) -> bool:
+        if station.pins is not None:
+            return False
+        stage, current = self.stages[index], next(reversed(station.held))
+        price = self.price(station, index)
+        fits = sum(self.stages[held].memory for held in station.held) + stage.memory <= station.memory
+        return (
+            wanted[index] - stage.holders >= max(UNSTARVED_DEFICIT,REL*wanted[index])
+            and (fits or self.stages[current].holders - wanted[current] >= max(UNSTARVED_DEFICIT,REL*wanted[current]))
+            and stage.queued * stage.seconds >= price
+            and self.stages[own].queued * self.stages[own].seconds >= LEAVE_BEHIND * price
+        )
+
+    def _preload(self) -> Assignment | None:
+        """Let a station that holds nothing load the first stage that clips are about to reach."""
+        if not self._idle_blank:
+            return None
+        station = self.stations[next(iter(self._idle_blank))]
+        before = 0
+        for index, stage in enumerate(self.stages):
+            coming = before + stage.queued
+            before = stage.queued + stage.running
+            if not stage.on_station or not station.may_run(index):
+                continue
+            useful = coming / stage.batch_size
+            if stage.load_seconds > 0:
+                useful = min(useful, coming * stage.seconds // stage.load_seconds)
+            if stage.holders < useful or (station.pins is not None and coming):
+                return self._take(index, 0, station)
+        return None
+
+    def _take(self, index: int, clips: int, station: StationLoad | None) -> Assignment:
+        """Book an assignment."""
+        stage = self.stages[index]
+        isolated = bool(clips and stage.groups)
+        if isolated:
+            stage.groups.popleft()
+        else:
+            stage.waiting -= clips
+        stage.running += clips
+        if station is None:
+            return Assignment(None, index, clips, isolated)
+        price = self.price(station, index)
+        self._leave_idle(station)
+        evict, drop = self._make_room(station, index)
+        return Assignment(station.number, index, clips, isolated, evict, drop, price)
+
+    def _make_room(self, station: StationLoad, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Put a stage on the station's device; which stages leave it, and which leave the host memory."""
+        evict: list[int] = []
+        drop: list[int] = []
+        if index in station.held:
+            del station.held[index]
+        else:
+            self.stages[index].holders += 1
+            station.hosted.pop(index, None)
+        memory = self.stages[index].memory + sum(self.stages[held].memory for held in station.held)
+        while memory > station.memory and station.held:
+            oldest = next(iter(station.held))
+            del station.held[oldest]
+            self.stages[oldest].holders -= 1
+            memory -= self.stages[oldest].memory
+            station.hosted[oldest] = None
+            evict.append(oldest)
+        while sum(self.stages[hosted].memory for hosted in station.hosted) > station.host_memory:
+            oldest = next(iter(station.hosted))
+            del station.hosted[oldest]
+            drop.append(oldest)
+        station.held[index] = None
+        return tuple(stage for stage in evict if stage not in drop), tuple(drop)
+
+    def _leave_idle(self, station: StationLoad) -> None:
+        if station.idle_since is None:
+            return
+        station.idle_since = None
+        number = station.number
+        del self._idle[number]
+        self._idle_blank.pop(number, None)
+        for stage in (*station.held, *station.hosted):
+            self._idle_holding[stage].pop(number, None)
+            self._idle_hosting[stage].pop(number, None)
+        self._freed.pop(number, None)

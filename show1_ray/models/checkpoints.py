@@ -11,11 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import httpx
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,  # of whichever HTTP library this version uses
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -128,7 +128,7 @@ def resolve(checkpoint: Checkpoint) -> str:
         return str(checkpoint.revision)
     try:
         return str(HfApi().model_info(checkpoint.repo, revision=checkpoint.revision).sha)
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OSError) as error:
         cached = _cached(checkpoint)
         if cached is not None and not isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
             return cached.name
@@ -170,7 +170,7 @@ def _fetch(checkpoint: Checkpoint, components: Sequence[str], half: bool) -> Pat
             licence = checkpoint.licence or (card.get("license") if card else None) or "not stated"
             print(f"fetching {checkpoint} (commit {info.sha}); licence of the weights: {licence}", file=sys.stderr)
         return Path(snapshot_download(checkpoint.repo, revision=info.sha, allow_patterns=wanted))
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OSError) as error:
         cached = _cached(checkpoint)
         if cached is None or isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
             raise CheckpointError(_reason(checkpoint, error)) from None
@@ -224,26 +224,27 @@ def _wanted_files(place: str, names: Iterable[str], components: Sequence[str], h
         files = [name for name in names if name.startswith(f"{component}/")]
         if not files:
             raise CheckpointError(f"{place}: missing file: no {component}/ folder; is it a checkpoint of this stage?")
-        weights = [name for name in files if Path(name).suffix in (".bin", ".safetensors")]
-        small = [name for name in files if Path(name).suffix in (".json", ".txt", ".model")]
-        wanted += [name for name in small if not name.endswith(".index.json")]
+        wanted += [name for name in files if Path(name).suffix in (".json", ".txt", ".model")]
         if component not in CONFIG_FILES and component != "tokenizer":
-            chosen = _one_form(weights, half)
-            if not chosen:
+            weights = one_form(files, half=half)
+            if not weights:
                 raise CheckpointError(f"{place}: missing file: {component}/ has no weights (.safetensors or .bin)")
-            stem = re.sub(r"-\d{5}-of-\d{5}", "", chosen[0])
-            wanted += [*chosen, *(name for name in small if name == f"{stem}.index.json")]
+            wanted += weights
     return wanted
 
 
-def _one_form(weights: list[str], half: bool) -> list[str]:
-    """The files of one form of a network's weights, all its shards."""
+def one_form(names: Iterable[str], *, half: bool) -> list[str]:
+    """The weights that are taken where a network lies in several forms, all shards of them; empty if there are none.
+
+    The wanted precision comes first (`.fp16` variants are half), then safetensors before pickles.
+    """
+    names = list(names)
     for variant in (".fp16", "") if half else ("", ".fp16"):
         for suffix in (".safetensors", ".bin"):
-            pattern = rf"({'|'.join(STEMS)}){re.escape(variant)}(-\d{{5}}-of-\d{{5}}){re.escape(suffix)}"
-            shards = [name for name in weights if re.fullmatch(pattern.replace(r"\d{5})", r"\d{5})?", 1), Path(name).name)]
-            if shards:
-                return shards
+            pattern = rf"({'|'.join(STEMS)}){re.escape(variant)}(-\d{{5}}-of-\d{{5}})?{re.escape(suffix)}"
+            form = [name for name in names if re.fullmatch(pattern, Path(name).name)]
+            if form:
+                return form
     return []
 
 

@@ -1,0 +1,124 @@
+"""Frames become a clip of the dataset: one file that carries its own row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from show1_ray.clip import Clip
+from show1_ray.dataset.layout import clip_path
+from show1_ray.dataset.metadata import Row, to_json
+from show1_ray.dataset.storage import Storage
+from show1_ray.dataset.video import BrokenVideoError, decode_video, encode_video, read_comment
+
+SOFTWARE = ("show1-ray", "torch", "diffusers", "transformers", "ray", "av", "numpy")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint that a pipeline uses, and the licence that its clips are made under."""
+
+    repo: str
+    revision: str
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What makes the clips of a dataset.
+
+    `pipeline` is the whole resolved pipeline as JSON's types (its `execution` may change from run to run), `recipe` the
+    part that says what a clip is, `recipe_hash` identifies it.
+    """
+
+    name: str
+    pipeline: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    recipe_hash: str
+    fps: float
+    weights: Sequence[Weights] = ()
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How a clip was rendered: seconds and batch size by stage, and how often it was begun."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class Lander:
+    """Lands clips. Picklable: goes to where the frames are."""
+
+    storage: Storage
+    origin: Origin
+
+    def __call__(self, clip: Clip, frames: np.ndarray, rendering: Rendering, extra: Mapping[str, Any]) -> Row:
+        """Encode `frames` (F H W C, uint8 RGB) and put the file in its place; its row, for `Dataset.record`.
+
+        `extra` are the values of the manifest's other columns. Raises StorageError; ValueError for wrong frames.
+        """
+        row = self._row(clip, frames, rendering, extra)
+        data = encode_video(frames, self.origin.fps, json.dumps(row, ensure_ascii=False))
+        self.storage.write(row["file_name"], data)
+        return row | _checksum(data)
+
+    def _row(self, clip: Clip, frames: np.ndarray, rendering: Rendering, extra: Mapping[str, Any]) -> Row:
+        return {
+            "file_name": clip_path(clip.id),
+            "id": clip.id,
+            "prompt": clip.prompt,
+            "negative_prompt": clip.negative_prompt,
+            "seed": clip.seed,
+            "pipeline": self.origin.name,
+            "recipe": self.origin.recipe_hash,
+            "revisions": json.dumps({w.repo: w.revision for w in self.origin.weights}),
+            "frames": len(frames),
+            "fps": self.origin.fps,
+            "width": frames.shape[2],
+            "height": frames.shape[1],
+            "attempts": rendering.attempts,
+            "execution": json.dumps(self.origin.pipeline.get("execution", {})),
+            "versions": json.dumps(software()),
+            "landed": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **{f"seconds_{stage}": round(seconds, 4) for stage, seconds in rendering.seconds.items()},
+            **{f"batch_size_{stage}": size for stage, size in rendering.batch_sizes.items()},
+            **{name: to_json(value) for name, value in extra.items()},
+        }
+
+
+def row_of_file(data: bytes, recipe_hash: str) -> Row | None:
+    """The row that a landed file carries; None where it is not whole, or was not made with this recipe."""
+    try:
+        row = json.loads(read_comment(data))
+        whole = isinstance(row, dict) and row["recipe"] == recipe_hash and len(decode_video(data)) == row["frames"]
+    except (BrokenVideoError, ValueError, KeyError):
+        return None
+    return row | _checksum(data) if whole else None
+
+
+@cache
+def software() -> dict[str, str]:
+    """The versions of what renders here."""
+    versions = {"python": platform.python_version()}
+    for name in SOFTWARE:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _checksum(data: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}

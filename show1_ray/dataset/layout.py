@@ -1,0 +1,39 @@
+"""Where the files of a dataset are, relative to its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+DATASET = "dataset.json"
+PIPELINE = "pipeline.yaml"
+CARD = "README.md"
+LEASE = ".lease.json"
+CLIPS = "clips"
+SHARDS = "shards"
+METADATA = "metadata"  # parts, while the dataset grows
+METADATA_FILE = "metadata.parquet"  # all of it, at the end
+FAILURES = "failures"
+
+
+def clip_path(clip_id: str) -> str:
+    """The video file of a clip: clips/<first two hex digits of sha256(id)>/<id>.mp4."""
+    return f"{CLIPS}/{hashlib.sha256(clip_id.encode()).hexdigest()[:2]}/{clip_id}.mp4"
+
+
+def shard_path(number: int) -> str:
+    """A WebDataset shard."""
+    return f"{SHARDS}/shard-{number:06}.tar"
+
+
+def shard_number(name: str) -> int | None:
+    """The number of a shard, from the name of its file or of its metadata part; None for other names."""
+    match = re.fullmatch(r"shard-(\d{6,})\.(tar|parquet)", name)
+    return int(match[1]) if match else None
+
+
+def shard_key(clip_id: str) -> str:
+    """A clip's key in a shard: its id, but where that has dots, which WebDataset takes for the extension's beginning."""
+    if "." not in clip_id:
+        return clip_id
+    return f"{clip_id.replace('.', '_')}-{hashlib.sha256(clip_id.encode()).hexdigest()[:8]}"

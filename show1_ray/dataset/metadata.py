@@ -1,0 +1,139 @@
+"""A clip's row: as JSON in its video file, and as a row of Parquet."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from show1_ray.errors import UserError
+
+Row = dict[str, Any]  # JSON's types only
+
+SCHEMA = pa.schema(
+    [
+        ("file_name", pa.string()),  # relative to the dataset's folder; of a shard: the member's name
+        ("shard", pa.string()),  # relative to the dataset's folder; null where clips are files
+        ("shard_bytes", pa.int64()),
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("pipeline", pa.string()),
+        ("recipe", pa.string()),  # the hash
+        ("revisions", pa.string()),  # JSON: weights → revision
+        ("frames", pa.int32()),
+        ("fps", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("sha256", pa.string()),  # of the video file
+        ("bytes", pa.int64()),
+        ("attempts", pa.int32()),
+        ("execution", pa.string()),  # JSON: the pipeline's execution settings
+        ("versions", pa.string()),  # JSON: software → version
+        ("landed", pa.timestamp("ms", "UTC")),
+    ]
+)
+BY_STAGE = {"seconds_": pa.float64(), "batch_size_": pa.int32()}  # each followed by a stage's name
+FAILURES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("stage", pa.string()),
+        ("attempts", pa.int32()),
+        ("error", pa.string()),
+        ("failed", pa.timestamp("ms", "UTC")),
+    ]
+)
+# Columns that `datasets` takes for its own.
+TAKEN = {"video", "videos", "file_names", "label"}
+
+
+def check_columns(fields: Iterable[pa.Field]) -> None:
+    """Refuse columns of a manifest that cannot be columns of the metadata. Raises UserError."""
+    for field in fields:
+        name = field.name
+        own = name in SCHEMA.names or name in TAKEN or name.startswith(tuple(BY_STAGE))
+        if own or name.endswith(("_file_name", "_file_names")):
+            raise UserError(f"manifest: column {name!r} has a name that the dataset's metadata uses itself; rename it")
+        if not (_is_text_in_json(field.type) or pa.types.is_binary(field.type) or _is_json(field.type)):
+            raise UserError(f"manifest: column {name!r} is {field.type}, which a video's metadata cannot carry; drop it")
+
+
+def to_json(value: Any) -> Any:
+    """A value of a manifest's column in JSON's types: dates and decimals as text, bytes as base64, NaN as null."""
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): to_json(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(inner) for inner in value]
+    return value
+
+
+def to_table(rows: Sequence[Row], extra: Iterable[pa.Field]) -> pa.Table:
+    """Rows as a table: SCHEMA's columns, those of stages, the manifest's (`extra`), and what else rows hold."""
+    types = {field.name: field.type for field in [*SCHEMA, *extra]}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name not in types:
+            types[name] = next((kind for prefix, kind in BY_STAGE.items() if name.startswith(prefix)), None)
+    order = [*SCHEMA.names, *sorted(name for name in types if name.startswith(tuple(BY_STAGE)))]
+    order += [name for name in types if name not in order]
+    return pa.table({name: _column([row.get(name) for row in rows], types[name]) for name in order})
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """The bytes of a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def id_digest(clip_id: str) -> bytes:
+    """16 bytes that stand for an id."""
+    return hashlib.sha256(clip_id.encode()).digest()[:16]
+
+
+def content_digest(prompt: str, negative_prompt: str | None, seed: int) -> bytes:
+    """16 bytes that stand for what a clip is made from, besides the recipe."""
+    return hashlib.sha256(json.dumps([prompt, negative_prompt, seed]).encode()).digest()[:16]
+
+
+def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
+    if kind is None:
+        return pa.array(values)
+    if _is_text_in_json(kind):
+        return pa.array(values, pa.string()).cast(kind)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return pa.array([None if v is None else base64.b64decode(v) for v in values], kind)
+    return pa.array(values, kind)
+
+
+def _is_text_in_json(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) or pa.types.is_date32(kind) or pa.types.is_time(kind) or pa.types.is_decimal(kind)
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return all(_is_json(field.type) for field in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _is_json(kind.value_type)
+    simple = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string)
+    return pa.types.is_null(kind) or pa.types.is_large_string(kind) or any(test(kind) for test in simple)

@@ -1,0 +1,171 @@
+"""Files of a dataset on any fsspec filesystem: each appears whole or not at all, and failures are tried again."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+
+from show1_ray.errors import UserError
+
+T = TypeVar("T")
+TEMPORARY = ".tmp"
+
+
+class StorageError(UserError):
+    """Storage that does not take or give a file, however often it is asked: one line."""
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How often storage is asked, and the seconds of the first wait; each wait is twice the one before."""
+
+    attempts: int = 6
+    first_wait: float = 0.5
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder at an fsspec URL. Paths are relative to it. Picklable; holds no open handles of its own.
+
+    On local filesystems a file is written beside its place, flushed to disk, and renamed; elsewhere (object stores) it
+    is one put, which those stores make visible only when it is complete.
+
+    All methods raise StorageError when the retries are used up, and FileNotFoundError at once.
+    """
+
+    url: str
+    retries: Retries = Retries()
+
+    @cached_property
+    def _place(self) -> tuple[AbstractFileSystem, str]:
+        try:
+            fs, root = url_to_fs(self.url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise StorageError(f"{self.url}: cannot be opened: {' '.join(str(error).split())}") from error
+        return fs, root.rstrip("/")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "retries": self.retries}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a folder of this machine's file tree."""
+        protocol = self._place[0].protocol
+        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    def full(self, path: str) -> str:
+        """The path that the filesystem knows."""
+        return f"{self._place[1]}/{path}"
+
+    def read(self, path: str) -> bytes:
+        """The whole file."""
+        return self._try("read", path, lambda fs, full: fs.cat_file(full))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put a file in its place, whole, over one that may be there."""
+        if self.is_local:
+            self._try("write", path, lambda _, full: _write_local(Path(full), data))
+        else:
+            self._try("write", path, lambda fs, full: fs.pipe_file(full, data))
+
+    def upload(self, path: str, local: Path) -> None:
+        """Put a file of this machine in its place, whole; large ones in parts where the store can."""
+        if self.is_local:
+            self._try("write", path, lambda _, full: _copy_local(local, Path(full)))
+        else:
+            self._try("write", path, lambda fs, full: fs.put_file(str(local), full))
+
+    def delete(self, path: str) -> None:
+        """Remove a file if it is there."""
+
+        def remove(fs: AbstractFileSystem, full: str) -> None:
+            with suppress(FileNotFoundError):
+                fs.rm_file(full)
+
+        self._try("delete", path, remove)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Name → bytes of the files right in a folder; nothing where there is no such folder."""
+        return {PurePosixPath(name).name: int(size or 0) for name, kind, size in self._list(folder) if kind == "file"}
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders right in a folder, sorted."""
+        return sorted(PurePosixPath(name.rstrip("/")).name for name, kind, _ in self._list(folder) if kind != "file")
+
+    def clean(self, folders: list[str]) -> None:
+        """Remove what interrupted writes have left in these folders."""
+        for folder in folders if self.is_local else []:
+            for name in self.sizes(folder):
+                if name.startswith(".") and name.endswith(TEMPORARY):
+                    self.delete(f"{folder}/{name}" if folder else name)
+
+    def _list(self, folder: str) -> Iterator[tuple[str, str, int | None]]:
+        def entries(fs: AbstractFileSystem, full: str) -> list[tuple[str, str, int | None]]:
+            try:
+                found = fs.ls(full.rstrip("/"), detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            here = full.rstrip("/")
+            return [(e["name"], e["type"], e["size"]) for e in found if e["name"].rstrip("/") != here]
+
+        yield from self._try("list", folder, entries)
+
+    def _try(self, verb: str, path: str, action: Callable[[AbstractFileSystem, str], T]) -> T:
+        wait = self.retries.first_wait
+        for attempt in range(1, self.retries.attempts + 1):
+            try:
+                return action(self._place[0], self.full(path))
+            except (FileNotFoundError, StorageError):
+                raise
+            except Exception as error:  # each store's client has exceptions of its own
+                hopeless = isinstance(error, (PermissionError, IsADirectoryError, NotADirectoryError))
+                if hopeless or attempt == self.retries.attempts:
+                    times = f" after {attempt} attempts" if attempt > 1 else ""
+                    reason = " ".join(str(error).split()) or type(error).__name__
+                    raise StorageError(f"cannot {verb} {self.url}/{path}{times}: {reason}") from error
+            time.sleep(wait)
+            wait *= 2
+        raise ValueError(f"retries.attempts is {self.retries.attempts}, not a number from 1")
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy_local(source: Path, path: Path) -> None:
+    temporary = _temporary(path)
+    try:
+        with source.open("rb") as reader, temporary.open("wb") as writer:
+            while block := reader.read(1 << 24):
+                writer.write(block)
+            writer.flush()
+            os.fsync(writer.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(f"{path.parent} is not a folder") from None
+    return path.parent / f".{uuid.uuid4().hex}{TEMPORARY}"

@@ -1,0 +1,116 @@
+"""Which stage is pinned to which station, and how many clips may be in flight. Pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from show1_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from show1_ray.line.spec import StageSpec
+
+SWAP_SHARE = 0.05
+"""In flight are as many clips as it takes for swaps to cost no more than this share of the work."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Clips in flight: `clips[s]` may be in stage `s` or beyond it; `bytes` is what they may hold in all."""
+
+    clips: tuple[int, ...]
+    bytes: int
+
+
+def shares(work: Sequence[float], stations: int) -> list[float]:
+    """Divide `stations` over the stages in proportion to their work (seconds)."""
+    total = sum(work)
+    return [stations * seconds / total if total else 0.0 for seconds in work]
+
+
+def pin(seconds: Sequence[float], memory: Sequence[int], stations: Sequence[int]) -> list[tuple[int, ...]]:
+    """The stages (numbers, ascending) of each station, given the stations' memory in bytes.
+
+    A station that has room for every stage gets every stage. Otherwise each stage gets a station, the stages that
+    would make the line wait longest get more, and what memory is left over is filled the same way. With too little
+    memory for one station per stage, stations have more pins than they can hold at once, and swap.
+    """
+    if all(sum(memory) <= room for room in stations):
+        return [tuple(range(len(seconds)))] * len(stations)
+    pins: list[set[int]] = [set() for _ in stations]
+    holders = [0] * len(seconds)
+
+    def place(stage: int, station: int) -> None:
+        pins[station].add(stage)
+        holders[stage] += 1
+
+    def used(station: int) -> int:
+        return sum(memory[stage] for stage in pins[station])
+
+    def slowness(stage: int) -> float:
+        return seconds[stage] / holders[stage] if holders[stage] else math.inf
+
+    def burden(station: int) -> float:
+        return sum(seconds[stage] / holders[stage] for stage in pins[station])
+
+    for stage in sorted(range(len(seconds)), key=lambda stage: -seconds[stage]):
+        able = [s for s in range(len(stations)) if memory[stage] <= stations[s]]
+        roomy = [s for s in able if used(s) + memory[stage] <= stations[s]]
+        if not able:
+            raise ValueError(f"stage {stage} needs {memory[stage]} bytes, more than any station has")
+        place(stage, min(roomy or able, key=lambda s: (burden(s), s)))
+    for station in sorted(range(len(stations)), key=lambda s: burden(s)):
+        while True:
+            fitting = [
+                stage
+                for stage in range(len(seconds))
+                if stage not in pins[station] and used(station) + memory[stage] <= stations[station]
+            ]
+            if not fitting:
+                break
+            place(max(fitting, key=slowness), station)
+    return [tuple(sorted(stages)) for stages in pins]
+
+
+def footprint(stages: Sequence[StageSpec]) -> list[tuple[int, int]]:
+    """Bytes that a clip holds in the object store while each stage runs, and after it.
+
+    A stage's output bytes count until the last stage that takes one of its tensors.
+    """
+    last_use = [max((t for t, s in enumerate(stages) if set(s.takes) & set(given.gives)), default=-1) for given in stages]
+    sizes = []
+    for index in range(len(stages)):
+        during = sum(stages[g].output_bytes for g in range(index + 1) if g == index or last_use[g] >= index)
+        after = sum(stages[g].output_bytes for g in range(index + 1) if last_use[g] > index)
+        sizes.append((during, after))
+    return sizes
+
+
+def limits(stages: Sequence[StageSpec], stations: int, store_bytes: int) -> Limits:
+    """How many clips may be in flight.
+
+    `n` clips may be where clips are heavy (the first stage after which a clip holds more than an eighth of what it
+    holds at most, and all stages behind it), and as many again before. `n` is what the store allows, but no more than
+    keeps every station in work and makes swaps cheap.
+    """
+    sizes = footprint(stages)
+    peak = max(1, max(during for during, _ in sizes))
+    heavy = next((index for index, (_, after) in enumerate(sizes) if after > peak / 8), len(stages) - 1)
+    light = max((after for _, after in sizes[:heavy]), default=0)
+    affordable = store_bytes // (peak + light)
+    on_stations = [stage for stage in stages if stage.on == "station"]
+    work = sum(stage.seconds for stage in on_stations)
+    batches = sum(stage.batch_size for stage in stages)
+    widest = max(stage.batch_size for stage in stages)
+    for_swaps = sum(stage.load_seconds for stage in on_stations) * stations / (SWAP_SHARE * work) if work else 0
+    useful = max(4 * stations * widest, math.ceil(for_swaps), batches)
+    clips = min(affordable, useful)
+    if clips < widest:
+        raise UserError(
+            f"object store: {store_bytes / 1e9:.2f} GB hold {clips} clips in flight, fewer than a batch of {widest}; "
+            f"give it {widest * (peak + light) / 1e9:.2f} GB or make the batches smaller"
+        )
+    counts = [clips * 2 if index < heavy else clips for index in range(len(stages))]
+    return Limits(tuple(counts), clips * (peak + light))
