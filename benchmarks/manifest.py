@@ -29,10 +29,14 @@ def main() -> None:
 
 
 def write(path: Path, rows: int, with_ids: bool, at_once: int = 50_000) -> None:
-    """Write a manifest with prompts of about 90 characters, in a process of its own so that its memory goes with it."""
+    """Write a manifest with prompts of about 90 characters, in a process of its own so that its memory goes
+    with it.
+    """
     import multiprocessing
 
-    process = multiprocessing.get_context("spawn").Process(target=_write, args=(path, rows, with_ids, at_once))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_write, args=(path, rows, with_ids, at_once)
+    )
     process.start()
     process.join()
     if process.exitcode:
@@ -42,7 +46,7 @@ def write(path: Path, rows: int, with_ids: bool, at_once: int = 50_000) -> None:
 def _write(path: Path, rows: int, with_ids: bool, at_once: int) -> None:
     def table(first: int) -> pa.Table:
         numbers = range(first, min(first + at_once, rows))
-        prompt = "a red circle moving left and a blue square growing on a navy background, take {:07}, in slow motion"
+        prompt = "a red circle moving left and a blue square growing on a navy background, number {:07}"
         columns: dict[str, list] = {"prompt": [prompt.format(n) for n in numbers]}
         if with_ids:
             columns |= {"id": [f"clip-{n:07}" for n in numbers], "seed": list(numbers)}

@@ -24,7 +24,9 @@ SHOWN_PROBLEMS = 10
 
 
 class ManifestError(UserError):
-    """What is wrong with a manifest: up to ten lines, each with the file, the row and the column, and how many more."""
+    """What is wrong with a manifest: up to ten lines, each with the file, the row and the column, and how
+    many more.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +38,16 @@ class Entry:
 
 
 class Manifest:
-    """A validated table of prompts. Iterating streams it from its files again, in flat memory, as often as wanted.
+    """A validated table of prompts. Iterating streams it from its files again, in flat memory, as often as
+    wanted.
 
     `count` is the number of clips, `columns` the arrow fields of the columns that are not the line's own, and
     `fingerprint` the sha256 of what names and makes its clips.
     """
 
-    def __init__(self, tables: list[Table], *, seed: int = 0, samples: int = 1, limit: int | None = None) -> None:
+    def __init__(
+        self, tables: list[Table], *, seed: int = 0, samples: int = 1, limit: int | None = None
+    ) -> None:
         """Validate the tables; `open_manifest` says what the options do. Raises ManifestError."""
         self._tables = tables
         self._seed = seed
@@ -61,7 +66,9 @@ class Manifest:
         for table, row in islice(rows, self._rows_wanted):
             problem = _problem(row, self._samples)
             if problem:
-                raise ManifestError(f"manifest {table.url}: row {row.number}: {problem} (it was valid a while ago)")
+                raise ManifestError(
+                    f"manifest {table.url}: row {row.number}: {problem} (it was valid a while ago)"
+                )
             occurrence = 0
             if row.id is None and self._repeated:
                 key = _row_digest(row)
@@ -111,15 +118,17 @@ class Manifest:
 
 
 def open_manifest(url: str, *, seed: int = 0, samples: int = 1, limit: int | None = None) -> Manifest:
-    """Validate the manifest at `url` (a file, a folder or a glob, on any fsspec filesystem) in one streaming pass.
+    """Validate the manifest at `url` (a file, a folder or a glob, on any fsspec filesystem) in one streaming
+    pass.
 
-    Parquet, CSV and JSON Lines, the last two also compressed. `prompt` is required; `id`, `seed` and `negative_prompt`
-    are optional, column by column and row by row: a null, and an empty field of a CSV file, mean "not given".
+    Parquet, CSV and JSON Lines, the last two also compressed. `prompt` is required; `id`, `seed` and
+    `negative_prompt` are optional, column by column and row by row: a null, and an empty field of a CSV file,
+    mean "not given".
 
-    - `samples` > 1 renders each row so often: a given id becomes `<id>-0`, `<id>-1`, …, and a given seed `seed`,
-      `seed + 1`, … (modulo 2**63).
-    - A missing id is derived from prompt, negative prompt, given seed and sample, identical rows being numbered by
-      occurrence (`derived_id`); a missing seed from the id and `seed` (`derived_seed`).
+    - `samples` > 1 renders each row so often: a given id becomes `<id>-0`, `<id>-1`, …, and a given seed
+      `seed`, `seed + 1`, … (modulo 2**63).
+    - A missing id is derived from prompt, negative prompt, given seed and sample, identical rows being
+      numbered by occurrence (`derived_id`); a missing seed from the id and `seed` (`derived_seed`).
     - `limit` takes the first so many clips, and reads no further.
 
     Raises ManifestError.
@@ -140,8 +149,8 @@ def open_manifest(url: str, *, seed: int = 0, samples: int = 1, limit: int | Non
 def derived_id(row_digest: bytes, sample: int, occurrence: int) -> str:
     """The id of a row that has none: 32 hex digits.
 
-    They are the beginning of sha256(JSON [digest, sample, occurrence]), where the digest is the first 32 hex digits of
-    sha256(JSON [prompt, negative prompt, seed]), with null for what is not given.
+    They are the beginning of sha256(JSON [digest, sample, occurrence]), where the digest is the first 32 hex
+    digits of sha256(JSON [prompt, negative prompt, seed]), with null for what is not given.
     """
     return _digest(row_digest.hex(), sample, occurrence).hex()
 
@@ -210,7 +219,9 @@ class _Ids:
     def repeated(self) -> frozenset[bytes]:
         """The digests of rows without id that occur more than once."""
         derived = np.sort(np.frombuffer(self._derived, "S16"))
-        return frozenset(bytes(d).ljust(16, b"\0") for d in np.unique(derived[1:][derived[1:] == derived[:-1]]))
+        return frozenset(
+            bytes(d).ljust(16, b"\0") for d in np.unique(derived[1:][derived[1:] == derived[:-1]])
+        )
 
     def _derived_ids(self) -> np.ndarray:
         digests, occurrence, before = bytearray(), 0, b""
@@ -250,7 +261,9 @@ class _OtherColumns:
             try:
                 kind = pa.array([row.get(name) for row in rows]).type
             except (pa.ArrowException, OverflowError) as error:
-                raise UnreadableError(f"{table.url}: column {name!r} mixes types: {one_line(error)}") from error
+                raise UnreadableError(
+                    f"{table.url}: column {name!r} mixes types: {one_line(error)}"
+                ) from error
             self._unify(table, pa.schema([(name, kind)]))
 
     def _unify(self, table: Table, schema: pa.Schema) -> None:
@@ -300,14 +313,14 @@ def _id_problem(value: Any, samples: int) -> str | None:
 def _given_seed(value: Any) -> int | None:
     """The seed as an integer, None where it is not given (null, or the NaN that pandas makes of null).
 
-    Whole floats below 2**53 count as integers (pandas turns integer columns with gaps into floats), and so do the
-    digits of a string (CSV). Raises ValueError.
+    Whole floats below 2**53 count as integers (pandas turns integer columns with gaps into floats), and so do
+    the digits of a string (CSV). Raises ValueError.
     """
     if value is None or value != value:
         return None
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value.strip()):
-        value = int(value)
-    elif isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+    is_digits = isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value.strip())
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    if is_digits or is_whole:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
         raise ValueError(value)

@@ -1,4 +1,4 @@
-"""Reads tables of prompts, row by row in flat memory: Parquet, CSV and JSON Lines on any fsspec filesystem."""
+"""Reads tables of prompts row by row, in flat memory: Parquet, CSV and JSON Lines, from any filesystem."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ COLUMNS = ("prompt", "negative_prompt", "id", "seed")
 SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 PACKED = (".gz", ".bz2", ".xz")
 ROWS_AT_ONCE = 4096
-READ_ERRORS = (OSError, EOFError, ValueError, ImportError, pa.ArrowException, csv.Error, zlib.error, lzma.LZMAError)
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    ImportError,
+    pa.ArrowException,
+    csv.Error,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 class UnreadableError(Exception):
@@ -29,7 +38,9 @@ class UnreadableError(Exception):
 
 
 class Row(NamedTuple):
-    """One row as it stands in the file; `number` is a person's: 1 is the first row of data (JSON Lines: the line)."""
+    """One row as it stands in the file; `number` is a person's: 1 is the first row of data (JSON Lines: the
+    line).
+    """
 
     number: int
     prompt: Any
@@ -56,7 +67,8 @@ class Table:
             raise self._unreadable(error) from error
 
     def other_columns(self) -> pa.Schema:
-        """The columns besides COLUMNS that the file declares (JSON Lines: none, see their values). Raises UnreadableError.
+        """The columns besides COLUMNS that the file declares (JSON Lines: none, see their values). Raises
+        UnreadableError.
 
         CSV has no types: its columns are strings.
         """
@@ -67,7 +79,9 @@ class Table:
         if schema is None:
             return pa.schema([])
         if "prompt" not in schema.names:
-            raise UnreadableError(f"{self.url}: no column 'prompt' (its columns: {', '.join(schema.names) or 'none'})")
+            raise UnreadableError(
+                f"{self.url}: no column 'prompt' (its columns: {', '.join(schema.names) or 'none'})"
+            )
         twice = [name for name in schema.names if schema.names.count(name) > 1]
         if twice:
             raise UnreadableError(f"{self.url}: two columns are named {twice[0]!r}")
@@ -80,7 +94,8 @@ class Table:
 
 
 def find_tables(url: str) -> list[Table]:
-    """The files that a URL names: one file, those of a folder (by their suffix), or those that match a glob, sorted.
+    """The files that a URL names: one file, those of a folder (by their suffix), or those that match a glob,
+    sorted.
 
     Raises UnreadableError.
     """
@@ -95,13 +110,17 @@ def find_tables(url: str) -> list[Table]:
     except READ_ERRORS as error:
         raise UnreadableError(f"{url}: cannot be opened: {one_line(error)}") from error
     if not paths:
-        raise UnreadableError(f"{url}: no such file, nor a folder or glob with .parquet, .csv or .jsonl files")
+        raise UnreadableError(
+            f"{url}: no such file, nor a folder or glob with .parquet, .csv or .jsonl files"
+        )
     local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
     return [_table(p if local else fs.unstrip_protocol(p)) for p in sorted(paths)]
 
 
 def format_of(path: str) -> str | None:
-    """The format that a file's name tells: parquet, csv or jsonl, the last two also compressed; None for others."""
+    """The format that a file's name tells: parquet, csv or jsonl, the last two also compressed; None for
+    others.
+    """
     name = PurePosixPath(path.lower())
     if name.suffix in PACKED and SUFFIXES.get(name.with_suffix("").suffix) in ("csv", "jsonl"):
         name = name.with_suffix("")
@@ -179,7 +198,14 @@ def _csv_rows(url: str, extra: bool) -> Iterator[Row]:
                 continue
             values.append("")  # what a column that the file does not have holds
             prompt, negative_prompt, clip_id, seed = (values[i] or None for i in places)
-            yield Row(number, prompt, negative_prompt, clip_id, seed, {name: values[i] or None for i, name in others})
+            yield Row(
+                number,
+                prompt,
+                negative_prompt,
+                clip_id,
+                seed,
+                {name: values[i] or None for i, name in others},
+            )
 
 
 def _jsonl_rows(url: str, extra: bool) -> Iterator[Row]:
@@ -195,8 +221,8 @@ def _jsonl_rows(url: str, extra: bool) -> Iterator[Row]:
             if not isinstance(values, dict):
                 yield _broken(number, "not a JSON object")
                 continue
-            own = [values.pop(name, None) for name in COLUMNS]
-            yield Row(number, *own, values if extra else {})
+            prompt, negative_prompt, clip_id, seed = (values.pop(name, None) for name in COLUMNS)
+            yield Row(number, prompt, negative_prompt, clip_id, seed, values if extra else {})
 
 
 def _broken(number: int, problem: str) -> Row:

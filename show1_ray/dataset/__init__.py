@@ -1,0 +1,24 @@
+"""What comes out: video files or shards, their metadata, what is done already."""
+
+from show1_ray.dataset.dataset import Dataset, Settings, Survey
+from show1_ray.dataset.lander import Lander, Origin, Rendering, Weights
+from show1_ray.dataset.lease import LeaseError, LeaseTimes
+from show1_ray.dataset.status import Failure, Status, read_status
+from show1_ray.dataset.storage import Retries, StorageError
+
+__all__ = [
+    "Dataset",
+    "Failure",
+    "Lander",
+    "LeaseError",
+    "LeaseTimes",
+    "Origin",
+    "Rendering",
+    "Retries",
+    "Settings",
+    "Status",
+    "StorageError",
+    "Survey",
+    "Weights",
+    "read_status",
+]

@@ -16,7 +16,11 @@ from show1_ray.dataset.metadata import content_digest, id_digest
 from show1_ray.dataset.storage import Storage
 
 COLUMNS = ["id", "prompt", "negative_prompt", "seed", "bytes", "shard", "shard_bytes"]
-BROKEN = (pa.ArrowException, OSError, KeyError)  # what pyarrow raises for a file that is cut or is not Parquet
+BROKEN = (
+    pa.ArrowException,
+    OSError,
+    KeyError,
+)  # what pyarrow raises for a file that is cut or is not Parquet
 
 
 @dataclass
@@ -34,6 +38,7 @@ class Inventory:
     sizes: np.ndarray = field(default_factory=lambda: np.array([], np.int64))
     shards: np.ndarray = field(default_factory=lambda: np.array([], np.int64))  # -1 where a clip is a file
     backed: np.ndarray = field(default_factory=lambda: np.array([], bool))
+    shard_sizes: dict[int, int] = field(default_factory=dict)  # as the rows say
     without_row: list[str] = field(default_factory=list)  # video files
     leftovers: list[str] = field(default_factory=list)  # video files of clips that a shard holds
     shards_without_row: list[str] = field(default_factory=list)
@@ -64,7 +69,7 @@ class Inventory:
 
 @dataclass(frozen=True)
 class Done:
-    """The clips that are there, sorted by the digest of their id; `rows` are their numbers in the inventory."""
+    """The clips that are there, sorted by their id's digest; `rows` are their numbers in the inventory."""
 
     ids: np.ndarray
     contents: np.ndarray
@@ -86,7 +91,9 @@ def take_inventory(storage: Storage) -> Inventory:
     sorted_ids = inventory.ids[order]
     _back_by_shards(storage, inventory, order, sorted_ids)
     for folder in storage.folders(CLIPS):
-        files = {n: s for n, s in storage.sizes(f"{CLIPS}/{folder}").items() if n.endswith(".mp4") and n[0] != "."}
+        files = {
+            n: s for n, s in storage.sizes(f"{CLIPS}/{folder}").items() if n.endswith(".mp4") and n[0] != "."
+        }
         digests = np.array([id_digest(name.removesuffix(".mp4")) for name in files], "S16")
         starts, ends = (np.searchsorted(sorted_ids, digests, side=side) for side in ("left", "right"))
         for (name, size), start, end in zip(files.items(), starts.tolist(), ends.tolist(), strict=True):
@@ -105,9 +112,8 @@ def take_inventory(storage: Storage) -> Inventory:
 
 def read_part(storage: Storage, path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a Parquet file, in batches. Raises one of BROKEN where it is not whole."""
-    with storage.open(path) as file, pq.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(8192, columns=columns):
-            yield batch
+    with storage.local_copy(path) as local, pq.ParquetFile(local) as parquet:
+        yield from parquet.iter_batches(8192, columns=columns)
 
 
 def metadata_parts(storage: Storage) -> list[str]:
@@ -129,7 +135,7 @@ def _read_rows(storage: Storage) -> Inventory:
     inventory = Inventory()
     ids, contents = bytearray(), bytearray()
     sizes: list[np.ndarray] = []
-    shards: list[np.ndarray] = []
+    shards: list[int] = []
     for path in metadata_parts(storage):
         part = _Part()
         try:
@@ -144,10 +150,11 @@ def _read_rows(storage: Storage) -> Inventory:
         contents += part.contents
         sizes += part.sizes
         shards += part.shards
+        inventory.shard_sizes |= part.shard_sizes
     inventory.ids = np.frombuffer(bytes(ids), "S16")
     inventory.contents = np.frombuffer(bytes(contents), "S16")
-    if sizes:
-        inventory.sizes, inventory.shards = np.concatenate(sizes), np.concatenate(shards)
+    inventory.sizes = np.concatenate([np.array([], np.int64), *sizes])
+    inventory.shards = np.array(shards, np.int64)
     inventory.backed = np.zeros(len(inventory.ids), bool)
     return inventory
 
@@ -156,7 +163,8 @@ class _Part:
     def __init__(self) -> None:
         self.ids, self.contents = bytearray(), bytearray()
         self.sizes: list[np.ndarray] = []
-        self.shards: list[np.ndarray] = []
+        self.shards: list[int] = []
+        self.shard_sizes: dict[int, int] = {}
 
     def add(self, batch: pa.RecordBatch) -> None:
         values = (batch[name].to_pylist() for name in COLUMNS[:4])
@@ -164,20 +172,24 @@ class _Part:
             self.ids += id_digest(clip_id)
             self.contents += content_digest(prompt, negative_prompt, seed)
         self.sizes.append(pc.fill_null(batch["bytes"], 0).to_numpy(zero_copy_only=False))
-        numbers = [-1 if s is None else shard_number(PurePosixPath(s).name) for s in batch["shard"].to_pylist()]
-        self.shards.append(np.array([-1 if n is None else n for n in numbers], np.int64))
+        for shard, size in zip(batch["shard"].to_pylist(), batch["shard_bytes"].to_pylist(), strict=True):
+            number = None if shard is None else shard_number(PurePosixPath(shard).name)
+            self.shards.append(-1 if number is None else number)
+            if number is not None:
+                self.shard_sizes[number] = size
 
 
-def _back_by_shards(storage: Storage, inventory: Inventory, order: np.ndarray, sorted_ids: np.ndarray) -> None:
+def _back_by_shards(
+    storage: Storage, inventory: Inventory, order: np.ndarray, sorted_ids: np.ndarray
+) -> None:
     """Mark the rows whose shard is there with its right size."""
     there = {shard_number(name): size for name, size in storage.sizes(SHARDS).items()}
     there.pop(None, None)
-    expected = _shard_sizes(storage, inventory)
     for number, size in sorted((n, s) for n, s in there.items() if n is not None):
         path = f"{SHARDS}/shard-{number:06}.tar"
-        if number not in expected:
+        if number not in inventory.shard_sizes:
             inventory.shards_without_row.append(path)
-        elif expected[number] != size:
+        elif inventory.shard_sizes[number] != size:
             inventory.broken_shards.append(path)
         else:
             inventory.backed |= inventory.shards == number
@@ -188,15 +200,3 @@ def _back_by_shards(storage: Storage, inventory: Inventory, order: np.ndarray, s
     rows, ids = order[backed], sorted_ids[backed]
     inventory.backed[:] = False
     inventory.backed[rows[np.append(ids[1:] != ids[:-1], True)]] = True
-
-
-def _shard_sizes(storage: Storage, inventory: Inventory) -> dict[int, int]:
-    sizes: dict[int, int] = {}
-    if not (inventory.shards >= 0).any():
-        return sizes
-    for path in inventory.parts:
-        for batch in read_part(storage, path, ["shard", "shard_bytes"]):
-            for pair in batch.to_struct_array().unique().to_pylist():
-                if pair["shard"] is not None:
-                    sizes[shard_number(PurePosixPath(pair["shard"]).name) or 0] = pair["shard_bytes"]
-    return sizes

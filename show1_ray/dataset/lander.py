@@ -36,8 +36,8 @@ class Weights:
 class Origin:
     """What makes the clips of a dataset.
 
-    `pipeline` is the whole resolved pipeline as JSON's types (its `execution` may change from run to run), `recipe` the
-    part that says what a clip is, `recipe_hash` identifies it.
+    `pipeline` is the whole resolved pipeline as JSON's types (its `execution` may change from run to run),
+    `recipe` the part that says what a clip is, `recipe_hash` identifies it.
     """
 
     name: str
@@ -67,7 +67,8 @@ class Lander:
     def __call__(self, clip: Clip, frames: np.ndarray, rendering: Rendering, extra: Mapping[str, Any]) -> Row:
         """Encode `frames` (F H W C, uint8 RGB) and put the file in its place; its row, for `Dataset.record`.
 
-        `extra` are the values of the manifest's other columns. Raises StorageError; ValueError for wrong frames.
+        `extra` are the values of the manifest's other columns. Raises StorageError; ValueError for wrong
+        frames.
         """
         row = self._row(clip, frames, rendering, extra)
         data = encode_video(frames, self.origin.fps, json.dumps(row, ensure_ascii=False))
@@ -102,7 +103,11 @@ def row_of_file(data: bytes, recipe_hash: str) -> Row | None:
     """The row that a landed file carries; None where it is not whole, or was not made with this recipe."""
     try:
         row = json.loads(read_comment(data))
-        whole = isinstance(row, dict) and row["recipe"] == recipe_hash and len(decode_video(data)) == row["frames"]
+        whole = (
+            isinstance(row, dict)
+            and row["recipe"] == recipe_hash
+            and len(decode_video(data)) == row["frames"]
+        )
     except (BrokenVideoError, ValueError, KeyError):
         return None
     return row | _checksum(data) if whole else None

@@ -33,7 +33,9 @@ def shard_number(name: str) -> int | None:
 
 
 def shard_key(clip_id: str) -> str:
-    """A clip's key in a shard: its id, but where that has dots, which WebDataset takes for the extension's beginning."""
+    """A clip's key in a shard: its id, but where that has dots, which WebDataset takes for the extension's
+    beginning.
+    """
     if "." not in clip_id:
         return clip_id
     return f"{clip_id.replace('.', '_')}-{hashlib.sha256(clip_id.encode()).hexdigest()[:8]}"

@@ -23,7 +23,9 @@ class LeaseError(UserError):
 
 @dataclass(frozen=True)
 class LeaseTimes:
-    """Seconds between renewals, after which silence means death, and between writing the lease and reading it back."""
+    """Seconds between renewals, after which silence means death, and between writing the lease and reading it
+    back.
+    """
 
     renewal: float = 10
     stale: float = 45
@@ -32,7 +34,9 @@ class LeaseTimes:
 
 @dataclass(frozen=True)
 class Holder:
-    """A writer. `machine` names one run of one kernel and its process namespace, in which `pid` and `started` hold."""
+    """A writer. `machine` names one run of one kernel and its process namespace, in which `pid` and `started`
+    hold.
+    """
 
     token: str
     host: str
@@ -70,19 +74,21 @@ class Holder:
 class Lease:
     """The right to write to a dataset, kept by a thread that renews it.
 
-    A writer of this machine whose process has ended is replaced at once. One of another machine is watched: it is
-    replaced when it does not renew its lease for `times.stale` seconds by this machine's clock (clocks are never compared).
+    A writer of this machine whose process has ended is replaced at once. One of another machine is watched:
+    it is replaced when it does not renew its lease for `times.stale` seconds by this machine's clock (clocks
+    are never compared).
 
-    What this guarantees: filesystems and object stores have no common compare-and-swap, so a writer reads, writes,
-    waits for `times.settling` and reads back. Two that start at the same moment both pass only if one stalls for
-    longer than that between reading and writing; a holder that stalls for longer than `times.stale` is replaced. In
-    both cases the one whose token is overwritten notices at its next renewal, and `check` raises.
+    What this guarantees: filesystems and object stores have no common compare-and-swap, so a writer reads,
+    writes, waits for `times.settling` and reads back. Two that start at the same moment both pass only if one
+    stalls for longer than that between reading and writing; a holder that stalls for longer than
+    `times.stale` is replaced. In both cases the one whose token is overwritten notices at its next renewal,
+    and `check` raises.
     """
 
-    def __init__(self, storage: Storage, job: str = "", times: LeaseTimes = LeaseTimes()) -> None:
+    def __init__(self, storage: Storage, job: str = "", times: LeaseTimes | None = None) -> None:
         """Take the lease. Raises LeaseError where somebody else holds it, StorageError."""
         self._storage = storage
-        self._times = times
+        self._times = times = times or LeaseTimes()
         self._lost: Exception | None = None
         self._ended = threading.Event()
         self.holder = Holder.this_process(job)
@@ -155,7 +161,9 @@ def read_holder(storage: Storage) -> Holder | None:
 
 
 def _machine() -> str:
-    """The kernel's boot and the process namespace, in which a process number means one process; "" where unknown."""
+    """The kernel's boot and the process namespace, in which a process number means one process; "" where
+    unknown.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
@@ -164,7 +172,9 @@ def _machine() -> str:
 
 
 def _process_start(pid: int) -> str:
-    """When a process began, in the kernel's ticks since boot; "" where there is no such process, or it is a zombie."""
+    """When a process began, in the kernel's ticks since boot; "" where there is no such process, or it is a
+    zombie.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -66,13 +66,19 @@ def check_columns(fields: Iterable[pa.Field]) -> None:
         name = field.name
         own = name in SCHEMA.names or name in TAKEN or name.startswith(tuple(BY_STAGE))
         if own or name.endswith(("_file_name", "_file_names")):
-            raise UserError(f"manifest: column {name!r} has a name that the dataset's metadata uses itself; rename it")
+            raise UserError(
+                f"manifest: column {name!r} has a name that the dataset's metadata uses itself; rename it"
+            )
         if not (_is_text_in_json(field.type) or pa.types.is_binary(field.type) or _is_json(field.type)):
-            raise UserError(f"manifest: column {name!r} is {field.type}, which a video's metadata cannot carry; drop it")
+            raise UserError(
+                f"manifest: column {name!r} is {field.type}, which a video's metadata cannot carry; drop it"
+            )
 
 
 def to_json(value: Any) -> Any:
-    """A value of a manifest's column in JSON's types: dates and decimals as text, bytes as base64, NaN as null."""
+    """A value of a manifest's column in JSON's types: dates and decimals as text, bytes as base64, NaN as
+    null.
+    """
     if isinstance(value, (date, time)):
         return value.isoformat()
     if isinstance(value, Decimal):
@@ -89,7 +95,7 @@ def to_json(value: Any) -> Any:
 
 
 def to_table(rows: Sequence[Row], extra: Iterable[pa.Field]) -> pa.Table:
-    """Rows as a table: SCHEMA's columns, those of stages, the manifest's (`extra`), and what else rows hold."""
+    """Rows as a table: SCHEMA's columns, the stages', the manifest's (`extra`), and what else rows hold."""
     types = {field.name: field.type for field in [*SCHEMA, *extra]}
     for name in dict.fromkeys(name for row in rows for name in row):
         if name not in types:
@@ -127,7 +133,12 @@ def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
 
 
 def _is_text_in_json(kind: pa.DataType) -> bool:
-    return pa.types.is_timestamp(kind) or pa.types.is_date32(kind) or pa.types.is_time(kind) or pa.types.is_decimal(kind)
+    return (
+        pa.types.is_timestamp(kind)
+        or pa.types.is_date32(kind)
+        or pa.types.is_time(kind)
+        or pa.types.is_decimal(kind)
+    )
 
 
 def _is_json(kind: pa.DataType) -> bool:

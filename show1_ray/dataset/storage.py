@@ -1,13 +1,16 @@
-"""Files of a dataset on any fsspec filesystem: each appears whole or not at all, and failures are tried again."""
+"""Files of a dataset on any fsspec filesystem: each appears whole or not at all, and failures are tried
+again.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -37,14 +40,14 @@ class Retries:
 class Storage:
     """A folder at an fsspec URL. Paths are relative to it. Picklable; holds no open handles of its own.
 
-    On local filesystems a file is written beside its place, flushed to disk, and renamed; elsewhere (object stores) it
-    is one put, which those stores make visible only when it is complete.
+    On local filesystems a file is written beside its place, flushed to disk, and renamed; elsewhere (object
+    stores) it is one put, which those stores make visible only when it is complete.
 
     All methods raise StorageError when the retries are used up, and FileNotFoundError at once.
     """
 
     url: str
-    retries: Retries = Retries()
+    retries: Retries = field(default_factory=Retries)
 
     @cached_property
     def _place(self) -> tuple[AbstractFileSystem, str]:
@@ -71,6 +74,17 @@ class Storage:
         """The whole file."""
         return self._try("read", path, lambda fs, full: fs.cat_file(full))
 
+    @contextmanager
+    def local_copy(self, path: str) -> Iterator[Path]:
+        """The file on this machine: itself, or a copy that goes afterwards."""
+        if self.is_local:
+            yield Path(self.full(path))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / PurePosixPath(path).name
+            self._try("read", path, lambda fs, full: fs.get_file(full, str(local)))
+            yield local
+
     def write(self, path: str, data: bytes) -> None:
         """Put a file in its place, whole, over one that may be there."""
         if self.is_local:
@@ -96,11 +110,17 @@ class Storage:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Name → bytes of the files right in a folder; nothing where there is no such folder."""
-        return {PurePosixPath(name).name: int(size or 0) for name, kind, size in self._list(folder) if kind == "file"}
+        return {
+            PurePosixPath(name).name: int(size or 0)
+            for name, kind, size in self._list(folder)
+            if kind == "file"
+        }
 
     def folders(self, folder: str) -> list[str]:
         """The names of the folders right in a folder, sorted."""
-        return sorted(PurePosixPath(name.rstrip("/")).name for name, kind, _ in self._list(folder) if kind != "file")
+        return sorted(
+            PurePosixPath(name.rstrip("/")).name for name, kind, _ in self._list(folder) if kind != "file"
+        )
 
     def clean(self, folders: list[str]) -> None:
         """Remove what interrupted writes have left in these folders."""

@@ -1,4 +1,6 @@
-"""Video files: H.264 in MP4 that plays in a browser, carries a text, and is the same bytes for the same input."""
+"""Video files: H.264 in MP4 that plays in a browser, carries a text, and is the same bytes for the same
+input.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class BrokenVideoError(Exception):
 
 
 def encode_video(frames: np.ndarray, fps: float, comment: str = "") -> bytes:
-    """An MP4 (H.264, yuv420p, BT.709, index first) of `frames` (F H W C, uint8 RGB), with `comment` in its metadata.
+    """An MP4 (H.264, yuv420p, BT.709, index first) of `frames` (F H W C, uint8 RGB), with `comment` in its
+    metadata.
 
     One encoder thread and the encoder's bit-exact mode: the bytes are a function of the arguments.
 
@@ -60,7 +63,7 @@ def decode_video(data: bytes) -> np.ndarray:
     """The frames of a video file: F H W C, uint8 RGB. Raises BrokenVideoError where it is not whole."""
     _check_boxes(data)
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     except (av.FFmpegError, IndexError) as error:
         raise BrokenVideoError(str(error)) from error
@@ -70,7 +73,9 @@ def decode_video(data: bytes) -> np.ndarray:
 
 
 def read_comment(data: bytes) -> str:
-    """The text that a video file carries. Raises BrokenVideoError where it is not whole; its frames are not decoded."""
+    """The text that a video file carries. Raises BrokenVideoError where it is not whole; its frames are not
+    decoded.
+    """
     _check_boxes(data)
     try:
         with av.open(io.BytesIO(data)) as container:
@@ -80,7 +85,9 @@ def read_comment(data: bytes) -> str:
 
 
 def _check_boxes(data: bytes) -> None:
-    """An MP4 is a row of boxes that begin with their size: they must end where the file ends (ISO/IEC 14496-12, 4.2)."""
+    """An MP4 is a row of boxes that begin with their size: they must end where the file ends (ISO/IEC
+    14496-12, 4.2).
+    """
     at = 0
     while at < len(data):
         size, header = int.from_bytes(data[at : at + 4], "big"), 8

@@ -1,0 +1,81 @@
+"""WebDataset shards: tar files of `<key>.mp4` and `<key>.json`, compacted from landed clips."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from show1_ray.dataset.lander import row_of_file
+from show1_ray.dataset.layout import shard_key, shard_path
+from show1_ray.dataset.metadata import Row
+from show1_ray.dataset.storage import Storage
+
+
+def write_shard(storage: Storage, number: int, rows: Sequence[Row]) -> list[Row]:
+    """Put the landed clips of `rows` into a new shard; their rows as they are there.
+
+    The single files stay: they are for the caller to delete, once the rows are safe. The bytes of a shard are
+    a function of its clips: members are sorted by id, and carry no time and no owner. Raises StorageError,
+    FileNotFoundError.
+    """
+    path = shard_path(number)
+    landed = sorted(rows, key=lambda row: row["id"])
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / PurePosixPath(path).name
+        with tarfile.open(local, "w", format=tarfile.PAX_FORMAT) as tar:
+            for row in landed:
+                key = shard_key(row["id"])
+                _add(tar, f"{key}.mp4", storage.read(row["file_name"]))
+                _add(
+                    tar,
+                    f"{key}.json",
+                    json.dumps(row | {"file_name": f"{key}.mp4"}, ensure_ascii=False).encode(),
+                )
+        size = local.stat().st_size
+        storage.upload(path, local)
+    place = {"shard": path, "shard_bytes": size}
+    return [row | {"file_name": f"{shard_key(row['id'])}.mp4", **place} for row in landed]
+
+
+def read_shard(storage: Storage, path: str, recipe_hash: str) -> list[Row] | None:
+    """The rows of a shard that landed without them; None where it is not whole."""
+    rows = []
+    with storage.local_copy(path) as local, local.open("rb") as file:
+        size = local.stat().st_size
+        try:
+            with tarfile.open(fileobj=file) as tar:
+                for member in tar:
+                    if member.name.endswith(".mp4"):
+                        row = row_of_file(_content(tar, member), recipe_hash)
+                        if row is None:
+                            return None
+                        rows.append(row | {"file_name": member.name, "shard": path, "shard_bytes": size})
+        except tarfile.TarError:
+            return None
+        return rows if _ends(file, size) else None
+
+
+def _ends(file: IO[bytes], size: int) -> bool:
+    """Whether a tar file has its end: two blocks of zeros (tarfile reads one that is cut between members as
+    whole).
+    """
+    if size < 2 * tarfile.BLOCKSIZE:
+        return False
+    file.seek(size - 2 * tarfile.BLOCKSIZE)
+    return not any(file.read())
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file else b""

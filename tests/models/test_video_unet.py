@@ -1,0 +1,88 @@
+"""The networks against the published code."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel
+
+from show1_ray.errors import ConfigError
+from show1_ray.models import VideoUNet
+from show1_ray.models.random import published_config
+
+CASES = [(name, case) for name in ("keyframe", "interp", "sr1", "sr1_image", "sr2") for case in (0, 1)] + [("sr2", 2)]
+FULL_SIZE: list[tuple[str, str, str, Any]] = [
+    ("show-1-base", "show-1-base", "unet", VideoUNet),
+    ("show-1-interpolation", "show-1-interpolation", "unet", VideoUNet),
+    ("show-1-sr1", "show-1-sr1", "unet", VideoUNet),
+    ("IF-II-L-image-sr", "IF-II-L-v1.0", "unet", UNet2DConditionModel),
+    ("show-1-sr2", "show-1-sr2", "unet", UNet3DConditionModel),
+    ("show-1-sr2-vae", "show-1-sr2", "vae", AutoencoderKL),
+]
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_a_network_gives_what_the_published_one_gives(golden, name, case):
+    network = golden.network(f"A_unet/{name}")
+    inputs = golden.tensors(f"A_unet/{name}/case{case}.inputs")
+    expected = golden.tensors(f"A_unet/{name}/case{case}.output")["sample"]
+    with torch.inference_mode():
+        output = network(**inputs)
+    output = output if isinstance(output, torch.Tensor) else output.sample
+    assert (output - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("listed", "repo", "component", "kind"), FULL_SIZE)
+def test_names_and_shapes_of_the_full_size_networks_are_the_published_ones(golden, listed, repo, component, kind):
+    config = published_config(repo, component)
+    if kind is UNet3DConditionModel:
+        config["attention_head_dim"] = 64
+    with torch.device("meta"):
+        network = kind.from_config(config)
+    shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    assert shapes == golden.meta("D_fullsize", f"{listed}.state_dict")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("class_embed_type", "identity"),
+        ("time_embedding_type", "fourier"),
+        ("only_cross_attention", True),
+        ("transfromer_in_opt", True),
+        ("dual_cross_attention", True),
+        ("a_new_option", 1),
+        ("down_block_types", ["CrossAttnDownBlock3D"] * 4),
+    ],
+)
+def test_an_option_that_no_published_checkpoint_uses_is_refused_by_name(option, value):
+    with pytest.raises(ConfigError, match=option):
+        VideoUNet.from_config({**published_config("show-1-base", "unet"), option: value})
+
+
+def test_temporal_attention_has_heads_and_dimension_exchanged():
+    with torch.device("meta"):
+        unet = VideoUNet.from_config(published_config("show-1-base", "unet"))
+    block = unet.down_blocks[1]
+    assert (block.attentions[0].heads, block.attentions[0].inner_dim) == (10, 640)
+    assert block.temp_attentions[0].num_attention_heads == 64
+    assert block.temp_attentions[0].attention_head_dim == 10
+
+
+def test_a_size_that_cannot_be_halved_is_refused(golden):
+    unet = golden.network("A_unet/keyframe")
+    with pytest.raises(ValueError, match="divisible by 4"):
+        unet(torch.zeros(1, 3, 2, 10, 16), 5, torch.zeros(1, 11, 64))
+
+
+def test_it_is_saved_and_loaded_like_a_network_of_diffusers(golden, tmp_path):
+    unet = golden.network("A_unet/sr1")
+    unet.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == "VideoUNet"
+    loaded = VideoUNet.from_pretrained(tmp_path)
+    inputs = golden.tensors("A_unet/sr1/case0.inputs")
+    with torch.inference_mode():
+        assert torch.equal(loaded.eval()(**inputs), unet(**inputs))

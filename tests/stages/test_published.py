@@ -1,0 +1,200 @@
+"""The stages, and the cascade, against the published pipelines and the published script."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from show1_ray import pipeline
+from show1_ray.clip import Clip
+from show1_ray.models.checkpoints import Checkpoint
+from show1_ray.stages.interpolation import Interpolation
+from show1_ray.stages.keyframes import Keyframes
+from show1_ray.stages.latent_super_resolution import LatentSuperResolution, resize, to_uint8
+from show1_ray.stages.noise import Noise, draw_batch, seeded_noise, stored_noise
+from show1_ray.stages.super_resolution import FirstFrame, SuperResolution
+
+ANY = Checkpoint(repo="/")
+TEXT = ("prompt_embeds", "negative_prompt_embeds")
+
+
+class Case:
+    """A golden call of a published pipeline."""
+
+    def __init__(self, golden: Any, name: str) -> None:
+        path = f"B_stage/{name}"
+        self.meta, self.inputs = golden.meta(path), golden.tensors(f"{path}/inputs")
+        self.expected, self.stored = golden.tensors(f"{path}/output")["output"], golden.tensors(f"{path}/draws")
+        self.call = self.meta["call"]
+        self.unet = golden.network(f"A_unet/{self.meta['unet']}")
+        self.scheduler = golden.scheduler(self.meta["scheduler"])
+        self.noising = self.meta["image_noising_scheduler"] and golden.scheduler(self.meta["image_noising_scheduler"])
+        self.count = self.call["b"]
+        listed = self.call.get("gen") == "list"
+        self.clips = [Clip(str(i), "", seed=self.meta["seed"] + i * listed) for i in range(self.count)]
+        self.one_generator_for_all = self.count > 1 and not listed
+
+    @property
+    def noise(self) -> list[Noise]:
+        """From the seeds; where one generator drew for a batch, the stored draws."""
+        if not self.one_generator_for_all:
+            return [seeded_noise(clip.seed, torch.float32) for clip in self.clips]
+        draws = [self.stored[draw["tensor"]].chunk(self.count) for draw in self.meta["draws"]]
+        return [stored_noise([draw[i] for draw in draws]) for i in range(self.count)]
+
+    def settings(self, kind: Any, **more: Any) -> Any:
+        return kind(checkpoint=ANY, steps=self.call["steps"], guidance=self.call["g"], **more)
+
+    def tensors(self, **more: Tensor) -> list[dict[str, Tensor]]:
+        given = {**{name: self.inputs[name] for name in TEXT}, **more}
+        return [{name: tensor[i] for name, tensor in given.items()} for i in range(self.count)]
+
+    def check(self, output: Tensor) -> None:
+        assert output.shape == self.expected.shape
+        assert (output - self.expected).abs().max() <= max(1e-3, 10 * self.meta["fp32_vs_fp64_max_abs"])
+
+
+@pytest.mark.parametrize("name", ["keyframe", "keyframe_long", "keyframe_b2_nocfg", "keyframe_gen_list"])
+def test_keyframes(golden, name):
+    case = Case(golden, name)
+    size = {"frames": case.call["f"], "height": case.call["h"], "width": case.call["w"]}
+    stage = Keyframes(case.unet, case.scheduler, case.settings(pipeline.Keyframes, **size))
+    outputs = stage(case.clips, case.tensors(), case.noise)
+    case.check(torch.stack([output["keyframes"] for output in outputs]))
+
+
+@pytest.mark.parametrize("name", ["interp", "interp_own_noise_b2"])
+def test_interpolation(golden, name):
+    case = Case(golden, name)
+    stage = Interpolation(case.unet, case.scheduler, case.settings(pipeline.Interpolation, window=case.call["f"]))
+    keyframes = case.inputs["pixel_values"][:, :, [0, -1]]
+    outputs = stage(case.clips, case.tensors(keyframes=keyframes), case.noise)
+    case.check(torch.stack([output["frames"] for output in outputs]))
+
+
+def test_first_frame(golden):
+    case = Case(golden, "sr1_image")
+    settings = case.settings(pipeline.FirstFrame, noise_level=case.call["noise_level"])
+    first_frame = FirstFrame(case.unet, case.scheduler, case.noising, settings)
+    with torch.inference_mode():
+        case.check(first_frame(case.inputs["image"], *(case.inputs[name] for name in TEXT), 4, case.noise))
+
+
+@pytest.mark.parametrize("name", ["sr1", "sr1_nofirst_b2"])
+def test_a_window_of_super_resolution(golden, name):
+    case = Case(golden, name)
+    stage = super_resolution(case, window=case.call["f"], noise_level=case.call["noise_level"])
+    noise = case.noise
+    x, condition_noise = (draw_batch(noise, case.expected.shape[1:], like=case.expected) for _ in range(2))
+    first = case.inputs["first_frame_cond"][:, :, 0] if case.call["first"] else None
+    with torch.inference_mode():
+        text = (case.inputs[name] for name in TEXT)
+        case.check(stage.upscale_window(case.inputs["image"], first, *text, x, condition_noise))
+
+
+@pytest.mark.parametrize("name", ["sr2", "sr2_ddim"])
+def test_latent_super_resolution(golden, name):
+    case = Case(golden, name)
+    stage = latent_super_resolution(case, golden)
+    with torch.inference_mode():
+        text = (case.inputs[name] for name in TEXT)
+        case.check(stage.upscale(case.inputs["video_uint8"][None], *text, case.noise))
+
+
+def super_resolution(case: Any, first_frame: Any = None, **settings: Any) -> SuperResolution:
+    settings["first_frame"] = pipeline.FirstFrame(checkpoint=ANY, steps=1, guidance=1)
+    return SuperResolution(
+        case.unet, case.scheduler, case.noising, first_frame, case.settings(pipeline.SuperResolution, **settings)
+    )
+
+
+def latent_super_resolution(case: Any, golden: Any) -> LatentSuperResolution:
+    settings = case.settings(pipeline.LatentSuperResolution, strength=case.call["strength"])
+    vae = golden.network("B_stage/vae")
+    return LatentSuperResolution(case.unet, vae, None, case.scheduler, settings, vae_frames=2)  # type: ignore[arg-type]
+
+
+class Script:
+    """The golden run of the published script, a stage at a time; each stage looks like a `Case` to the functions above."""
+
+    def __init__(self, golden: Any, name: str, **call: Any) -> None:
+        meta = golden.meta("C_cascade")
+        self.meta = meta
+        self.call = {**call, "steps": meta["steps"][name], "g": meta["guidance"][name]}
+        self.unet = golden.network(f"A_unet/{meta['unets'][name]}")
+        self.scheduler = golden.scheduler(meta["schedulers"][name])
+        noising = {"image": "image_noising", "sr1": "sr1_noising"}.get(name)
+        self.noising = noising and golden.scheduler(meta["schedulers"][noising])
+        self.clip = Clip("golden", "", seed=meta["seed"])
+
+    settings = Case.settings
+
+    @property
+    def noise(self) -> list[Noise]:
+        return [seeded_noise(self.clip.seed, torch.float32)]
+
+
+@pytest.fixture(scope="module")
+def script(golden):
+    """What the script gave, and the text embeddings that it was given."""
+    files = ("embeds", "1_keyframes_interp", "2_sr1", "3_sr2")
+    return {name: tensor for file in files for name, tensor in golden.tensors(f"C_cascade/{file}").items()}
+
+
+def assert_within(output: Tensor, expected: Tensor, floor: float) -> None:
+    assert output.shape == expected.shape
+    assert (output - expected).abs().max() <= max(1e-3, 10 * floor)
+
+
+def assert_same_8_bit(output: Tensor, expected: Tensor) -> None:
+    assert output.shape == expected.shape
+    assert ((output.int() - expected.int()).abs() <= 1).float().mean() >= 0.99
+
+
+def test_the_cascade_up_to_super_resolution_is_the_script_s(golden, script):
+    meta = golden.meta("C_cascade")
+    floors = meta["fp32_vs_fp64_max_abs"]
+    tensors = {"prompt_embeds": script["t5_prompt_embeds"][0], "negative_prompt_embeds": script["t5_negative_embeds"][0]}
+
+    base = Script(golden, "base")
+    size = {"frames": 8, "height": meta["h"], "width": meta["w"]}
+    stage: Any = Keyframes(base.unet, base.scheduler, base.settings(pipeline.Keyframes, **size))
+    tensors |= stage([base.clip], [tensors])[0]
+    assert_within(tensors["keyframes"], script["keyframes"][0], floors["keyframes"])
+
+    interp = Script(golden, "interp")
+    stage = Interpolation(interp.unet, interp.scheduler, interp.settings(pipeline.Interpolation))
+    tensors |= stage([interp.clip], [tensors])[0]
+    assert_within(tensors["frames"], script["interp_video"][0], floors["interp_video"])
+
+    image, sr1 = Script(golden, "image"), Script(golden, "sr1")
+    first_frame = FirstFrame(image.unet, image.scheduler, image.noising, image.settings(pipeline.FirstFrame))
+    stage = super_resolution(sr1, first_frame)
+    tensors |= stage([sr1.clip], [tensors])[0]
+    video = tensors["frames_sr"]
+    assert_within(video[None, :, 21:], script["sr1_window.3"], floors["sr1_window.3"])
+    assert_within(video[None, :, :7], script["sr1_window.0"][:, :, :7], floors["sr1_window.0"])
+    assert_same_8_bit(to_uint8(video), script["sr1_video_uint8"])
+
+
+def test_latent_super_resolution_of_the_script_s_8_bit_frames_is_the_script_s(golden, script):
+    case = Script(golden, "sr2", strength=0.8)
+    stage = latent_super_resolution(case, golden)
+    text = (script[name] for name in ("clip_prompt_embeds", "clip_negative_embeds"))
+    with torch.inference_mode():
+        output = stage.upscale(script["sr2_input_uint8"][None], *text, case.noise)
+    assert_within(output, script["sr2_output"], case.meta["fp32_vs_fp64_max_abs"]["sr2_output"])
+    assert_same_8_bit(to_uint8(output[0]), script["final_uint8"])
+
+
+def test_frames_are_quantised_and_resized_as_in_the_script(script):
+    resized = resize(script["sr1_video_uint8"], (script["sr2_input_uint8"].shape[2], script["sr2_input_uint8"].shape[1]))
+    assert torch.equal(resized, script["sr2_input_uint8"])
+
+
+def test_8_bit_conversion_truncates():
+    levels = torch.tensor([-1, -0.5, 0, 0.5, 1, 1.02]).expand(3, 1, 1, 6)
+    assert to_uint8(levels)[0, 0, :, 0].tolist() == [0, 63, 127, 191, 255, 255]
