@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from show1_ray.errors import ConfigError
-from show1_ray.models.checkpoints import Checkpoint, published_or_local_config, resolve
+from show1_ray.models.checkpoints import Checkpoint, folder_of, published_or_local_config, resolve
 
 PIPELINE_FOLDERS = [
     Path(__file__).parent / "pipelines",  # in an installed wheel
@@ -119,6 +119,15 @@ class StagesExecution(_Settings):
 
 
 STAGES = tuple(Stages.model_fields)
+COMPONENTS: dict[str, tuple[str, ...]] = {
+    "text": ("tokenizer", "text_encoder"),
+    "keyframes": ("unet", "scheduler"),
+    "interpolation": ("unet", "scheduler"),
+    "first_frame": ("unet", "scheduler", "image_noising_scheduler"),
+    "super_resolution": ("unet", "scheduler", "image_noising_scheduler"),
+    "latent_super_resolution": ("tokenizer", "text_encoder", "unet", "vae", "scheduler"),
+}
+"""What each stage needs of its checkpoint."""
 
 
 class Pipeline(_Settings):
@@ -150,7 +159,8 @@ class Pipeline(_Settings):
                 `execution.`, the value is YAML.
 
         Raises:
-            ConfigError: no such file, no YAML, an unknown key, a wrong type, sizes that do not fit together; one line for
+            ConfigError: no such file, no YAML, an unknown key, a wrong type, sizes that do not fit together; one line
+            for
                 each fault, with file, key and reason.
         """
         path = find(name)
@@ -178,6 +188,18 @@ class Pipeline(_Settings):
         found = [stages.text.checkpoint, *(stage.checkpoint for stage in denoising)]
         found += [stages.super_resolution.checkpoint, stages.latent_super_resolution.checkpoint]
         return list(dict.fromkeys(found))
+
+    def fetch(self) -> list[Path]:
+        """Downloads everything the pipeline needs that is not there yet; returns its folders, in `COMPONENTS`' order.
+
+        Raises:
+            UserError: see `models.checkpoints.folder_of`.
+        """
+        stages = self.stages
+        checkpoints: dict[str, Checkpoint] = {name: getattr(stages, name).checkpoint for name in STAGES}
+        checkpoints["first_frame"] = stages.super_resolution.first_frame.checkpoint
+        half = self.dtype != "float32"
+        return [folder_of(checkpoints[name], components, half=half) for name, components in COMPONENTS.items()]
 
     def resolved(self) -> Self:
         """The same pipeline with each revision made exact: the hub's commit, or a fingerprint of a local folder.
@@ -306,7 +328,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise ConfigError(f"--set {override}: write it as stage.key=value, such as keyframes.steps=50")
     try:
-        value = yaml.safe_load(text)
+        value = text if key.endswith(".revision") else yaml.safe_load(text)  # a commit of digits is no number
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value is not YAML") from None
     path = key.split(".")

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from show1_ray.errors import UserError
 
@@ -50,7 +51,7 @@ class Checkpoint(BaseModel):
 
     repo: str
     revision: str | None = None
-    licence: str | None = Field(None)
+    licence: str | None = None
 
     @model_validator(mode="after")
     def _pinned(self) -> Checkpoint:
@@ -111,7 +112,7 @@ def published_or_local_config(checkpoint: Checkpoint, component: str) -> dict[st
     if checkpoint.is_local:
         path = Path(checkpoint.repo).expanduser() / component / "config.json"
     else:
-        path = PUBLISHED / checkpoint.repo.rpartition("/")[2] / f"{component}.json"
+        path = PUBLISHED / checkpoint.repo / f"{component}.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
@@ -161,6 +162,12 @@ def fingerprint(folder: Path) -> str:
 
 
 def _fetch(checkpoint: Checkpoint, components: Sequence[str], half: bool) -> Path:
+    cached = _cached(checkpoint) if _is_commit(checkpoint.revision) else None
+    if cached is not None:  # a commit does not change: a thousand stations need not ask the hub
+        with suppress(CheckpointError):
+            names = [str(path.relative_to(cached)) for path in cached.rglob("*") if path.is_file()]
+            _wanted_files(str(checkpoint), names, components, half)
+            return cached
     try:
         info = HfApi().model_info(checkpoint.repo, revision=checkpoint.revision)
         names = [sibling.rfilename for sibling in info.siblings or []]
@@ -168,8 +175,11 @@ def _fetch(checkpoint: Checkpoint, components: Sequence[str], half: bool) -> Pat
         if _cached(checkpoint) is None:
             card = info.card_data
             licence = checkpoint.licence or (card.get("license") if card else None) or "not stated"
-            print(f"fetching {checkpoint} (commit {info.sha}); licence of the weights: {licence}", file=sys.stderr)
-        return Path(snapshot_download(checkpoint.repo, revision=info.sha, allow_patterns=wanted))
+            print(
+                f"fetching {checkpoint} (commit {info.sha}); licence of the weights: {licence}",
+                file=sys.stderr,
+            )
+        return Path(snapshot_download(checkpoint.repo, revision=checkpoint.revision, allow_patterns=wanted))
     except (HfHubHTTPError, HTTPError, OSError) as error:
         cached = _cached(checkpoint)
         if cached is None or isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
@@ -182,10 +192,10 @@ def _fetch(checkpoint: Checkpoint, components: Sequence[str], half: bool) -> Pat
 def _cached(checkpoint: Checkpoint) -> Path | None:
     """The hub's cache of a revision, if there is one; perhaps not whole."""
     try:
-        path = Path(snapshot_download(checkpoint.repo, revision=checkpoint.revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    return path
+        return Path(snapshot_download(checkpoint.repo, revision=checkpoint.revision, local_files_only=True))
+    except LocalEntryNotFoundError as error:  # has the path where the cache is known not to be whole
+        path = getattr(error, "snapshot_path", None)
+        return Path(path) if path else None
 
 
 def _reason(checkpoint: Checkpoint, error: Exception) -> str:
@@ -200,7 +210,9 @@ def _reason(checkpoint: Checkpoint, error: Exception) -> str:
         case RevisionNotFoundError():
             return f"{checkpoint}: no such revision; commits are listed at {page}/commits"
         case RepositoryNotFoundError():
-            return f"{checkpoint}: no such repository, or a private one: check its name, or give a token that may read it"
+            return (
+                f"{checkpoint}: no such repository, or a private one: check its name, or give a token that may read it"
+            )
         case OfflineModeIsEnabled():
             return f"{checkpoint}: not in the cache, and HF_HUB_OFFLINE is set: fetch it with `show1-ray fetch` first"
         case HfHubHTTPError():
@@ -243,7 +255,8 @@ def one_form(names: Iterable[str], *, half: bool) -> list[str]:
         for suffix in (".safetensors", ".bin"):
             pattern = rf"({'|'.join(STEMS)}){re.escape(variant)}(-\d{{5}}-of-\d{{5}})?{re.escape(suffix)}"
             form = [name for name in names if re.fullmatch(pattern, Path(name).name)]
-            if form:
+            parts = re.search(r"-of-(\d{5})", form[0]) if form else None
+            if form and (parts is None or len(form) == int(parts[1])):
                 return form
     return []
 

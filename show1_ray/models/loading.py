@@ -1,13 +1,14 @@
 """Networks, tokenizers and schedulers out of a checkpoint's folder.
 
-Weights go straight to the device in the wanted dtype, file by file, through accelerate (`low_cpu_mem_usage`), so that host
-memory never holds a second copy. Pickles are read with `weights_only=True` by both libraries: nothing else is unpickled.
+Weights go straight to the device in the wanted dtype, file by file, through accelerate (`low_cpu_mem_usage`), so that
+host memory never holds a second copy. Pickles are read with `weights_only=True` by both libraries: nothing else is
+unpickled.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,51 +16,52 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-from show1_ray.models.checkpoints import CheckpointError, component_config, one_form
+from show1_ray.errors import UserError
+from show1_ray.models.checkpoints import Checkpoint, CheckpointError, component_config, folder_of, one_form
 from show1_ray.models.video_unet import VideoUNet
 
-SR2_HEAD_DIM = 64
+FOLDERS: dict[type[nn.Module], str] = {
+    VideoUNet: "unet",
+    UNet2DConditionModel: "unet",
+    UNet3DConditionModel: "unet",
+    AutoencoderKL: "vae",
+    T5EncoderModel: "text_encoder",
+    CLIPTextModel: "text_encoder",
+}
+"""The networks of the cascade, and where they lie in a checkpoint."""
+
+LATENT_HEAD_DIM = 64
 
 
-def load_video_unet(folder: Path, device: str | torch.device, dtype: torch.dtype) -> VideoUNet:
-    """The pixel UNet of keyframes, interpolation or super-resolution. See `load_network` for what may be raised."""
-    return load_network(VideoUNet, folder, "unet", device, dtype)
+class Checkpoints:
+    """Where a stage's parts come from: checkpoints, fetched if they are not there yet.
 
-
-def load_image_unet(folder: Path, device: str | torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The image UNet of the first frame's super-resolution (IF-II-L)."""
-    return load_network(UNet2DConditionModel, folder, "unet", device, dtype)
-
-
-def load_latent_unet(folder: Path, device: str | torch.device, dtype: torch.dtype) -> UNet3DConditionModel:
-    """The latent video UNet (show-1-sr2, a fine-tuned ModelScope text-to-video).
-
-    Its published configuration gives `attention_head_dim` as numbers of heads, a list; diffusers' class takes it as the
-    heads' dimension, which is 64 in all of them.
+    Args:
+        device, dtype: where networks go, and as what.
     """
-    head_dim = component_config(folder, "unet").get("attention_head_dim", SR2_HEAD_DIM)
-    head_dim = head_dim if isinstance(head_dim, int) else SR2_HEAD_DIM
-    return load_network(UNet3DConditionModel, folder, "unet", device, dtype, attention_head_dim=head_dim)
 
+    def __init__(self, device: str | torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = torch.device(device), dtype
 
-def load_vae(folder: Path, device: str | torch.device, dtype: torch.dtype) -> AutoencoderKL:
-    """The VAE of latent super-resolution; diffusers translates old names of its attention's weights."""
-    return load_network(AutoencoderKL, folder, "vae", device, dtype)
+    def network(self, kind: type[nn.Module], checkpoint: Checkpoint) -> Any:
+        """See `load_network`."""
+        return load_network(kind, self._folder(checkpoint, FOLDERS[kind]), self.device, self.dtype)
 
+    def tokenizer(self, checkpoint: Checkpoint) -> Any:
+        """See `load_tokenizer`."""
+        return load_tokenizer(self._folder(checkpoint, "tokenizer"))
 
-def load_t5(folder: Path, device: str | torch.device, dtype: torch.dtype) -> T5EncoderModel:
-    """T5's encoder. In half precision its `wo` matrices stay in single, which they need (transformers sees to it)."""
-    return load_network(T5EncoderModel, folder, "text_encoder", device, dtype)
+    def scheduler_config(self, checkpoint: Checkpoint, component: str) -> dict[str, Any]:
+        """The configuration of `scheduler` or `image_noising_scheduler`."""
+        return component_config(self._folder(checkpoint, component), component)
 
-
-def load_clip(folder: Path, device: str | torch.device, dtype: torch.dtype) -> CLIPTextModel:
-    """CLIP's text model."""
-    return load_network(CLIPTextModel, folder, "text_encoder", device, dtype)
+    def _folder(self, checkpoint: Checkpoint, component: str) -> Path:
+        return folder_of(checkpoint, [component], half=self.dtype != torch.float32)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -74,25 +76,26 @@ def load_tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"{folder / 'tokenizer'}: no tokenizer that can be read: {_line(error)}") from None
 
 
-def load_network(
-    kind: type[nn.Module], folder: Path, component: str, device: str | torch.device, dtype: torch.dtype, **changes: Any
-) -> Any:
+def load_network(kind: type[nn.Module], folder: Path, device: str | torch.device, dtype: torch.dtype) -> Any:
     """A network of diffusers, transformers or ours, in evaluation mode.
 
     Args:
-        kind: its class.
+        kind: its class, one of `FOLDERS`.
         folder: the checkpoint.
-        component: the network's folder in it.
-        device, dtype: where its weights go, and as what.
-        changes: to its configuration.
+        device, dtype: where its weights go, and as what. T5's `wo` matrices stay in single precision under half, which
+            they need (transformers sees to it); old names of a VAE's attention are translated (by diffusers).
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights' names or shapes do not fit the configuration; the
             message says which.
         ConfigError: the configuration has an option that the network does not know.
     """
-    place = folder / component
-    component_config(folder, component)
+    place = folder / FOLDERS[kind]
+    config = component_config(folder, FOLDERS[kind])
+    changes = {}
+    if kind is UNet3DConditionModel and not isinstance(config.get("attention_head_dim"), int):
+        # The published configuration lists numbers of heads; diffusers takes the value for the heads' dimension.
+        changes["attention_head_dim"] = LATENT_HEAD_DIM
     files = one_form((path.name for path in place.glob("*")), half=dtype != torch.float32)
     if not files:
         raise CheckpointError(f"{place}: missing file: no weights (.safetensors or .bin)")
@@ -109,25 +112,48 @@ def load_network(
                 **{dtype_argument: dtype},
                 **changes,
             )
+    except (torch.cuda.OutOfMemoryError, UserError):
+        raise
+    except NotImplementedError:  # what diffusers runs into when it moves a weight that no file had
+        raise CheckpointError(f"{place}: lacks weights: {_some(_missing(kind, place, files))}") from None
     except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError) or isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{place}: {_line(error)}") from None
     for finding, reason in (
         ("missing_keys", "lacks weights"),
         ("mismatched_keys", "has weights of another shape"),
         ("unexpected_keys", "has weights that its configuration has no place for"),
     ):
-        keys = sorted(str(key) for key in report.get(finding) or [])
-        if keys:
-            raise CheckpointError(f"{place}: {reason}: {', '.join(keys[:3])}" + f" and {len(keys) - 3} more" * (len(keys) > 3))
+        if report.get(finding):
+            raise CheckpointError(f"{place}: {reason}: {_some(report[finding])}")
     return network.eval()
+
+
+def _missing(kind: Any, place: Path, files: list[str]) -> set[str]:
+    """Names of a network's weights that are in none of its files."""
+    found: set[str] = set()
+    for file in files:
+        if file.endswith(".safetensors"):
+            with safe_open(place / file, framework="pt") as weights:
+                found |= set(weights.keys())
+        else:
+            found |= set(torch.load(place / file, map_location="meta", weights_only=True))
+    with torch.device("meta"):
+        network = kind.from_config(kind.load_config(place))
+    return set(network.state_dict()) - found
+
+
+def _some(names: Iterable[Any]) -> str:
+    listed = sorted(map(str, names))
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the libraries' advice about configurations and missing keys off the screen: what matters is raised."""
-    diffusers_level, transformers_level = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    diffusers_level, transformers_level = (
+        diffusers_logging.get_verbosity(),
+        transformers_logging.get_verbosity(),
+    )
     diffusers_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

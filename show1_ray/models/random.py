@@ -10,7 +10,9 @@ import io
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import sentencepiece
@@ -21,23 +23,27 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from show1_ray.models.checkpoints import PUBLISHED
+from show1_ray.models.checkpoints import PUBLISHED, Checkpoint
+from show1_ray.models.loading import FOLDERS, LATENT_HEAD_DIM, load_tokenizer
 from show1_ray.models.video_unet import VideoUNet
 
-WORDS = """a an the of on in and with over under red green blue yellow purple white black gray circle square triangle moving
-left right up down standing still growing shrinking cat dog horse panda car ship city sea snow fire driving riding walking
-eating playing low resolution blur small large old new bright dark background""".split()
+TEXT_WIDTH, CLIP_WIDTH = 32, 16
+WORDS = (  # what the tokenizer of a tiny cascade is trained on
+    "a an the of on in and with over under red green blue yellow purple white black gray circle square triangle moving "
+    "left right up down standing still growing shrinking cat dog horse panda car ship city sea snow fire driving "
+    "riding walking eating playing low resolution blur small large old new bright dark background"
+)
 
 
-def network(kind: type[nn.Module], config: Any, device: str | torch.device, dtype: torch.dtype, seed: int = 0) -> Any:
+def network(kind: Any, config: Any, device: str | torch.device, dtype: torch.dtype, seed: int = 0) -> Any:
     """A network with random weights, made on the device in `dtype`.
 
-    Matrices and kernels are normal with variance 1 / fan-in, biases 0, norms 1: activations stay of order 1 at any depth,
-    in half precision too. What transformers keeps in single precision (T5's `wo`) is so here.
+    Matrices and kernels are normal with variance 1 / fan-in, biases 0, norms 1: activations stay of order 1 at any
+    depth, in half precision too. What transformers keeps in single precision (T5's `wo`) is so here.
 
     Args:
-        kind: a class with `from_config` (diffusers' and ours) or one that is called with a configuration (transformers').
-        config: its configuration.
+        kind: a class with `from_config` (diffusers' and ours) or one that is called with a configuration
+        (transformers'). config: its configuration.
         device, dtype: where the weights lie, and as what.
         seed: of the weights.
     """
@@ -60,13 +66,61 @@ def network(kind: type[nn.Module], config: Any, device: str | torch.device, dtyp
     return model.eval().requires_grad_(False)
 
 
+class RandomCheckpoints:
+    """What `loading.Checkpoints` is, with random weights in the published checkpoints' shapes: nothing is fetched.
+
+    Args:
+        device, dtype: where networks are made, and in what.
+    """
+
+    def __init__(self, device: str | torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = torch.device(device), dtype
+
+    def network(self, kind: type[nn.Module], checkpoint: Checkpoint) -> Any:
+        """A network of the class and the published size."""
+        config = self._config(checkpoint, FOLDERS[kind])
+        if kind is UNet3DConditionModel:
+            config = {**without_unknown(kind, config), "attention_head_dim": LATENT_HEAD_DIM}
+        if kind is T5EncoderModel:
+            config = T5Config(**config)
+        if kind is CLIPTextModel:
+            config = CLIPTextConfig(**config)
+        return network(kind, config, self.device, self.dtype)
+
+    def tokenizer(self, checkpoint: Checkpoint) -> Any:
+        """A tokenizer of few words; its tokens are in any published vocabulary."""
+        is_clip = self._config(checkpoint, "text_encoder")["model_type"].startswith("clip")
+        with TemporaryDirectory() as folder:
+            (_write_clip_tokenizer if is_clip else _write_t5_tokenizer)(Path(folder) / "tokenizer")
+            return load_tokenizer(Path(folder))
+
+    def scheduler_config(self, checkpoint: Checkpoint, component: str) -> dict[str, Any]:
+        """The published configuration of a scheduler."""
+        return self._config(checkpoint, component)
+
+    def _config(self, checkpoint: Checkpoint, component: str) -> dict[str, Any]:
+        return published_config(checkpoint.repo.rpartition("/")[2], component)
+
+
 def published_config(repo: str, component: str) -> dict[str, Any]:
-    """The configuration of a published checkpoint's component: `published_config("show-1-base", "unet")`."""
-    return json.loads((PUBLISHED / repo / f"{component}.json").read_text())
+    """The configuration of a published checkpoint's component: `published_config("show-1-base", "unet")`.
+
+    Raises:
+        KeyError: it is not among those that the package knows.
+    """
+    for path in PUBLISHED.glob(f"*/{repo}/{component}.json"):
+        return json.loads(path.read_text())
+    raise KeyError(f"{repo}/{component}")
+
+
+def without_unknown(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what a class of diffusers does not know."""
+    return {key: value for key, value in config.items() if key in kind._get_init_keys(kind)}
 
 
 def write_tiny_cascade(folder: Path, dtype: str = "float32", seed: int = 0) -> Path:
-    """Writes a cascade with random weights in the published layout: half-precision pickles, T5 in two shards.
+    """Writes a cascade with random weights in the published layout: half-precision pickles, T5 in two
+    single-precision shards.
 
     9 frames of 36 × 24 pixels; a clip takes a fraction of a second on one core.
 
@@ -78,9 +132,40 @@ def write_tiny_cascade(folder: Path, dtype: str = "float32", seed: int = 0) -> P
     Returns:
         The pipeline file.
     """
-    text_width = 32
-    attention = {"attention_head_dim": 8, "addition_embed_type_num_heads": 4, "encoder_hid_dim": text_width}
-    pixel = {**attention, "cross_attention_dim": 32, "block_out_channels": [32, 32], "layers_per_block": 1}
+    for place, model in tiny_networks(seed).items():
+        transformer = place.endswith("text_encoder")
+        _write_weights(
+            model,
+            folder / place,
+            stem="pytorch_model" if transformer else "diffusion_pytorch_model",
+            shards=2 if place == "show-1-base/text_encoder" else 1,
+        )
+        if transformer:
+            model.config.save_pretrained(folder / place)
+        else:
+            _write_files(folder / place, {"config.json": dict(model.config)})
+    for repo in ("show-1-base", "show-1-interpolation", "show-1-sr1", "IF-II-L-v1.0", "show-1-sr2"):
+        for scheduler in ("scheduler", "image_noising_scheduler"):
+            with suppress(KeyError):
+                config = published_config(repo, scheduler)
+                _write_files(folder / repo / scheduler, {"scheduler_config.json": config})
+    _write_t5_tokenizer(folder / "show-1-base" / "tokenizer")
+    _write_clip_tokenizer(folder / "show-1-sr2" / "tokenizer")
+    path = folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(_tiny_pipeline(dtype), sort_keys=False))
+    return path
+
+
+def tiny_networks(seed: int = 0) -> dict[str, Any]:
+    """The networks that `write_tiny_cascade` writes, by their folder; in half precision, T5 in single."""
+    pixel: dict[str, Any] = {
+        "attention_head_dim": 8,
+        "addition_embed_type_num_heads": 4,
+        "encoder_hid_dim": TEXT_WIDTH,
+        "cross_attention_dim": 32,
+        "block_out_channels": [32, 32],
+        "layers_per_block": 1,
+    }
     pixel3d = {
         **pixel,
         "down_block_types": ["ResnetDownsampleBlock3D", "SimpleCrossAttnDownBlock3D"],
@@ -97,7 +182,7 @@ def write_tiny_cascade(folder: Path, dtype: str = "float32", seed: int = 0) -> P
         "down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"],
         "up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D"],
         "layers_per_block": 1,
-        "cross_attention_dim": 16,
+        "cross_attention_dim": CLIP_WIDTH,
         "attention_head_dim": 8,
     }
     vae = {
@@ -107,33 +192,22 @@ def write_tiny_cascade(folder: Path, dtype: str = "float32", seed: int = 0) -> P
         "layers_per_block": 1,
         "norm_num_groups": 4,
     }
-    for number, (repo, component, kind, changes) in enumerate(
-        [
-            ("show-1-base", "unet", VideoUNet, pixel3d),
-            ("show-1-interpolation", "unet", VideoUNet, pixel3d),
-            ("show-1-sr1", "unet", VideoUNet, {**pixel3d, "time_embedding_dim": 32}),
-            ("IF-II-L-v1.0", "unet", UNet2DConditionModel, pixel2d),
-            ("show-1-sr2", "unet", UNet3DConditionModel, latent),
-            ("show-1-sr2", "vae", AutoencoderKL, vae),
-        ]
-    ):
-        config = {**published_config(repo, component), **changes}
-        if kind is UNet3DConditionModel:  # without what diffusers' class does not know
-            config = {key: value for key, value in config.items() if key in kind._get_init_keys(kind)}
-        model = network(kind, config, "cpu", torch.float32, seed + number)
-        _write_weights(model.half(), folder / repo / component, "diffusion_pytorch_model")
-        (folder / repo / component / "config.json").write_text(json.dumps(config, indent=2))
-        for scheduler in ("scheduler", "image_noising_scheduler"):
-            if (PUBLISHED / repo / f"{scheduler}.json").is_file():
-                path = folder / repo / scheduler / "scheduler_config.json"
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(json.dumps(published_config(repo, scheduler), indent=2))
-
-    _write_t5(folder / "show-1-base", text_width, seed)
-    _write_clip(folder / "show-1-sr2", latent["cross_attention_dim"], seed)
-    path = folder / "pipeline.yaml"
-    path.write_text(yaml.safe_dump(_tiny_pipeline(dtype), sort_keys=False))
-    return path
+    networks: dict[str, Any] = {}
+    for place, kind, changes in [
+        ("show-1-base/unet", VideoUNet, pixel3d),
+        ("show-1-interpolation/unet", VideoUNet, pixel3d),
+        ("show-1-sr1/unet", VideoUNet, {**pixel3d, "time_embedding_dim": 32}),
+        ("IF-II-L-v1.0/unet", UNet2DConditionModel, pixel2d),
+        ("show-1-sr2/unet", UNet3DConditionModel, latent),
+        ("show-1-sr2/vae", AutoencoderKL, vae),
+    ]:
+        config = {**published_config(*place.split("/")), **changes}
+        if kind is UNet3DConditionModel:
+            config = without_unknown(kind, config)
+        networks[place] = network(kind, config, "cpu", torch.float32, seed + len(networks)).half()
+    networks["show-1-base/text_encoder"] = network(T5EncoderModel, _t5_config(), "cpu", torch.float32, seed)
+    networks["show-1-sr2/text_encoder"] = network(CLIPTextModel, _clip_config(), "cpu", torch.float32, seed).half()
+    return networks
 
 
 def _tiny_pipeline(dtype: str) -> dict[str, Any]:
@@ -173,10 +247,39 @@ def _write_weights(model: nn.Module, folder: Path, stem: str, shards: int = 1) -
     (folder / f"{stem}.bin.index.json").write_text(json.dumps(index))
 
 
-def _write_t5(folder: Path, width: int, seed: int) -> None:
+def _t5_config() -> T5Config:
+    return T5Config(
+        vocab_size=320,
+        d_model=TEXT_WIDTH,
+        d_ff=64,
+        d_kv=8,
+        num_heads=4,
+        num_layers=2,
+        feed_forward_proj="gated-gelu",
+        architectures=["T5EncoderModel"],
+    )
+
+
+def _clip_config() -> CLIPTextConfig:
+    tokens = len(_clip_tokens())
+    return CLIPTextConfig(
+        vocab_size=tokens,
+        hidden_size=CLIP_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=tokens - 2,
+        eos_token_id=tokens - 1,
+        pad_token_id=tokens - 1,
+        architectures=["CLIPTextModel"],
+    )
+
+
+def _write_t5_tokenizer(folder: Path) -> None:
     pieces = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(WORDS)] * 20),
+        sentence_iterator=iter([WORDS] * 20),
         model_writer=pieces,
         vocab_size=200,
         hard_vocab_limit=False,
@@ -186,52 +289,24 @@ def _write_t5(folder: Path, width: int, seed: int) -> None:
         bos_id=-1,
         minloglevel=2,
     )
-    _write_files(
-        folder / "tokenizer",
-        {"spiece.model": pieces.getvalue(), "tokenizer_config.json": {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}},
-    )
-    config = T5Config(
-        vocab_size=320,
-        d_model=width,
-        d_ff=64,
-        d_kv=8,
-        num_heads=4,
-        num_layers=2,
-        feed_forward_proj="gated-gelu",
-        architectures=["T5EncoderModel"],
-    )
-    model = network(T5EncoderModel, config, "cpu", torch.float32, seed)
-    _write_weights(model, folder / "text_encoder", "pytorch_model", shards=2)
-    config.save_pretrained(folder / "text_encoder")
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+    _write_files(folder, {"spiece.model": pieces.getvalue(), "tokenizer_config.json": settings})
 
 
-def _write_clip(folder: Path, width: int, seed: int) -> None:
-    alphabet = sorted(ByteLevel.alphabet())
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
+def _clip_tokens() -> list[str]:
+    letters = sorted(ByteLevel.alphabet())
+    return [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+
+
+def _write_clip_tokenizer(folder: Path) -> None:
     _write_files(
-        folder / "tokenizer",
+        folder,
         {
-            "vocab.json": vocabulary,
+            "vocab.json": {token: i for i, token in enumerate(_clip_tokens())},
             "merges.txt": b"#version: 0.2\n",
             "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77},
         },
     )
-    config = CLIPTextConfig(
-        vocab_size=len(tokens),
-        hidden_size=width,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        bos_token_id=len(tokens) - 2,
-        eos_token_id=len(tokens) - 1,
-        pad_token_id=len(tokens) - 1,
-        architectures=["CLIPTextModel"],
-    )
-    model = network(CLIPTextModel, config, "cpu", torch.float32, seed)
-    _write_weights(model.half(), folder / "text_encoder", "pytorch_model")
-    config.save_pretrained(folder / "text_encoder")
 
 
 def _write_files(folder: Path, files: Mapping[str, Any]) -> None:

@@ -66,7 +66,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 class VideoUNet(ModelMixin, ConfigMixin):
     """Predicts noise (or v) of a noisy video, given its time step and its text.
 
-    Build it with `from_config`, which takes a published `unet/config.json` unchanged, or load it with `from_pretrained`.
+    Build it with `from_config`, which takes a published `unet/config.json` unchanged, or load it with
+    `from_pretrained`.
 
     Args:
         sample_size: height and width it was trained at; informative.
@@ -229,9 +230,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         """By how much the deepest level is smaller than the input."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
-    def _embed(
-        self, sample: Tensor, timestep: Tensor | float, text: Tensor, class_labels: Tensor | None
-    ) -> Tensor:
+    def _embed(self, sample: Tensor, timestep: Tensor | float, text: Tensor, class_labels: Tensor | None) -> Tensor:
         """The embedding of time, pooled text and noise level that every ResNet block sees: B D."""
         batch = sample.shape[0]
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(batch)
@@ -245,7 +244,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
 
 class VideoBlock(nn.Module):
-    """Layers of one resolution: ResNet block, temporal convolution and, where it attends, spatial and temporal attention.
+    """Layers of one resolution: ResNet block, temporal convolution and, where it attends, spatial and temporal
+    attention.
 
     Args:
         in_channels: channels that go into each layer, one number a layer.
@@ -279,9 +279,7 @@ class VideoBlock(nn.Module):
             "skip_time_act": skip_time_act,
         }
         self.resnets = nn.ModuleList(self._resnet(channels, out_channels) for channels in in_channels)
-        self.temp_convs = nn.ModuleList(
-            TemporalConvLayer(out_channels, out_channels, dropout=0.1) for _ in in_channels
-        )
+        self.temp_convs = nn.ModuleList(TemporalConvLayer(out_channels, out_channels, dropout=0.1) for _ in in_channels)
         self.attends = attention_head_dim is not None
         if attention_head_dim is not None:
             count = len(in_channels) if attentions is None else attentions
@@ -308,9 +306,7 @@ class VideoBlock(nn.Module):
             )
 
     def _resnet(self, in_channels: int, out_channels: int, **resample: bool) -> ResnetBlock2D:
-        return ResnetBlock2D(
-            in_channels=in_channels, out_channels=out_channels, **self._resnet_arguments, **resample
-        )
+        return ResnetBlock2D(in_channels=in_channels, out_channels=out_channels, **self._resnet_arguments, **resample)
 
     def _convolve(self, i: int, x: Tensor, emb: Tensor, frames: int) -> Tensor:
         return self.temp_convs[i](self.resnets[i](x, emb), num_frames=frames)
@@ -329,9 +325,7 @@ class DownBlock(VideoBlock):
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, *, downsample: bool, **kwargs: Any) -> None:
         super().__init__(in_channels, out_channels, **kwargs)
-        self.downsamplers = nn.ModuleList(
-            [self._resnet(out_channels, out_channels, down=True)] if downsample else []
-        )
+        self.downsamplers = nn.ModuleList([self._resnet(out_channels, out_channels, down=True)] if downsample else [])
 
     def forward(self, x: Tensor, emb: Tensor, text: Tensor, frames: int, skips: list[Tensor]) -> Tensor:
         """(B F) C H W in; each layer's output is appended to `skips`."""
@@ -357,7 +351,7 @@ class MidBlock(VideoBlock):
 
 
 class UpBlock(VideoBlock):
-    """Layers that take the down blocks' outputs beside their input, then a ResNet block that doubles height and width."""
+    """Layers that take the down blocks' outputs too, then a ResNet block that doubles height and width."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, *, upsample: bool, **kwargs: Any) -> None:
         super().__init__(in_channels, out_channels, **kwargs)
@@ -392,7 +386,9 @@ def checked_config(config: Any) -> dict[str, Any]:
         kinds = wanted.get(key, [])
         for kind in kinds:
             if kind not in known:
-                raise ConfigError(f"VideoUNet: {key} has {kind!r}, which is not supported; Show-1 has {' and '.join(known)}")
+                raise ConfigError(
+                    f"VideoUNet: {key} has {kind!r}, which is not supported; Show-1 has {' and '.join(known)}"
+                )
         if key in wanted and len(kinds) != levels:
             raise ConfigError(f"VideoUNet: {key} has {len(kinds)} blocks for {levels} block_out_channels")
     return {key: value for key, value in wanted.items() if key not in SETTLED}

@@ -33,9 +33,7 @@ class Interpolation(Stage):
         self.unet, self.scheduler, self.settings = unet.eval(), scheduler, settings
         self.device, self.dtype = device_and_dtype(unet)
 
-    def run(
-        self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]
-    ) -> list[dict[str, Tensor]]:
+    def run(self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]) -> list[dict[str, Tensor]]:
         """See `Stage`."""
         keyframes = self.batch(tensors, "keyframes")
         windows = keyframes.shape[2] - 1

@@ -29,9 +29,7 @@ class Keyframes(Stage):
         self.unet, self.scheduler, self.settings = unet.eval(), scheduler, settings
         self.device, self.dtype = device_and_dtype(unet)
 
-    def run(
-        self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]
-    ) -> list[dict[str, Tensor]]:
+    def run(self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]) -> list[dict[str, Tensor]]:
         """See `Stage`."""
         settings = self.settings
         text, negative = self.batch(tensors, "prompt_embeds"), self.batch(tensors, "negative_prompt_embeds")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
@@ -21,8 +22,8 @@ from show1_ray.stages.text import TextEncoder
 class LatentSuperResolution(Stage):
     """Resizes, noises and denoises in a VAE's latent space: the "expert translation" of Show-1, section 3.3.
 
-    Takes `frames_sr`, 3 F H W in about [−1, 1]. Gives `video`, F height width 3, uint8. The frames are quantised to 8 bits
-    and resized by Pillow first, as in the published script. Prompts go to CLIP as they are.
+    Takes `frames_sr`, 3 F H W in about [−1, 1]. Gives `video`, F height width 3, uint8. The frames are quantised to 8
+    bits and resized by Pillow first, as in the published script. Prompts go to CLIP as they are.
 
     Draws: the VAE posterior's, then the latents', each F 4 h w with h w = height width / the VAE's factor.
     """
@@ -34,7 +35,7 @@ class LatentSuperResolution(Stage):
     def __init__(
         self,
         unet: nn.Module,
-        vae: nn.Module,
+        vae: AutoencoderKL,
         encoder: TextEncoder,
         scheduler: Scheduler,
         settings: pipeline.LatentSuperResolution,
@@ -44,9 +45,7 @@ class LatentSuperResolution(Stage):
         self.scheduler, self.settings, self.vae_frames = scheduler, settings, vae_frames
         self.device, self.dtype = device_and_dtype(unet)
 
-    def run(
-        self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]
-    ) -> list[dict[str, Tensor]]:
+    def run(self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]) -> list[dict[str, Tensor]]:
         """See `Stage`."""
         size = (self.settings.width, self.settings.height)
         frames = torch.stack([resize(to_uint8(given["frames_sr"]), size) for given in tensors])
@@ -110,5 +109,7 @@ def to_uint8(video: Tensor) -> Tensor:
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Pillow's bicubic, frame by frame: F H W 3 → F height width 3, uint8. `size` is (width, height)."""
     return torch.from_numpy(
-        np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames.numpy()])
+        np.stack(
+            [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames.numpy()]
+        )
     )

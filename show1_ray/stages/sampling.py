@@ -44,7 +44,7 @@ def make_scheduler(config: Any, **overrides: Any) -> Scheduler:
 
 @dataclass
 class Schedule:
-    """A scheduler at the beginning of a denoising loop, and the timesteps that the loop walks (int64, first to last)."""
+    """A scheduler at the beginning of a denoising loop, and the timesteps (int64) that the loop walks."""
 
     scheduler: Scheduler
     timesteps: Tensor

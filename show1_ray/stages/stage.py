@@ -34,10 +34,10 @@ class NonFiniteError(StageError):
 class Stage(ABC):
     """One step of the cascade.
 
-    A stage is called with a list of clips and a list of their tensors, and returns a list of new tensors. A clip's result
-    does not depend on the rest of the list: its noise comes from a generator of its own, seeded with its seed. On a GPU the
-    list is one batch; kernels may then sum in another order. On the CPU, where a batch gains little, clips are computed
-    one after the other, so that they are equal bit for bit.
+    A stage is called with a list of clips and a list of their tensors, and returns a list of new tensors. A clip's
+    result does not depend on the rest of the list: its noise comes from a generator of its own, seeded with its seed.
+    On a GPU the list is one batch; kernels may then sum in another order. On the CPU, where a batch gains little, clips
+    are computed one after the other, so that they are equal bit for bit.
 
     Attributes:
         name: the stage's key in the pipeline file.
@@ -61,7 +61,8 @@ class Stage(ABC):
         Args:
             clips: the batch.
             tensors: for each clip, what `takes` names; more is ignored.
-            noise: for each clip, where its noise comes from; by default from its seed, as the published script draws it.
+            noise: for each clip, where its noise comes from; by default from its seed, as the published script draws
+            it.
 
         Returns:
             For each clip, what `gives` names, on the CPU.
@@ -88,9 +89,7 @@ class Stage(ABC):
         return outputs
 
     @abstractmethod
-    def run(
-        self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]
-    ) -> list[dict[str, Tensor]]:
+    def run(self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]) -> list[dict[str, Tensor]]:
         """The batch as one, between `__call__`'s checks; it is called under `torch.inference_mode`."""
 
     @property

@@ -58,7 +58,8 @@ class FirstFrame:
 
 
 class SuperResolution(Stage):
-    """Video super-resolution in windows: each starts from the last frame of the one before, the first from `FirstFrame`'s.
+    """Video super-resolution in windows: each starts from the last frame of the one before, the first from
+    `FirstFrame`'s.
 
     Takes `frames`, 3 F H W, `prompt_embeds` and `negative_prompt_embeds`, L D. Gives `frames_sr`, 3 F scale·H scale·W
     in about [−1, 1]. Windows follow from one another, so the batch is across clips. Where the last window does not end
@@ -85,9 +86,7 @@ class SuperResolution(Stage):
         self.first_frame, self.settings = first_frame, settings
         self.device, self.dtype = device_and_dtype(unet)
 
-    def run(
-        self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]
-    ) -> list[dict[str, Tensor]]:
+    def run(self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]) -> list[dict[str, Tensor]]:
         """See `Stage`. `noise` serves the windows; the first frame has its own from the clips' seeds."""
         frames = self.batch(tensors, "frames")
         text, negative = self.batch(tensors, "prompt_embeds"), self.batch(tensors, "negative_prompt_embeds")
@@ -117,7 +116,13 @@ class SuperResolution(Stage):
         for window in window_slices(frames.shape[2], self.settings.window, self.settings.stride):
             # A window's first frame is there already: the image model's, or a frame of the window before.
             video[:, :, window] = self.upscale_window(
-                frames[:, :, window], video[:, :, window.start], text, negative_text, x, condition_noise, noise
+                frames[:, :, window],
+                video[:, :, window.start],
+                text,
+                negative_text,
+                x,
+                condition_noise,
+                noise,
             )
         return video
 

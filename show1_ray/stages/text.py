@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from diffusers.pipelines.deepfloyd_if.pipeline_if import IFPipeline
 from torch import Tensor, nn
 
 from show1_ray import pipeline
@@ -68,9 +67,7 @@ class Text(Stage):
         self.device, _ = device_and_dtype(encoder.model)
         self.dtype = dtype
 
-    def run(
-        self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]
-    ) -> list[dict[str, Tensor]]:
+    def run(self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]) -> list[dict[str, Tensor]]:
         """See `Stage`; draws no noise."""
         prompts = [self.prepare(clip.prompt) for clip in clips]
         negatives = [
@@ -78,14 +75,14 @@ class Text(Stage):
             for clip in clips
         ]
         positive, negative = self.encoder(prompts + negatives).to(self.dtype).split(len(clips))
-        return [
-            {"prompt_embeds": p, "negative_prompt_embeds": n} for p, n in zip(positive, negative, strict=True)
-        ]
+        return [{"prompt_embeds": p, "negative_prompt_embeds": n} for p, n in zip(positive, negative, strict=True)]
 
     def prepare(self, prompt: str) -> str:
         """The prompt as T5 is given it: lower case without white space around it, or DeepFloyd IF's cleaning."""
         if not self.settings.clean_caption:
             return prompt.lower().strip()
+        from diffusers.pipelines.deepfloyd_if.pipeline_if import IFPipeline  # slow, and seldom needed
+
         # The cleaning is a method that uses nothing of the pipeline but its own regular expressions.
         return object.__new__(IFPipeline)._text_preprocessing(prompt, clean_caption=True)[0]
 

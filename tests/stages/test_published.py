@@ -27,7 +27,10 @@ class Case:
     def __init__(self, golden: Any, name: str) -> None:
         path = f"B_stage/{name}"
         self.meta, self.inputs = golden.meta(path), golden.tensors(f"{path}/inputs")
-        self.expected, self.stored = golden.tensors(f"{path}/output")["output"], golden.tensors(f"{path}/draws")
+        self.expected, self.stored = (
+            golden.tensors(f"{path}/output")["output"],
+            golden.tensors(f"{path}/draws"),
+        )
         self.call = self.meta["call"]
         self.unet = golden.network(f"A_unet/{self.meta['unet']}")
         self.scheduler = golden.scheduler(self.meta["scheduler"])
@@ -36,6 +39,10 @@ class Case:
         listed = self.call.get("gen") == "list"
         self.clips = [Clip(str(i), "", seed=self.meta["seed"] + i * listed) for i in range(self.count)]
         self.one_generator_for_all = self.count > 1 and not listed
+
+    @property
+    def text(self) -> tuple[Tensor, Tensor]:
+        return self.inputs["prompt_embeds"], self.inputs["negative_prompt_embeds"]
 
     @property
     def noise(self) -> list[Noise]:
@@ -80,7 +87,7 @@ def test_first_frame(golden):
     settings = case.settings(pipeline.FirstFrame, noise_level=case.call["noise_level"])
     first_frame = FirstFrame(case.unet, case.scheduler, case.noising, settings)
     with torch.inference_mode():
-        case.check(first_frame(case.inputs["image"], *(case.inputs[name] for name in TEXT), 4, case.noise))
+        case.check(first_frame(case.inputs["image"], *case.text, 4, case.noise))
 
 
 @pytest.mark.parametrize("name", ["sr1", "sr1_nofirst_b2"])
@@ -91,8 +98,7 @@ def test_a_window_of_super_resolution(golden, name):
     x, condition_noise = (draw_batch(noise, case.expected.shape[1:], like=case.expected) for _ in range(2))
     first = case.inputs["first_frame_cond"][:, :, 0] if case.call["first"] else None
     with torch.inference_mode():
-        text = (case.inputs[name] for name in TEXT)
-        case.check(stage.upscale_window(case.inputs["image"], first, *text, x, condition_noise))
+        case.check(stage.upscale_window(case.inputs["image"], first, *case.text, x, condition_noise))
 
 
 @pytest.mark.parametrize("name", ["sr2", "sr2_ddim"])
@@ -100,14 +106,17 @@ def test_latent_super_resolution(golden, name):
     case = Case(golden, name)
     stage = latent_super_resolution(case, golden)
     with torch.inference_mode():
-        text = (case.inputs[name] for name in TEXT)
-        case.check(stage.upscale(case.inputs["video_uint8"][None], *text, case.noise))
+        case.check(stage.upscale(case.inputs["video_uint8"][None], *case.text, case.noise))
 
 
 def super_resolution(case: Any, first_frame: Any = None, **settings: Any) -> SuperResolution:
     settings["first_frame"] = pipeline.FirstFrame(checkpoint=ANY, steps=1, guidance=1)
     return SuperResolution(
-        case.unet, case.scheduler, case.noising, first_frame, case.settings(pipeline.SuperResolution, **settings)
+        case.unet,
+        case.scheduler,
+        case.noising,
+        first_frame,
+        case.settings(pipeline.SuperResolution, **settings),
     )
 
 
@@ -118,7 +127,7 @@ def latent_super_resolution(case: Any, golden: Any) -> LatentSuperResolution:
 
 
 class Script:
-    """The golden run of the published script, a stage at a time; each stage looks like a `Case` to the functions above."""
+    """A stage of the published script's golden run; to the functions above it looks like a `Case`."""
 
     def __init__(self, golden: Any, name: str, **call: Any) -> None:
         meta = golden.meta("C_cascade")
@@ -130,7 +139,8 @@ class Script:
         self.noising = noising and golden.scheduler(meta["schedulers"][noising])
         self.clip = Clip("golden", "", seed=meta["seed"])
 
-    settings = Case.settings
+    def settings(self, kind: Any, **more: Any) -> Any:
+        return kind(checkpoint=ANY, steps=self.call["steps"], guidance=self.call["g"], **more)
 
     @property
     def noise(self) -> list[Noise]:
@@ -157,7 +167,10 @@ def assert_same_8_bit(output: Tensor, expected: Tensor) -> None:
 def test_the_cascade_up_to_super_resolution_is_the_script_s(golden, script):
     meta = golden.meta("C_cascade")
     floors = meta["fp32_vs_fp64_max_abs"]
-    tensors = {"prompt_embeds": script["t5_prompt_embeds"][0], "negative_prompt_embeds": script["t5_negative_embeds"][0]}
+    tensors = {
+        "prompt_embeds": script["t5_prompt_embeds"][0],
+        "negative_prompt_embeds": script["t5_negative_embeds"][0],
+    }
 
     base = Script(golden, "base")
     size = {"frames": 8, "height": meta["h"], "width": meta["w"]}
@@ -183,7 +196,7 @@ def test_the_cascade_up_to_super_resolution_is_the_script_s(golden, script):
 def test_latent_super_resolution_of_the_script_s_8_bit_frames_is_the_script_s(golden, script):
     case = Script(golden, "sr2", strength=0.8)
     stage = latent_super_resolution(case, golden)
-    text = (script[name] for name in ("clip_prompt_embeds", "clip_negative_embeds"))
+    text = script["clip_prompt_embeds"], script["clip_negative_embeds"]
     with torch.inference_mode():
         output = stage.upscale(script["sr2_input_uint8"][None], *text, case.noise)
     assert_within(output, script["sr2_output"], case.meta["fp32_vs_fp64_max_abs"]["sr2_output"])
@@ -191,7 +204,9 @@ def test_latent_super_resolution_of_the_script_s_8_bit_frames_is_the_script_s(go
 
 
 def test_frames_are_quantised_and_resized_as_in_the_script(script):
-    resized = resize(script["sr1_video_uint8"], (script["sr2_input_uint8"].shape[2], script["sr2_input_uint8"].shape[1]))
+    resized = resize(
+        script["sr1_video_uint8"], (script["sr2_input_uint8"].shape[2], script["sr2_input_uint8"].shape[1])
+    )
     assert torch.equal(resized, script["sr2_input_uint8"])
 
 

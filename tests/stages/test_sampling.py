@@ -9,7 +9,15 @@ from show1_ray.errors import ConfigError
 from show1_ray.stages.noise import seeded_noise, stored_noise
 from show1_ray.stages.sampling import Schedule, denoise, make_scheduler
 
-CASES = ["base_75", "base_14_lower_order", "sr1_125", "sr2_50_strength08", "sr1_image_70", "if_ddpm_50", "ddim_50_strength08"]
+CASES = [
+    "base_75",
+    "base_14_lower_order",
+    "sr1_125",
+    "sr2_50_strength08",
+    "sr1_image_70",
+    "if_ddpm_50",
+    "ddim_50_strength08",
+]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -40,7 +48,10 @@ def test_ddpm_draws_for_each_clip_of_a_batch_of_videos():
         return denoise(lambda x, t: x * 0.1, x[rows], Schedule.of(scheduler, 5), noises)
 
     assert torch.equal(walk([0, 1])[1], walk([1])[0])
-    assert not torch.equal(walk([0])[0], denoise(lambda x, t: x * 0.1, x[[0]], Schedule.of(scheduler, 5), [seeded_noise(9, torch.float32)])[0])
+    assert not torch.equal(
+        walk([0])[0],
+        denoise(lambda x, t: x * 0.1, x[[0]], Schedule.of(scheduler, 5), [seeded_noise(9, torch.float32)])[0],
+    )
 
 
 def test_the_global_generator_is_left_alone():

@@ -1,0 +1,9 @@
+"""show1-ray: render text-to-video datasets at scale, the Show-1 cascade as an assembly line on Ray."""
+
+from show1_ray.clip import Clip
+from show1_ray.errors import UserError
+from show1_ray.pipeline import Pipeline
+
+__version__ = "0.1.0"
+
+__all__ = ["Clip", "Pipeline", "UserError", "__version__"]
