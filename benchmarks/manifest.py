@@ -29,14 +29,10 @@ def main() -> None:
 
 
 def write(path: Path, rows: int, with_ids: bool, at_once: int = 50_000) -> None:
-    """Write a manifest with prompts of about 90 characters, in a process of its own so that its memory goes
-    with it.
-    """
+    """Write a manifest with prompts of about 90 characters, in a process of its own so that its memory goes with it."""
     import multiprocessing
 
-    process = multiprocessing.get_context("spawn").Process(
-        target=_write, args=(path, rows, with_ids, at_once)
-    )
+    process = multiprocessing.get_context("spawn").Process(target=_write, args=(path, rows, with_ids, at_once))
     process.start()
     process.join()
     if process.exitcode:

@@ -24,9 +24,7 @@ SHOWN_PROBLEMS = 10
 
 
 class ManifestError(UserError):
-    """What is wrong with a manifest: up to ten lines, each with the file, the row and the column, and how
-    many more.
-    """
+    """What is wrong with a manifest: up to ten lines, each with the file, the row and the column, and how many more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +36,13 @@ class Entry:
 
 
 class Manifest:
-    """A validated table of prompts. Iterating streams it from its files again, in flat memory, as often as
-    wanted.
+    """A validated table of prompts. Iterating streams it from its files again, in flat memory, as often as wanted.
 
     `count` is the number of clips, `columns` the arrow fields of the columns that are not the line's own, and
     `fingerprint` the sha256 of what names and makes its clips.
     """
 
-    def __init__(
-        self, tables: list[Table], *, seed: int = 0, samples: int = 1, limit: int | None = None
-    ) -> None:
+    def __init__(self, tables: list[Table], *, seed: int = 0, samples: int = 1, limit: int | None = None) -> None:
         """Validate the tables; `open_manifest` says what the options do. Raises ManifestError."""
         self._tables = tables
         self._seed = seed
@@ -66,9 +61,7 @@ class Manifest:
         for table, row in islice(rows, self._rows_wanted):
             problem = _problem(row, self._samples)
             if problem:
-                raise ManifestError(
-                    f"manifest {table.url}: row {row.number}: {problem} (it was valid a while ago)"
-                )
+                raise ManifestError(f"manifest {table.url}: row {row.number}: {problem} (it was valid a while ago)")
             occurrence = 0
             if row.id is None and self._repeated:
                 key = _row_digest(row)
@@ -118,8 +111,7 @@ class Manifest:
 
 
 def open_manifest(url: str, *, seed: int = 0, samples: int = 1, limit: int | None = None) -> Manifest:
-    """Validate the manifest at `url` (a file, a folder or a glob, on any fsspec filesystem) in one streaming
-    pass.
+    """Validate the manifest at `url` (a file, a folder or a glob, on any fsspec filesystem) in one streaming pass.
 
     Parquet, CSV and JSON Lines, the last two also compressed. `prompt` is required; `id`, `seed` and
     `negative_prompt` are optional, column by column and row by row: a null, and an empty field of a CSV file,
@@ -219,9 +211,7 @@ class _Ids:
     def repeated(self) -> frozenset[bytes]:
         """The digests of rows without id that occur more than once."""
         derived = np.sort(np.frombuffer(self._derived, "S16"))
-        return frozenset(
-            bytes(d).ljust(16, b"\0") for d in np.unique(derived[1:][derived[1:] == derived[:-1]])
-        )
+        return frozenset(bytes(d).ljust(16, b"\0") for d in np.unique(derived[1:][derived[1:] == derived[:-1]]))
 
     def _derived_ids(self) -> np.ndarray:
         digests, occurrence, before = bytearray(), 0, b""
@@ -261,9 +251,7 @@ class _OtherColumns:
             try:
                 kind = pa.array([row.get(name) for row in rows]).type
             except (pa.ArrowException, OverflowError) as error:
-                raise UnreadableError(
-                    f"{table.url}: column {name!r} mixes types: {one_line(error)}"
-                ) from error
+                raise UnreadableError(f"{table.url}: column {name!r} mixes types: {one_line(error)}") from error
             self._unify(table, pa.schema([(name, kind)]))
 
     def _unify(self, table: Table, schema: pa.Schema) -> None:

@@ -38,9 +38,7 @@ class UnreadableError(Exception):
 
 
 class Row(NamedTuple):
-    """One row as it stands in the file; `number` is a person's: 1 is the first row of data (JSON Lines: the
-    line).
-    """
+    """One row as it stands in the file; `number` is a person's: 1 is the first row of data (JSON Lines: the line)."""
 
     number: int
     prompt: Any
@@ -79,9 +77,7 @@ class Table:
         if schema is None:
             return pa.schema([])
         if "prompt" not in schema.names:
-            raise UnreadableError(
-                f"{self.url}: no column 'prompt' (its columns: {', '.join(schema.names) or 'none'})"
-            )
+            raise UnreadableError(f"{self.url}: no column 'prompt' (its columns: {', '.join(schema.names) or 'none'})")
         twice = [name for name in schema.names if schema.names.count(name) > 1]
         if twice:
             raise UnreadableError(f"{self.url}: two columns are named {twice[0]!r}")
@@ -94,8 +90,7 @@ class Table:
 
 
 def find_tables(url: str) -> list[Table]:
-    """The files that a URL names: one file, those of a folder (by their suffix), or those that match a glob,
-    sorted.
+    """The files that a URL names: one file, those of a folder (by their suffix), or those that match a glob, sorted.
 
     Raises UnreadableError.
     """
@@ -110,17 +105,13 @@ def find_tables(url: str) -> list[Table]:
     except READ_ERRORS as error:
         raise UnreadableError(f"{url}: cannot be opened: {one_line(error)}") from error
     if not paths:
-        raise UnreadableError(
-            f"{url}: no such file, nor a folder or glob with .parquet, .csv or .jsonl files"
-        )
+        raise UnreadableError(f"{url}: no such file, nor a folder or glob with .parquet, .csv or .jsonl files")
     local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
     return [_table(p if local else fs.unstrip_protocol(p)) for p in sorted(paths)]
 
 
 def format_of(path: str) -> str | None:
-    """The format that a file's name tells: parquet, csv or jsonl, the last two also compressed; None for
-    others.
-    """
+    """The format that a file's name tells: parquet, csv or jsonl, the last two also compressed; None for others."""
     name = PurePosixPath(path.lower())
     if name.suffix in PACKED and SUFFIXES.get(name.with_suffix("").suffix) in ("csv", "jsonl"):
         name = name.with_suffix("")

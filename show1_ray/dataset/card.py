@@ -7,17 +7,17 @@ from typing import Any
 import yaml
 
 from show1_ray.dataset.lander import Origin
-from show1_ray.dataset.layout import FAILURES, METADATA_FILE, PIPELINE, SHARDS
+from show1_ray.dataset.layout import CLIPS, FAILURES, METADATA_FILE, PIPELINE, SHARDS
 
 LOADING = {
     "mp4": """\
 ```python
 from datasets import load_dataset
 
-clips = load_dataset("videofolder", data_files="{metadata}", split="train")
+clips = load_dataset("path/of/this/folder", split="train")
 ```
 
-`data_dir` in place of `data_files` works too, unless ids begin with words that `datasets` takes for splits
+`load_dataset("videofolder", data_dir=…)` works too, unless ids begin with words that it takes for splits
 (`test-1`, `train_2`).
 """,
     "webdataset": """\
@@ -35,7 +35,7 @@ A clip's key is its id (dots replaced, see `file_name` in `{metadata}`); its row
 
 def dataset_card(origin: Origin, format: str, clips: int, size: int, failures: int) -> str:
     """The card of a finished dataset of so many clips, bytes of video, and clips that failed."""
-    files = METADATA_FILE if format == "mp4" else f"{SHARDS}/*.tar"
+    files = [METADATA_FILE, f"{CLIPS}/**/*.mp4"] if format == "mp4" else [f"{SHARDS}/*.tar"]
     front: dict[str, Any] = {
         "license": "other",
         "license_name": "see-weights",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from show1_ray.dataset.inventory import BROKEN, Done, Inventory, failure_parts, read_part
-from show1_ray.dataset.layout import FAILURES, METADATA_FILE
+from show1_ray.dataset.layout import FAILURES, METADATA_FILE, new_part
 from show1_ray.dataset.metadata import FAILURES as FAILURE_SCHEMA
 from show1_ray.dataset.metadata import SCHEMA, id_digest, to_parquet, to_table
 from show1_ray.dataset.storage import Storage
@@ -54,22 +53,18 @@ def compact_failures(storage: Storage, done: Done) -> int:
         return len(standing)
     if standing:
         table = to_table(standing, FAILURE_SCHEMA).select(FAILURE_SCHEMA.names)
-        storage.write(f"{FAILURES}/part-{time.time_ns():020}-all.parquet", to_parquet(table))
+        storage.write(new_part(FAILURES), to_parquet(table))
     for path in parts:
         storage.delete(path)
     return len(standing)
 
 
 def read_failures(storage: Storage) -> list[dict[str, Any]]:
-    """All failures that were recorded, oldest first. A part that is not whole counts for nothing: its clips
-    are tried.
-    """
+    """All failures that were recorded, oldest first. A part that is not whole counts for nothing."""
     failures: list[dict[str, Any]] = []
     for path in failure_parts(storage):
         try:
-            rows = [
-                row for batch in read_part(storage, path, FAILURE_SCHEMA.names) for row in batch.to_pylist()
-            ]
+            rows = [row for batch in read_part(storage, path, FAILURE_SCHEMA.names) for row in batch.to_pylist()]
         except BROKEN:
             continue
         failures += [{**row, "failed": row["failed"].isoformat(timespec="milliseconds")} for row in rows]
@@ -77,9 +72,7 @@ def read_failures(storage: Storage) -> list[dict[str, Any]]:
 
 
 def common_schema(storage: Storage, parts: Iterable[str], columns: Iterable[pa.Field] = ()) -> pa.Schema:
-    """A schema that all parts fit into, and the manifest's other columns. Raises UserError where there is
-    none.
-    """
+    """A schema that all parts fit into, and the manifest's other columns. Raises UserError where there is none."""
     schema = pa.schema([*SCHEMA, *columns])
     for path in parts:
         with storage.local_copy(path) as local:
@@ -96,9 +89,7 @@ def common_schema(storage: Storage, parts: Iterable[str], columns: Iterable[pa.F
 
 def _aligned(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = [
-        rows[field.name].cast(field.type)
-        if field.name in rows.schema.names
-        else pa.nulls(len(rows), field.type)
+        rows[field.name].cast(field.type) if field.name in rows.schema.names else pa.nulls(len(rows), field.type)
         for field in schema
     ]
     return pa.table(columns, schema=schema)

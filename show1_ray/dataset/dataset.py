@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -15,17 +14,18 @@ from typing import Any, Self
 import pyarrow as pa
 
 from show1_ray.clip import Clip
+from show1_ray.dataset.background import Background
 from show1_ray.dataset.card import dataset_card
 from show1_ray.dataset.compaction import common_schema, compact_failures, compact_metadata, read_failures
 from show1_ray.dataset.identity import Format, check_identity, write_identity
 from show1_ray.dataset.inventory import Done, Inventory, read_part, take_inventory
 from show1_ray.dataset.lander import Lander, Origin, row_of_file
-from show1_ray.dataset.layout import CARD, CLIPS, FAILURES, METADATA, SHARDS, shard_number
-from show1_ray.dataset.lease import Lease, LeaseTimes
+from show1_ray.dataset.layout import CARD, CLIPS, FAILURES, METADATA, SHARDS, new_part, shard_number
+from show1_ray.dataset.lease import Lease, LeaseError, LeaseTimes
 from show1_ray.dataset.metadata import FAILURES as FAILURE_SCHEMA
 from show1_ray.dataset.metadata import Row, check_columns, content_digest, id_digest, to_parquet, to_table
 from show1_ray.dataset.shards import read_shard, write_shard
-from show1_ray.dataset.storage import Retries, Storage
+from show1_ray.dataset.storage import Retries, Storage, StorageError
 from show1_ray.errors import UserError
 from show1_ray.manifest import Entry
 
@@ -60,9 +60,7 @@ class Dataset:
     next call raises.
     """
 
-    def __init__(
-        self, storage: Storage, lease: Lease, origin: Origin, format: Format, settings: Settings
-    ) -> None:
+    def __init__(self, storage: Storage, lease: Lease, origin: Origin, format: Format, settings: Settings) -> None:
         """Use `Dataset.open`."""
         self._storage = storage
         self._lease = lease
@@ -71,10 +69,10 @@ class Dataset:
         self._settings = settings
         self._columns: list[pa.Field] = []
         self._rows: list[Row] = []
+        self._bytes = 0  # of these rows' videos
         self._failures: list[Row] = []
         self._flushed = time.monotonic()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="dataset writer")
-        self._writes: list[Future[None]] = []
+        self._background = Background()
         self._next_shard = 0
         self._inventory = Inventory()
         self._done: Done = self._inventory.done()
@@ -111,7 +109,7 @@ class Dataset:
         """
         check_columns(columns)
         settings = settings or Settings()
-        storage = Storage(url, settings.retries)
+        storage = Storage.at(url, settings.retries)
         check_identity(storage, origin, format)
         lease = Lease(storage, job, settings.lease)
         dataset = cls(storage, lease, origin, format, settings)
@@ -128,13 +126,11 @@ class Dataset:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, (StorageError, LeaseError)):
             self.abandon()
+        else:
+            self.close()
 
     @property
     def lander(self) -> Lander:
@@ -153,9 +149,7 @@ class Dataset:
         return Survey(done, failed, left)
 
     def missing(self, entries: Iterable[Entry], retry_failed: bool = False) -> Iterator[Entry]:
-        """What is left to render, in order. Raises as `survey` does, which tells it before anything is
-        rendered.
-        """
+        """What is left to render, in order. Raises as `survey` does, but only when it gets there."""
         for entry, is_done, has_failed in self._compare(entries):
             if not is_done and (retry_failed or not has_failed):
                 yield entry
@@ -168,7 +162,7 @@ class Dataset:
     def record(self, row: Row) -> None:
         """Take note of a clip that has landed: the row that the lander gave."""
         self._check()
-        self._rows.append(row)
+        self._add(row)
         self._flush_if_due()
 
     def record_failure(self, clip: Clip, stage: str, attempts: int, error: str) -> None:
@@ -187,11 +181,11 @@ class Dataset:
     def flush(self) -> None:
         """Write what is recorded. Rows of single clips stay with their files until these are a shard."""
         if self._format == "mp4":
-            self._write_rows(take=len(self._rows))
+            self._write_rows()
         if self._failures:
             failures, self._failures = self._failures, []
             table = to_table(failures, FAILURE_SCHEMA).select(FAILURE_SCHEMA.names)
-            self._submit(self._storage.write, self._part(FAILURES), to_parquet(table))
+            self._background.submit(self._storage.write, new_part(FAILURES), to_parquet(table))
         self._flushed = time.monotonic()
 
     def close(self) -> None:
@@ -204,17 +198,19 @@ class Dataset:
 
     def abandon(self) -> None:
         """Give the lease back without writing any more: clips that landed carry their rows."""
-        self._writer.shutdown(cancel_futures=True)
-        self._lease.release()
+        self._background.stop()
+        with suppress(StorageError):  # then the lease goes stale by itself
+            self._lease.release()
 
     def finish(self) -> None:
         """Make one metadata file of all parts, one failures file, the last shard and the card; then close."""
         try:
             self.flush()
-            if self._format == "webdataset":
-                self._write_shards(all=True)
-            self._wait()
-            inventory = take_inventory(self._storage)
+            self._write_rest()
+            inventory = self._settle()  # also what tasks of an earlier, killed job have landed meanwhile
+            if self._rows:
+                self._write_rest()
+                inventory = take_inventory(self._storage)
             compact_metadata(self._storage, inventory)
             failures = compact_failures(self._storage, inventory.done())
             card = dataset_card(self._origin, self._format, inventory.count, inventory.bytes, failures)
@@ -228,54 +224,56 @@ class Dataset:
         storage = self._storage
         clip_folders = [f"{CLIPS}/{name}" for name in storage.folders(CLIPS)]
         storage.clean(["", SHARDS, METADATA, FAILURES, *clip_folders])
-        inventory = take_inventory(storage)
-        self._next_shard = 1 + max(
-            [
-                -1,
-                *(n for name in storage.sizes(SHARDS) if (n := shard_number(name)) is not None),
-                *inventory.shard_sizes,
-            ]
-        )
-        common_schema(storage, inventory.parts, self._columns)
-        if self._adopt_shards(inventory):
-            inventory = take_inventory(storage)
-        for path in inventory.leftovers:
-            storage.delete(path)
-        adopted = self._adopt_clips(inventory)
-        if self._format == "mp4" and adopted:
-            self._write_rows(take=len(self._rows))
-            self._wait()
-        for path in inventory.broken_parts:  # only now that their clips have rows again
-            storage.delete(path)
-        if self._format == "mp4" and (adopted or inventory.broken_parts):
-            inventory = take_inventory(storage)
+        inventory = self._settle()
+        numbers = {shard_number(name) for name in storage.sizes(SHARDS)} | set(inventory.shard_sizes)
+        self._next_shard = 1 + max((n for n in numbers if n is not None), default=-1)
         self._inventory, self._done = inventory, inventory.done()
         self._failed = {
             id_digest(f["id"]): content_digest(f["prompt"], f["negative_prompt"], f["seed"])
             for f in read_failures(storage)
         }
 
+    def _settle(self) -> Inventory:
+        """Bring files and rows to agree: adopt what landed without a row, remove what is twice or broken."""
+        storage = self._storage
+        inventory = take_inventory(storage)
+        common_schema(storage, inventory.parts, self._columns)
+        if self._adopt_shards(inventory):
+            inventory = take_inventory(storage)
+        for path in inventory.leftovers:
+            storage.delete(path)
+        changed = self._adopt_clips(inventory) > 0 or bool(inventory.broken_parts)
+        if self._format == "mp4":
+            self._write_rows()
+        self._wait()
+        for path in inventory.broken_parts:  # only now that their clips have rows again
+            storage.delete(path)
+        return take_inventory(storage) if changed else inventory
+
     def _adopt_shards(self, inventory: Inventory) -> bool:
-        """Write the rows of shards that have none; remove shards that are not whole. Whether anything
-        changed.
-        """
+        """Write the rows of shards without; remove shards that are not whole. Whether anything changed."""
         for path in inventory.shards_without_row:
             rows = read_shard(self._storage, path, self._origin.recipe_hash)
-            if rows is None:
+            if not rows:
                 self._storage.delete(path)
             else:
-                self._storage.write(self._part(METADATA), to_parquet(to_table(rows, self._columns)))
+                self._storage.write(new_part(METADATA), to_parquet(to_table(rows, self._columns)))
         for path in inventory.broken_shards:
             self._storage.delete(path)
         return bool(inventory.shards_without_row or inventory.broken_shards)
 
     def _adopt_clips(self, inventory: Inventory) -> int:
+        def row_at(path: str) -> Row | None:
+            return row_of_file(self._storage.read(path), self._origin.recipe_hash)
+
         adopted = 0
-        for path in inventory.without_row:
-            row = row_of_file(self._storage.read(path), self._origin.recipe_hash)
+        rows = self._storage.map(row_at, inventory.without_row)
+        for path, row in zip(inventory.without_row, rows, strict=True):
             if row is not None and row["file_name"] == path:
-                self._rows.append(row)
+                self._add(row)
                 adopted += 1
+            if self._format == "mp4" and len(self._rows) >= self._settings.part_rows:
+                self._write_rows()
         return adopted
 
     def _compare(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bool, bool]]:
@@ -284,16 +282,17 @@ class Dataset:
         entries = iter(entries)
         while block := list(islice(entries, ENTRIES_AT_ONCE)):
             ids = [id_digest(entry.clip.id) for entry in block]
-            places = self._done.find(ids).tolist()
-            for entry, digest, place in zip(block, ids, places, strict=True):
-                clip = entry.clip
-                content = content_digest(clip.prompt, clip.negative_prompt, clip.seed)
-                if place >= 0 and self._done.contents[place] != content:
-                    raise self._changed(clip, self._row_at(int(self._done.rows[place])))
-                if digest in pending and not _is_same(clip, pending[digest]):
-                    raise self._changed(clip, pending[digest])
-                is_done = place >= 0 or digest in pending
-                yield entry, is_done, not is_done and self._failed.get(digest) == content
+            contents = [content_digest(e.clip.prompt, e.clip.negative_prompt, e.clip.seed) for e in block]
+            places = self._done.find(ids)
+            same = self._done.has_contents(places, contents).tolist()
+            for i, (entry, place) in enumerate(zip(block, places.tolist(), strict=True)):
+                if place >= 0 and not same[i]:
+                    raise self._changed(entry.clip, self._row_at(int(self._done.rows[place])))
+                waiting = pending.get(ids[i])
+                if waiting and not _is_same(entry.clip, waiting):
+                    raise self._changed(entry.clip, waiting)
+                is_done = place >= 0 or waiting is not None
+                yield entry, is_done, not is_done and self._failed.get(ids[i]) == contents[i]
 
     def _row_at(self, row: int) -> Row:
         path, number = self._inventory.place(row)
@@ -305,9 +304,7 @@ class Dataset:
 
     def _changed(self, clip: Clip, row: Row) -> UserError:
         names = ("prompt", "negative_prompt", "seed")
-        changes = [
-            f"{n} {row.get(n)!r} → {getattr(clip, n)!r}" for n in names if row.get(n) != getattr(clip, n)
-        ]
+        changes = [f"{n} {row.get(n)!r} → {getattr(clip, n)!r}" for n in names if row.get(n) != getattr(clip, n)]
         return UserError(
             f"dataset {self._storage.url}: clip {clip.id!r} is there from another row: {'; '.join(changes)}; "
             "give the row another id, or the job another --out"
@@ -315,56 +312,62 @@ class Dataset:
 
     # Writing
 
+    def _add(self, row: Row) -> None:
+        self._rows.append(row)
+        self._bytes += row["bytes"]
+
     def _check(self) -> None:
         self._lease.check()
-        while self._writes and self._writes[0].done():
-            self._writes.pop(0).result()
+        self._background.check()
 
     def _wait(self) -> None:
-        while self._writes:
-            self._writes.pop(0).result()
+        self._background.wait()
         self._lease.check()
 
     def _flush_if_due(self) -> None:
         settings = self._settings
         if self._format == "webdataset":
-            self._write_shards(all=False)
+            self._write_shards(rest=False)
         rows = len(self._failures) + (len(self._rows) if self._format == "mp4" else 0)
         if rows >= settings.part_rows or time.monotonic() - self._flushed >= settings.part_seconds:
             self.flush()
 
-    def _write_rows(self, take: int) -> None:
-        rows, self._rows = self._rows[:take], self._rows[take:]
+    def _write_rows(self) -> None:
+        rows, self._rows, self._bytes = self._rows, [], 0
         if rows:
             table = to_table(rows, self._columns)
-            self._submit(self._storage.write, self._part(METADATA), to_parquet(table))
+            self._background.submit(self._storage.write, new_part(METADATA), to_parquet(table))
 
-    def _write_shards(self, all: bool) -> None:
+    def _write_rest(self) -> None:
+        if self._format == "webdataset":
+            self._write_shards(rest=True)
+        else:
+            self._write_rows()
+        self._wait()
+
+    def _write_shards(self, rest: bool) -> None:
+        """Compact the clips that wait into full shards, and with `rest` what remains into a last one."""
         settings = self._settings
-        take = size = 0
-        while take < len(self._rows) and take < settings.shard_clips and size < settings.shard_bytes:
-            size += self._rows[take]["bytes"]
-            take += 1
-        full = take == settings.shard_clips or size >= settings.shard_bytes
-        if take and (full or all):
-            rows, self._rows = self._rows[:take], self._rows[take:]
-            self._submit(self._write_shard, self._next_shard, rows)
+        while self._rows:
+            if not (rest or len(self._rows) >= settings.shard_clips or self._bytes >= settings.shard_bytes):
+                return
+            take = size = 0
+            while take < min(len(self._rows), settings.shard_clips) and size < settings.shard_bytes:
+                size += self._rows[take]["bytes"]
+                take += 1
+            rows, self._rows, self._bytes = self._rows[:take], self._rows[take:], self._bytes - size
+            self._background.submit(self._write_shard, self._next_shard, rows)
             self._next_shard += 1
-            self._write_shards(all)
 
     def _write_shard(self, number: int, rows: list[Row]) -> None:
         """Shard, then rows, then the single files go: whenever it is interrupted, each clip is whole."""
-        there = write_shard(self._storage, number, rows)
-        self._storage.write(self._part(METADATA), to_parquet(to_table(there, self._columns)))
-        for row in rows:
-            self._storage.delete(row["file_name"])
-
-    def _submit(self, action: Any, *args: Any) -> None:
-        self._writes.append(self._writer.submit(action, *args))
-
-    def _part(self, folder: str) -> str:
-        """A new part's path; names sort by time."""
-        return f"{folder}/part-{time.time_ns():020}-{uuid.uuid4().hex[:8]}.parquet"
+        self._lease.check()  # another writer would number its shards alike
+        paths = [row["file_name"] for row in rows]
+        there = write_shard(self._storage, number, paths, self._origin.recipe_hash)
+        table = to_table(list(there.values()), self._columns)
+        self._storage.write(new_part(METADATA), to_parquet(table))
+        for path in there:
+            self._storage.delete(path)
 
 
 def _is_same(clip: Clip, row: Row) -> bool:

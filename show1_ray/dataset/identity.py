@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from show1_ray.dataset.lander import Origin
-from show1_ray.dataset.layout import DATASET, PIPELINE
+from show1_ray.dataset.layout import CLIPS, DATASET, FAILURES, METADATA, METADATA_FILE, PIPELINE, SHARDS
 from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
 
@@ -24,6 +24,9 @@ def check_identity(storage: Storage, origin: Origin, format: str) -> None:
         if names:
             raise UserError(f"dataset {storage.url}: holds something else ({names[0]}); give an empty one")
         return
+    folders = set(storage.folders(""))
+    if not folders & {CLIPS, SHARDS, METADATA, FAILURES} and METADATA_FILE not in storage.sizes(""):
+        return  # a dry run, or a job that ended before its first clip
     if about["format"] != format:
         raise UserError(f"dataset {storage.url}: its format is {about['format']}, not {format}")
     if about["recipe_hash"] != origin.recipe_hash:

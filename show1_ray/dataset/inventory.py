@@ -77,11 +77,18 @@ class Done:
 
     def find(self, ids: list[bytes]) -> np.ndarray:
         """The place of each id, -1 where it is not there."""
+        # Compared as arrays: numpy takes the zeros off the end of a single S16 value.
         wanted = np.array(ids, "S16")
         if not len(self.ids) or not ids:
             return np.full(len(ids), -1)
         places = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
         return np.where(self.ids[places] == wanted, places, -1)
+
+    def has_contents(self, places: np.ndarray, contents: list[bytes]) -> np.ndarray:
+        """Whether the clips at these places (none where -1) are made from these contents."""
+        if not len(self.ids):
+            return np.zeros(len(contents), bool)
+        return (places >= 0) & (self.contents[places] == np.array(contents, "S16"))
 
 
 def take_inventory(storage: Storage) -> Inventory:
@@ -90,14 +97,13 @@ def take_inventory(storage: Storage) -> Inventory:
     order = np.argsort(inventory.ids, kind="stable")
     sorted_ids = inventory.ids[order]
     _back_by_shards(storage, inventory, order, sorted_ids)
-    for folder in storage.folders(CLIPS):
-        files = {
-            n: s for n, s in storage.sizes(f"{CLIPS}/{folder}").items() if n.endswith(".mp4") and n[0] != "."
-        }
+    folders = [f"{CLIPS}/{name}" for name in storage.folders(CLIPS)]
+    for folder, sizes in zip(folders, storage.map(storage.sizes, folders), strict=True):
+        files = {name: size for name, size in sizes.items() if name.endswith(".mp4") and name[0] != "."}
         digests = np.array([id_digest(name.removesuffix(".mp4")) for name in files], "S16")
         starts, ends = (np.searchsorted(sorted_ids, digests, side=side) for side in ("left", "right"))
         for (name, size), start, end in zip(files.items(), starts.tolist(), ends.tolist(), strict=True):
-            path = f"{CLIPS}/{folder}/{name}"
+            path = f"{folder}/{name}"
             rows = order[start:end]
             if inventory.backed[rows].any():
                 inventory.leftovers.append(path)
@@ -172,6 +178,9 @@ class _Part:
             self.ids += id_digest(clip_id)
             self.contents += content_digest(prompt, negative_prompt, seed)
         self.sizes.append(pc.fill_null(batch["bytes"], 0).to_numpy(zero_copy_only=False))
+        if "shard" not in batch.schema.names:
+            self.shards += [-1] * len(batch)
+            return
         for shard, size in zip(batch["shard"].to_pylist(), batch["shard_bytes"].to_pylist(), strict=True):
             number = None if shard is None else shard_number(PurePosixPath(shard).name)
             self.shards.append(-1 if number is None else number)
@@ -179,9 +188,7 @@ class _Part:
                 self.shard_sizes[number] = size
 
 
-def _back_by_shards(
-    storage: Storage, inventory: Inventory, order: np.ndarray, sorted_ids: np.ndarray
-) -> None:
+def _back_by_shards(storage: Storage, inventory: Inventory, order: np.ndarray, sorted_ids: np.ndarray) -> None:
     """Mark the rows whose shard is there with its right size."""
     there = {shard_number(name): size for name, size in storage.sizes(SHARDS).items()}
     there.pop(None, None)

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from show1_ray.clip import Clip
-from show1_ray.dataset.layout import clip_path
+from show1_ray.dataset.layout import clip_path, stage_path
 from show1_ray.dataset.metadata import Row, to_json
 from show1_ray.dataset.storage import Storage
-from show1_ray.dataset.video import BrokenVideoError, decode_video, encode_video, read_comment
+from show1_ray.dataset.video import BrokenVideoError, encode_video, read_comment
 
 SOFTWARE = ("show1-ray", "torch", "diffusers", "transformers", "ray", "av", "numpy")
 
@@ -75,6 +75,10 @@ class Lander:
         self.storage.write(row["file_name"], data)
         return row | _checksum(data)
 
+    def save_stage(self, clip: Clip, stage: str, frames: np.ndarray) -> None:
+        """Put what a stage made of a clip (F H W C, uint8 RGB) beside the clips. Raises as landing does."""
+        self.storage.write(stage_path(stage, clip.id), encode_video(frames, self.origin.fps, ""))
+
     def _row(self, clip: Clip, frames: np.ndarray, rendering: Rendering, extra: Mapping[str, Any]) -> Row:
         return {
             "file_name": clip_path(clip.id),
@@ -103,14 +107,11 @@ def row_of_file(data: bytes, recipe_hash: str) -> Row | None:
     """The row that a landed file carries; None where it is not whole, or was not made with this recipe."""
     try:
         row = json.loads(read_comment(data))
-        whole = (
-            isinstance(row, dict)
-            and row["recipe"] == recipe_hash
-            and len(decode_video(data)) == row["frames"]
-        )
-    except (BrokenVideoError, ValueError, KeyError):
+    except (BrokenVideoError, ValueError):
         return None
-    return row | _checksum(data) if whole else None
+    if not isinstance(row, dict) or row.get("recipe") != recipe_hash:
+        return None
+    return row | _checksum(data)
 
 
 @cache

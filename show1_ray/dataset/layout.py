@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
+import uuid
 
 DATASET = "dataset.json"
 PIPELINE = "pipeline.yaml"
@@ -14,11 +16,22 @@ SHARDS = "shards"
 METADATA = "metadata"  # parts, while the dataset grows
 METADATA_FILE = "metadata.parquet"  # all of it, at the end
 FAILURES = "failures"
+STAGES = "__stages__"
 
 
 def clip_path(clip_id: str) -> str:
     """The video file of a clip: clips/<first two hex digits of sha256(id)>/<id>.mp4."""
     return f"{CLIPS}/{hashlib.sha256(clip_id.encode()).hexdigest()[:2]}/{clip_id}.mp4"
+
+
+def new_part(folder: str) -> str:
+    """The path of a new part of metadata or failures; names sort by time."""
+    return f"{folder}/part-{time.time_ns():020}-{uuid.uuid4().hex[:8]}.parquet"
+
+
+def stage_path(stage: str, clip_id: str) -> str:
+    """The frames that a stage made of a clip, in a folder that `datasets` leaves alone."""
+    return f"{STAGES}/{stage}/{clip_path(clip_id).removeprefix(CLIPS + '/')}"
 
 
 def shard_path(number: int) -> str:
@@ -33,9 +46,7 @@ def shard_number(name: str) -> int | None:
 
 
 def shard_key(clip_id: str) -> str:
-    """A clip's key in a shard: its id, but where that has dots, which WebDataset takes for the extension's
-    beginning.
-    """
+    """A clip's key in a shard: its id, but for dots, which WebDataset takes for the extension's beginning."""
     if "." not in clip_id:
         return clip_id
     return f"{clip_id.replace('.', '_')}-{hashlib.sha256(clip_id.encode()).hexdigest()[:8]}"

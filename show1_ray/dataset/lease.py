@@ -23,9 +23,7 @@ class LeaseError(UserError):
 
 @dataclass(frozen=True)
 class LeaseTimes:
-    """Seconds between renewals, after which silence means death, and between writing the lease and reading it
-    back.
-    """
+    """Seconds between renewals, after which silence means death, and between writing the lease and reading it back."""
 
     renewal: float = 10
     stale: float = 45
@@ -161,9 +159,7 @@ def read_holder(storage: Storage) -> Holder | None:
 
 
 def _machine() -> str:
-    """The kernel's boot and the process namespace, in which a process number means one process; "" where
-    unknown.
-    """
+    """The kernel's boot and the process namespace, in which a process number means one process; "" where unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
@@ -172,9 +168,7 @@ def _machine() -> str:
 
 
 def _process_start(pid: int) -> str:
-    """When a process began, in the kernel's ticks since boot; "" where there is no such process, or it is a
-    zombie.
-    """
+    """When a process began, in the kernel's ticks since boot; "" where there is no such process, or it is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -21,9 +21,7 @@ Row = dict[str, Any]  # JSON's types only
 
 SCHEMA = pa.schema(
     [
-        ("file_name", pa.string()),  # relative to the dataset's folder; of a shard: the member's name
-        ("shard", pa.string()),  # relative to the dataset's folder; null where clips are files
-        ("shard_bytes", pa.int64()),
+        ("file_name", pa.string()),  # relative to the dataset's folder; in a shard: the member's name
         ("id", pa.string()),
         ("prompt", pa.string()),
         ("negative_prompt", pa.string()),
@@ -44,6 +42,7 @@ SCHEMA = pa.schema(
     ]
 )
 BY_STAGE = {"seconds_": pa.float64(), "batch_size_": pa.int32()}  # each followed by a stage's name
+IN_SHARDS = pa.schema([("shard", pa.string()), ("shard_bytes", pa.int64())])
 FAILURES = pa.schema(
     [
         ("id", pa.string()),
@@ -64,11 +63,9 @@ def check_columns(fields: Iterable[pa.Field]) -> None:
     """Refuse columns of a manifest that cannot be columns of the metadata. Raises UserError."""
     for field in fields:
         name = field.name
-        own = name in SCHEMA.names or name in TAKEN or name.startswith(tuple(BY_STAGE))
+        own = name in [*SCHEMA.names, *IN_SHARDS.names, *TAKEN] or name.startswith(tuple(BY_STAGE))
         if own or name.endswith(("_file_name", "_file_names")):
-            raise UserError(
-                f"manifest: column {name!r} has a name that the dataset's metadata uses itself; rename it"
-            )
+            raise UserError(f"manifest: column {name!r} has a name that the dataset's metadata uses itself; rename it")
         if not (_is_text_in_json(field.type) or pa.types.is_binary(field.type) or _is_json(field.type)):
             raise UserError(
                 f"manifest: column {name!r} is {field.type}, which a video's metadata cannot carry; drop it"
@@ -76,9 +73,7 @@ def check_columns(fields: Iterable[pa.Field]) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """A value of a manifest's column in JSON's types: dates and decimals as text, bytes as base64, NaN as
-    null.
-    """
+    """A value of a manifest's column in JSON's types: dates and decimals as text, bytes as base64, NaN as null."""
     if isinstance(value, (date, time)):
         return value.isoformat()
     if isinstance(value, Decimal):
@@ -97,10 +92,13 @@ def to_json(value: Any) -> Any:
 def to_table(rows: Sequence[Row], extra: Iterable[pa.Field]) -> pa.Table:
     """Rows as a table: SCHEMA's columns, the stages', the manifest's (`extra`), and what else rows hold."""
     types = {field.name: field.type for field in [*SCHEMA, *extra]}
+    if any("shard" in row for row in rows):
+        types |= {field.name: field.type for field in IN_SHARDS}
     for name in dict.fromkeys(name for row in rows for name in row):
         if name not in types:
             types[name] = next((kind for prefix, kind in BY_STAGE.items() if name.startswith(prefix)), None)
-    order = [*SCHEMA.names, *sorted(name for name in types if name.startswith(tuple(BY_STAGE)))]
+    order = [*SCHEMA.names, *(name for name in IN_SHARDS.names if name in types)]
+    order += sorted(name for name in types if name.startswith(tuple(BY_STAGE)))
     order += [name for name in types if name not in order]
     return pa.table({name: _column([row.get(name) for row in rows], types[name]) for name in order})
 
@@ -125,6 +123,8 @@ def content_digest(prompt: str, negative_prompt: str | None, seed: int) -> bytes
 def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
     if kind is None:
         return pa.array(values)
+    if pa.types.is_time(kind):
+        return pa.array([None if v is None else time.fromisoformat(v) for v in values], kind)
     if _is_text_in_json(kind):
         return pa.array(values, pa.string()).cast(kind)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -134,10 +134,7 @@ def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
 
 def _is_text_in_json(kind: pa.DataType) -> bool:
     return (
-        pa.types.is_timestamp(kind)
-        or pa.types.is_date32(kind)
-        or pa.types.is_time(kind)
-        or pa.types.is_decimal(kind)
+        pa.types.is_timestamp(kind) or pa.types.is_date32(kind) or pa.types.is_time(kind) or pa.types.is_decimal(kind)
     )
 
 

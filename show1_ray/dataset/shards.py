@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -16,30 +16,30 @@ from show1_ray.dataset.metadata import Row
 from show1_ray.dataset.storage import Storage
 
 
-def write_shard(storage: Storage, number: int, rows: Sequence[Row]) -> list[Row]:
-    """Put the landed clips of `rows` into a new shard; their rows as they are there.
+def write_shard(storage: Storage, number: int, paths: Iterable[str], recipe_hash: str) -> dict[str, Row]:
+    """Put landed clips into a new shard: their rows as they are there, by the paths of the single files.
 
-    The single files stay: they are for the caller to delete, once the rows are safe. The bytes of a shard are
-    a function of its clips: members are sorted by id, and carry no time and no owner. Raises StorageError,
-    FileNotFoundError.
+    Rows are taken from the files, which a late task of a killed job may have written again. A file that is not
+    whole is left out. The single files stay: they are for the caller to delete, once the rows are safe. The bytes
+    of a shard are a function of its clips' files: members carry no time and no owner.
+
+    Raises StorageError, FileNotFoundError.
     """
-    path = shard_path(number)
-    landed = sorted(rows, key=lambda row: row["id"])
+    shard, rows = shard_path(number), dict[str, Row]()
     with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / PurePosixPath(path).name
+        local = Path(folder) / PurePosixPath(shard).name
         with tarfile.open(local, "w", format=tarfile.PAX_FORMAT) as tar:
-            for row in landed:
-                key = shard_key(row["id"])
-                _add(tar, f"{key}.mp4", storage.read(row["file_name"]))
-                _add(
-                    tar,
-                    f"{key}.json",
-                    json.dumps(row | {"file_name": f"{key}.mp4"}, ensure_ascii=False).encode(),
-                )
+            for path in sorted(paths):
+                data = storage.read(path)
+                row = row_of_file(data, recipe_hash)
+                if row is not None:
+                    key = shard_key(row["id"])
+                    rows[path] = row | {"file_name": f"{key}.mp4"}
+                    _add(tar, f"{key}.mp4", data)
+                    _add(tar, f"{key}.json", json.dumps(rows[path], ensure_ascii=False).encode())
         size = local.stat().st_size
-        storage.upload(path, local)
-    place = {"shard": path, "shard_bytes": size}
-    return [row | {"file_name": f"{shard_key(row['id'])}.mp4", **place} for row in landed]
+        storage.upload(shard, local)
+    return {path: row | {"shard": shard, "shard_bytes": size} for path, row in rows.items()}
 
 
 def read_shard(storage: Storage, path: str, recipe_hash: str) -> list[Row] | None:
@@ -61,9 +61,7 @@ def read_shard(storage: Storage, path: str, recipe_hash: str) -> list[Row] | Non
 
 
 def _ends(file: IO[bytes], size: int) -> bool:
-    """Whether a tar file has its end: two blocks of zeros (tarfile reads one that is cut between members as
-    whole).
-    """
+    """Whether a tar file has its end: two blocks of zeros (tarfile reads one that is cut between members as whole)."""
     if size < 2 * tarfile.BLOCKSIZE:
         return False
     file.seek(size - 2 * tarfile.BLOCKSIZE)

@@ -49,7 +49,7 @@ class Status:
 
 def read_status(url: str) -> Status:
     """Read the status of the dataset at `url`. Raises UserError where there is none, StorageError."""
-    storage = Storage(url)
+    storage = Storage.at(url)
     about = read_identity(storage)
     if about is None:
         raise UserError(f"dataset {url}: there is none")

@@ -1,6 +1,4 @@
-"""Files of a dataset on any fsspec filesystem: each appears whole or not at all, and failures are tried
-again.
-"""
+"""Files of a dataset on any fsspec filesystem: each appears whole or not at all, and failures are tried again."""
 
 from __future__ import annotations
 
@@ -8,7 +6,8 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,8 +19,10 @@ from fsspec.core import url_to_fs
 
 from show1_ray.errors import UserError
 
+A = TypeVar("A")
 T = TypeVar("T")
 TEMPORARY = ".tmp"
+SIMULTANEOUS = 16  # object stores answer slowly, but many at once
 
 
 class StorageError(UserError):
@@ -48,6 +49,17 @@ class Storage:
 
     url: str
     retries: Retries = field(default_factory=Retries)
+
+    @classmethod
+    def at(cls, url: str, retries: Retries | None = None) -> Storage:
+        """The folder at `url`, which means the same in processes with another working directory."""
+        storage = cls(url.rstrip("/") or "/", retries or Retries())
+        return cls(storage._place[1], storage.retries) if storage.is_local else storage
+
+    def map(self, action: Callable[[A], T], arguments: Iterable[A]) -> Iterator[T]:
+        """Do many small things with the storage at the same time; results in the order of the arguments."""
+        with ThreadPoolExecutor(SIMULTANEOUS) as threads:
+            yield from threads.map(action, arguments)
 
     @cached_property
     def _place(self) -> tuple[AbstractFileSystem, str]:
@@ -110,17 +122,11 @@ class Storage:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Name → bytes of the files right in a folder; nothing where there is no such folder."""
-        return {
-            PurePosixPath(name).name: int(size or 0)
-            for name, kind, size in self._list(folder)
-            if kind == "file"
-        }
+        return {PurePosixPath(name).name: int(size or 0) for name, kind, size in self._list(folder) if kind == "file"}
 
     def folders(self, folder: str) -> list[str]:
         """The names of the folders right in a folder, sorted."""
-        return sorted(
-            PurePosixPath(name.rstrip("/")).name for name, kind, _ in self._list(folder) if kind != "file"
-        )
+        return sorted(PurePosixPath(name.rstrip("/")).name for name, kind, _ in self._list(folder) if kind != "file")
 
     def clean(self, folders: list[str]) -> None:
         """Remove what interrupted writes have left in these folders."""
