@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from show1_ray.errors import UserError
-
 if TYPE_CHECKING:
     from show1_ray.line.spec import StageSpec
 
@@ -33,9 +31,9 @@ def shares(work: Sequence[float], stations: int) -> list[float]:
 def pin(seconds: Sequence[float], memory: Sequence[int], stations: Sequence[int]) -> list[tuple[int, ...]]:
     """The stages (numbers, ascending) of each station, given the stations' memory in bytes.
 
-    A station that has room for every stage gets every stage. Otherwise each stage gets a station, the stages that
-    would make the line wait longest get more, and what memory is left over is filled the same way. With too little
-    memory for one station per stage, stations have more pins than they can hold at once, and swap.
+    A station that has room for every stage gets every stage. Otherwise each stage gets a station, the
+    slowest ones get more, and what memory is left over is filled the same way. With too little memory for
+    that, stations have more pins than they can hold at once, and swap.
     """
     if all(sum(memory) <= room for room in stations):
         return [tuple(range(len(seconds)))] * len(stations)
@@ -79,7 +77,9 @@ def footprint(stages: Sequence[StageSpec]) -> list[tuple[int, int]]:
 
     A stage's output bytes count until the last stage that takes one of its tensors.
     """
-    last_use = [max((t for t, s in enumerate(stages) if set(s.takes) & set(given.gives)), default=-1) for given in stages]
+    last_use = [
+        max((t for t, s in enumerate(stages) if set(s.takes) & set(given.gives)), default=-1) for given in stages
+    ]
     sizes = []
     for index in range(len(stages)):
         during = sum(stages[g].output_bytes for g in range(index + 1) if g == index or last_use[g] >= index)
@@ -91,26 +91,19 @@ def footprint(stages: Sequence[StageSpec]) -> list[tuple[int, int]]:
 def limits(stages: Sequence[StageSpec], stations: int, store_bytes: int) -> Limits:
     """How many clips may be in flight.
 
-    `n` clips may be where clips are heavy (the first stage after which a clip holds more than an eighth of what it
-    holds at most, and all stages behind it), and as many again before. `n` is what the store allows, but no more than
-    keeps every station in work and makes swaps cheap.
+    `n` clips may be where clips are heavy (the first stage after which a clip holds more than an eighth of
+    what it holds at most, and all stages behind it), and as many again before. `n` is what the store allows,
+    but no more than keeps every station in work and makes swaps cheap, and no less than a batch.
     """
     sizes = footprint(stages)
     peak = max(1, max(during for during, _ in sizes))
     heavy = next((index for index, (_, after) in enumerate(sizes) if after > peak / 8), len(stages) - 1)
     light = max((after for _, after in sizes[:heavy]), default=0)
-    affordable = store_bytes // (peak + light)
     on_stations = [stage for stage in stages if stage.on == "station"]
     work = sum(stage.seconds for stage in on_stations)
-    batches = sum(stage.batch_size for stage in stages)
-    widest = max(stage.batch_size for stage in stages)
     for_swaps = sum(stage.load_seconds for stage in on_stations) * stations / (SWAP_SHARE * work) if work else 0
-    useful = max(4 * stations * widest, math.ceil(for_swaps), batches)
-    clips = min(affordable, useful)
-    if clips < widest:
-        raise UserError(
-            f"object store: {store_bytes / 1e9:.2f} GB hold {clips} clips in flight, fewer than a batch of {widest}; "
-            f"give it {widest * (peak + light) / 1e9:.2f} GB or make the batches smaller"
-        )
+    widest = max(stage.batch_size for stage in stages)
+    useful = max(4 * stations * widest, math.ceil(for_swaps), sum(stage.batch_size for stage in stages))
+    clips = max(widest, min(store_bytes // (peak + light), useful))
     counts = [clips * 2 if index < heavy else clips for index in range(len(stages))]
     return Limits(tuple(counts), clips * (peak + light))

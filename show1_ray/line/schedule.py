@@ -1,13 +1,13 @@
 """What should this idle station run next? Pure: counts go in, assignments come out, time is passed in.
 
-The schedule knows how many clips wait before each stage and which stages each station holds; which clips they are is
-the line's business. A decision looks at the stages only, never at all stations or all clips.
+The schedule knows how many clips wait before each stage and which stages each station holds; which clips they
+are is the line's business. A decision looks at the stages only, never at all stations or all clips.
 
-The rule: an idle station takes the most downstream stage with a full batch among those that it holds. It changes to a
-stage that it does not hold (a swap has a price in seconds) in two cases:
+The rule: an idle station takes the most downstream stage with a full batch among those that it holds. It changes
+to a stage that it does not hold (for the price of the swap, in seconds) in two cases:
 
-- it is starved, and the other stage has fewer stations than its share of the work that is left, or it has waited for
-  half of the price and the stage's queue is longer than the price, or it has waited for the whole price;
+- it is starved, and the other stage has fewer stations than its share of the work that is left, or the station
+  has waited for half of the price and the stage's queue is longer than that, or it has waited for all of it;
 - it is not starved, but its own stage has more stations than its share and the other one fewer.
 
 Among several it changes to the one that will keep it busy longest.
@@ -16,87 +16,22 @@ Among several it changes to the one that will keep it busy longest.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
+from show1_ray.line.load import UNKNOWN_TOTAL, Assignment, StageLoad, StationLoad
 from show1_ray.line.plan import shares
 
-# Tuned in simulation over swap prices from a fiftieth to one mean batch (benchmarks/line.py), not critical.
-STARVED_DEFICIT = 0.5
-"""Stations that a stage lacks before a starved station joins it without waiting."""
-UNSTARVED_DEFICIT = 1.3
-"""… before a station with work of its own joins it; also what that station's stage must have in excess."""
+# Tuned in simulation, over swap prices from a thousandth of a batch to one batch and 2 to 1,000 stations.
+STARVED_DEFICIT = (0.5, 0.1)
+"""What a stage lacks if a starved station is to join it without waiting: stations, and share of its own."""
+UNSTARVED_DEFICIT = (1.3, 0.25)
+"""… if a station with work of its own is to join it; also what that station's stage must have to spare."""
 LEAVE_BEHIND = 8.0
 """A station leaves work of its own only if that is worth coming back for: this many times the price."""
 PATIENCE = 0.5
-"""Share of the price that a starved station waits before it joins a stage that has its share of stations."""
-TAIL = 2.0
-"""The tail begins when what is left for each station is less than this many times the longest batch."""
-UNKNOWN_TOTAL = 10**6
-REL=0.0
-RELS=0.0
-
-
-@dataclass
-class StageLoad:
-    """One stage: its prices (seconds, replaced by measurements) and the clips that stand before it."""
-
-    name: str
-    batch_size: int
-    seconds: float
-    load_seconds: float = 0.0
-    swap_seconds: float = 0.0
-    memory: int = 0
-    on_station: bool = True
-    limit: int = UNKNOWN_TOTAL
-    """At most this many clips may be in this stage or beyond it."""
-    waiting: int = 0
-    groups: deque[int] = field(default_factory=deque)
-    """Sizes of batches that have to run by themselves: what a failed batch was split into."""
-    running: int = 0
-    holders: int = 0
-    ready_since: float | None = None
-
-    @property
-    def queued(self) -> int:
-        """Clips before this stage, those in groups of their own included."""
-        return self.waiting + sum(self.groups)
-
-
-@dataclass
-class StationLoad:
-    """One station: the stages on its device (the last one used is the last) and in its host memory."""
-
-    number: int
-    memory: int
-    host_memory: int
-    pins: tuple[int, ...] | None = None
-    """The only stages that it may run; None: any."""
-    held: dict[int, None] = field(default_factory=dict)
-    hosted: dict[int, None] = field(default_factory=dict)
-    idle_since: float | None = None
-
-    def may_run(self, stage: int) -> bool:
-        """Whether the plan allows `stage` here."""
-        return self.pins is None or stage in self.pins
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What a station (None: a CPU task) is to run: a batch of `clips` of `stage`; 0 clips: only load the stage.
-
-    Before, the stages `evict` go from the device to host memory, and `drop` from the station altogether. `price` is
-    the expected number of seconds until the stage is on the device.
-    """
-
-    station: int | None
-    stage: int
-    clips: int
-    isolated: bool = False
-    evict: tuple[int, ...] = ()
-    drop: tuple[int, ...] = ()
-    price: float = 0.0
+"""Share of the price that a starved station waits before it joins a stage that has a long queue."""
+TAIL = 0.85
+"""The tail begins when what is left for each station is less than this many times a batch of every stage."""
 
 
 class Schedule:
@@ -109,8 +44,9 @@ class Schedule:
         self.stages = list(stages)
         self.stations: dict[int, StationLoad] = {}
         self.cpu_free = cpu_slots
-        self.unadmitted = UNKNOWN_TOTAL if total is None else total
-        self.exhausted = total == 0
+        self.unadmitted = 0
+        self.exhausted = False
+        self.closed = False
         self.wake_at = math.inf
         """When time alone would change the schedule's mind; set by `decide`."""
         self._freed: dict[int, None] = {}
@@ -118,6 +54,7 @@ class Schedule:
         self._idle_blank: dict[int, None] = {}
         self._idle_holding: list[dict[int, None]] = [{} for _ in self.stages]
         self._idle_hosting: list[dict[int, None]] = [{} for _ in self.stages]
+        self.open(total)
 
     # What happened.
 
@@ -125,6 +62,23 @@ class Schedule:
     def in_flight(self) -> int:
         """Clips that were admitted and have not left the line."""
         return sum(stage.queued + stage.running for stage in self.stages)
+
+    def open(self, total: int | None) -> None:
+        """Begin with `total` clips (None: nobody knows). Raises ValueError if some are in flight."""
+        if self.in_flight:
+            raise ValueError(f"the line still has {self.in_flight} clips in flight")
+        self.unadmitted = UNKNOWN_TOTAL if total is None else total
+        self.exhausted = self.closed = False
+
+    def exhaust(self) -> None:
+        """The manifest has come to its end."""
+        self.exhausted = True
+        self.unadmitted = 0
+
+    def close(self) -> None:
+        """Give stations nothing more; CPU tasks go on."""
+        self.exhaust()
+        self.closed = True
 
     def room(self) -> int:
         """How many more clips may be admitted."""
@@ -135,11 +89,6 @@ class Schedule:
         self.add(0, clips)
         self.unadmitted = max(0, self.unadmitted - clips)
 
-    def exhaust(self) -> None:
-        """The manifest has come to its end."""
-        self.exhausted = True
-        self.unadmitted = 0
-
     def add(self, stage: int, clips: int) -> None:
         """`clips` wait before `stage`: they were advanced, or put back."""
         self.stages[stage].waiting += clips
@@ -147,10 +96,6 @@ class Schedule:
     def isolate(self, stage: int, clips: int) -> None:
         """`clips` wait before `stage` and have to run as a batch of their own."""
         self.stages[stage].groups.append(clips)
-
-    def withdraw(self, stage: int, clips: int) -> None:
-        """`clips` that waited before `stage` do so no more (a tensor of theirs was lost, or they were given up)."""
-        self.stages[stage].waiting -= clips
 
     def end(self, assignment: Assignment) -> None:
         """A batch is over, well or badly; where its clips go from here is told by `add` and `isolate`."""
@@ -196,6 +141,8 @@ class Schedule:
             if not self.stages[stage].on_station and self.cpu_free:
                 self.cpu_free -= 1
                 return self._take(stage, clips, None)
+        if self.closed:
+            return None
         ready = [(stage, clips) for stage, clips in ready if self.stages[stage].on_station]
         wanted = self._wanted()
         while self._freed:
@@ -214,6 +161,10 @@ class Schedule:
                         return self._take(*chosen, station)
         return self._preload()
 
+    def seconds_left(self) -> float:
+        """Seconds of work that is left for each station, if all of them work all the time."""
+        return sum(self._work()) / len(self.stations) if self.stations else math.inf
+
     def price(self, station: StationLoad, stage: int) -> float:
         """Seconds until `stage` is on the station's device."""
         if stage in station.held:
@@ -223,13 +174,13 @@ class Schedule:
     def _ready(self, now: float) -> list[tuple[int, int]]:
         """Stages with an admissible batch, most downstream first, with its size."""
         before = self._clips_before()
-        tail = self._is_tail()
+        fullness = self._fullness()
         ready = []
         at_or_beyond = 0
         for index in reversed(range(len(self.stages))):
             stage = self.stages[index]
             at_or_beyond += stage.running
-            size = self._batch(stage, before[index], stage.limit - at_or_beyond, tail)
+            size = self._batch(stage, before[index], stage.limit - at_or_beyond, fullness)
             at_or_beyond += stage.queued
             if size:
                 ready.append((index, size))
@@ -246,16 +197,17 @@ class Schedule:
                     return [(index, min(stage.waiting, stage.batch_size))]
         return ready
 
-    def _batch(self, stage: StageLoad, before: int, room: int, tail: bool) -> int:
-        """Size of the next batch of `stage`: a full one, or what there is when nothing more is coming; or 0."""
+    def _batch(self, stage: StageLoad, before: int, room: int, fullness: float) -> int:
+        """Size of the next batch: a full one, or what there is when nothing more is coming; or 0."""
         if stage.groups:
             return stage.groups[0]
-        possible = min(stage.waiting, stage.batch_size, room)
+        full = max(1, math.ceil(stage.batch_size * fullness))
+        possible = min(stage.waiting, full, room)
         if before == 0 or (not stage.on_station and possible > 0):
-            if tail and self.stations:
+            if fullness < 1.0:
                 possible = min(possible, math.ceil(stage.waiting / len(self.stations)))
             return max(0, possible)
-        return stage.batch_size if possible == stage.batch_size else 0
+        return full if possible == full else 0
 
     def _clips_before(self) -> list[int]:
         """For each stage: clips that are still to come to it."""
@@ -266,7 +218,7 @@ class Schedule:
         return before
 
     def _work(self) -> list[float]:
-        """For each stage on stations: seconds of work that is left, for all clips (of a running batch: half)."""
+        """Seconds of work that is left for each stage on stations (of running batches: half)."""
         work, clips = [], float(self.unadmitted)
         for stage in self.stages:
             clips += stage.queued + stage.running / 2
@@ -278,10 +230,12 @@ class Schedule:
         """For each stage: the number of stations that its share of the work asks for."""
         return shares(self._work(), len(self.stations))
 
-    def _is_tail(self) -> bool:
-        """Whether so little is left that batches are split over the stations rather than filled."""
-        longest = max(stage.batch_size * stage.seconds for stage in self.stages)
-        return self.exhausted and sum(self._work()) < TAIL * longest * len(self.stations)
+    def _fullness(self) -> float:
+        """How full batches are to be: 1, and less and less in the tail, so that all stations end together."""
+        if not self.exhausted or not self.stations:
+            return 1.0
+        path = sum(stage.batch_size * stage.seconds for stage in self.stages if stage.on_station)
+        return min(1.0, sum(self._work()) / (TAIL * path * len(self.stations))) if path else 1.0
 
     def _choose(
         self, station: StationLoad, ready: Sequence[tuple[int, int]], wanted: Sequence[float], now: float
@@ -308,14 +262,15 @@ class Schedule:
     def _pays_when_starved(self, station: StationLoad, index: int, wanted: Sequence[float], now: float) -> bool:
         stage = self.stages[index]
         price = self.price(station, index)
-        if stage.holders == 0 or wanted[index] - stage.holders >= max(STARVED_DEFICIT,RELS*wanted[index]) or station.pins is not None:
+        queue = stage.queued * stage.seconds
+        lacks = _exceeds(wanted[index] - stage.holders, STARVED_DEFICIT, wanted[index])
+        if stage.holders == 0 or station.pins is not None or (lacks and queue > price * stage.holders / 2):
             return True
         assert station.idle_since is not None
         assert stage.ready_since is not None
-        since = max(station.idle_since, stage.ready_since)
-        queue_outlasts_price = stage.queued * stage.seconds > price * stage.holders
-        useful = queue_outlasts_price and wanted[index] > stage.holders
-        go_at = since + (PATIENCE if useful else 1.0) * price
+        go_at = max(station.idle_since, stage.ready_since) + price
+        if queue > price * stage.holders and wanted[index] > stage.holders:
+            go_at -= price if self._fits(station, index) else price * (1.0 - PATIENCE)
         if now >= go_at:
             return True
         self.wake_at = min(self.wake_at, go_at)
@@ -326,13 +281,18 @@ class Schedule:
             return False
         stage, current = self.stages[index], next(reversed(station.held))
         price = self.price(station, index)
-        fits = sum(self.stages[held].memory for held in station.held) + stage.memory <= station.memory
+        lacks = _exceeds(wanted[index] - stage.holders, UNSTARVED_DEFICIT, wanted[index])
+        spare = self.stages[current].holders - wanted[current]
         return (
-            wanted[index] - stage.holders >= max(UNSTARVED_DEFICIT,REL*wanted[index])
-            and (fits or self.stages[current].holders - wanted[current] >= max(UNSTARVED_DEFICIT,REL*wanted[current]))
+            lacks
+            and (self._fits(station, index) or _exceeds(spare, UNSTARVED_DEFICIT, wanted[current]))
             and stage.queued * stage.seconds >= price
             and self.stages[own].queued * self.stages[own].seconds >= LEAVE_BEHIND * price
         )
+
+    def _fits(self, station: StationLoad, index: int) -> bool:
+        """Whether `station` has room for a stage beside those that it holds."""
+        return sum(self.stages[held].memory for held in (*station.held, index)) <= station.memory
 
     def _preload(self) -> Assignment | None:
         """Let a station that holds nothing load the first stage that clips are about to reach."""
@@ -403,3 +363,7 @@ class Schedule:
             self._idle_holding[stage].pop(number, None)
             self._idle_hosting[stage].pop(number, None)
         self._freed.pop(number, None)
+
+
+def _exceeds(stations: float, threshold: tuple[float, float], share: float) -> bool:
+    return stations >= max(threshold[0], threshold[1] * share)

@@ -1,4 +1,4 @@
-"""The line on a simulated clock: the same schedule, with stages that only take time. For planning, and for tests."""
+"""The line on a simulated clock: the same schedule, with stages that only take time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from show1_ray.line.schedule import Assignment, Schedule, StageLoad
+from show1_ray.line.load import Assignment, StageLoad
+from show1_ray.line.schedule import Schedule
 
 
 @dataclass
@@ -35,8 +36,8 @@ def busy_share(busy: Sequence[tuple[float, float]], stations: int, start: float,
 def lower_bound(stages: Sequence[StageLoad], stations: int, clips: int) -> float:
     """Seconds that no schedule can beat, with `stations` stations that are up and empty.
 
-    The larger of: all the work, and the loading of one stage (the cheapest) on each station that works, shared evenly;
-    and the path of one clip through all stages, after the first is loaded.
+    The larger of: all the work, shared evenly, after each station has loaded one stage (the cheapest); and
+    the path of one clip through all stages, after the first is loaded.
     """
     on_stations = [stage for stage in stages if stage.on_station]
     work = clips * sum(stage.seconds for stage in on_stations)
@@ -59,8 +60,9 @@ def simulate(
 ) -> Simulation:
     """Render `clips` clips on `stations` stations that have `memory` bytes each, on a simulated clock.
 
-    `stages` are copied; their `seconds` are what the schedule believes until a batch has ended, `actual_seconds` what
-    a clip takes, times `noise()` for each batch. `watch` is called whenever every station has been told what to do.
+    `stages` are copied; their `seconds` are what the schedule believes until a batch has ended,
+    `actual_seconds` what a clip takes, times `noise()` for each batch. `watch` is called whenever all
+    stations know what to do.
     """
     loads = [replace(stage, groups=stage.groups.copy()) for stage in stages]
     actual = list(actual_seconds or [stage.seconds for stage in stages])

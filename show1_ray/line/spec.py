@@ -6,31 +6,49 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from show1_ray.clip import Clip
+from show1_ray.errors import UserError
+
 Tensors = dict[str, Any]
-StageObject = Callable[[Sequence[Any], Sequence[Tensors]], Sequence[Tensors]]
+StageObject = Callable[[list[Clip], list[Tensors]], Sequence[Tensors]]
 """`stage(clips, tensors) -> tensors`: one dict a clip, in the order of the clips.
 
-May have a method `to(device)`: `to("cpu")` gives the device back and keeps the weights in host memory, `to("cuda:0")`
-comes back. Without it, a stage that has to make room is dropped and built again.
+It may have a method `to(device)`: `to("cpu")` gives the device back and keeps the weights in host
+memory, `to("cuda:0")` comes back. A stage without it is dropped when it has to make room, and built
+again.
 """
 
 
+@dataclass(frozen=True)
+class Order:
+    """A clip to render, with small values that stages may take: they stay with the driver."""
+
+    clip: Clip
+    given: dict[str, Any] = field(default_factory=dict)
+
+
+RENDERING = "rendering"
+"""A value that any stage may take: how the clip was rendered so far, `{"seconds", "batch_sizes", "attempts"}`."""
+
+
 class FatalError(Exception):
-    """Raised by a stage when no clip can be rendered any more (the disk is full): the line stops with this message."""
+    """Raised by a stage when no clip can be rendered any more (the disk is full): the line stops."""
 
 
 @dataclass(frozen=True)
 class StageSpec:
     """One stage of the line: how it is built, what it costs, what it takes and gives.
 
-    The numbers are guesses: measurements replace seconds and output bytes as they come.
+    Seconds and bytes are guesses: measurements replace them as they come.
     """
 
     name: str
     build: Callable[[str], StageObject]
-    """device ("cuda:0" or "cpu") -> stage. Runs on the station and loads the weights."""
+    """Device ("cuda:0" or "cpu") -> stage. Runs on the station and loads the weights."""
     takes: tuple[str, ...] = ()
     """Names of the tensors that it needs of each clip, given by stages before it."""
+    values: tuple[str, ...] = ()
+    """Names of values that it takes besides: of the clip's `Order`, or `RENDERING`."""
     gives: tuple[str, ...] = ()
     batch_size: int = 1
     seconds: float = 1.0
@@ -40,27 +58,29 @@ class StageSpec:
     swap_seconds: float = 1.0
     """Seconds to bring it back from host memory."""
     memory: int = 0
-    """Bytes on the device: weights, and the working set of a full batch."""
+    """Bytes on the device: the weights, and the working set of a full batch."""
     output_bytes: int = 0
     """Bytes in the object store of what it gives for one clip."""
     on: Literal["station", "cpu"] = "station"
-    """"cpu": a stateless Ray task on CPU cores, which keeps no station waiting."""
+    """"cpu": a stateless Ray task, which keeps no station waiting; built anew for each batch."""
 
 
 @dataclass(frozen=True)
 class LineSettings:
-    """How the line runs its stages. The defaults suit a cluster with GPUs."""
+    """How the line runs its stages."""
 
     stations: int | None = None
-    """Number of stations; None: one for each GPU of the cluster or, without GPUs, as many as `threads` allows."""
+    """None: one for each GPU of the cluster or, without GPUs, one for each `threads` CPUs."""
     gpus: bool | None = None
-    """Whether stations own a GPU each; None: if the cluster has any."""
+    """Whether each station owns a GPU; None: if the cluster has any."""
     threads: int = 1
-    """CPU threads of a station (without GPUs: also the cores it reserves)."""
+    """CPU threads of a station; without GPUs also the CPUs that it reserves."""
     station_memory: int | None = None
-    """Bytes of stages that a station holds on its device; None: nine tenths of the GPU, or of its share of the host."""
+    """Bytes of stages that a station holds on its device; None: what `measure_memory` says."""
+    measure_memory: Callable[[str], int] | None = None
+    """Device -> bytes for stages, asked on each station; None: stages always fit."""
     host_memory: int | None = None
-    """Bytes of stages that a station keeps in host memory besides; None: its share of the host."""
+    """Bytes of stages that a station keeps in host memory besides; None: its share of the node."""
     store_bytes: int | None = None
     """Bytes of the object store for clips in flight; None: half of what the cluster has."""
     pinned: bool = False
@@ -68,18 +88,34 @@ class LineSettings:
     cpu_tasks: int = 4
     """Batches of "cpu" stages that run at the same time."""
     max_attempts: int = 3
-    """Times that a clip may be at fault alone in its batch before it fails."""
+    """Times that a clip may fail alone in its batch before it is given up."""
     deadline_factor: float = 10.0
     """A batch may take this many times the stage's usual time …"""
     deadline_floor: float = 60.0
-    """… but always this many seconds …"""
+    """… or this many seconds, whichever is more …"""
     first_deadline: float = 1800.0
-    """… and this many where the stage is loaded, or has not been measured yet."""
+    """… plus this many where the stage is loaded first, or has not been measured yet."""
     start_deadline: float = 900.0
-    """Seconds within which a station's process has to come up before the line asks for another."""
-    max_station_starts: int = 5
-    """Stations that may die in a row before any batch ends: then the line gives up."""
+    """Seconds that the line goes on without any station before it gives up."""
+    max_dead_starts: int = 5
+    """Stations in a row that die or fail to load a stage, with no batch done in between."""
     snapshot_seconds: float = 0.5
-    """Seconds between two snapshots."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the stations."""
+
+
+def check(specs: Sequence[StageSpec]) -> None:
+    """Raise UserError if the stages do not fit together."""
+    if not specs:
+        raise UserError("line: no stages")
+    names = [spec.name for spec in specs]
+    given: set[str] = set()
+    for spec in specs:
+        missing = [name for name in spec.takes if name not in given]
+        if missing:
+            raise UserError(f"stage {spec.name} takes {missing[0]!r}, which no stage before it gives")
+        if names.count(spec.name) > 1:
+            raise UserError(f"stage {spec.name}: there are {names.count(spec.name)} of that name")
+        if spec.batch_size < 1:
+            raise UserError(f"stage {spec.name}: batch size {spec.batch_size} is less than 1")
+        given.update(spec.gives)

@@ -1,0 +1,121 @@
+"""What the line tells while it runs. Times are seconds since the epoch, durations are seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from show1_ray.clip import Clip
+
+
+@dataclass(frozen=True)
+class StationUp:
+    """A station is up and takes work."""
+
+    station: int
+    node: str
+    pid: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class StationLost:
+    """A station is gone; the line asks for another one."""
+
+    station: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """A batch is done. `station` is None for a stage that runs as a CPU task."""
+
+    clips: tuple[str, ...]
+    stage: str
+    station: int | None
+    seconds: float
+    load_seconds: float
+    started: float
+
+    @property
+    def batch_size(self) -> int:
+        """Clips in the batch."""
+        return len(self.clips)
+
+
+@dataclass(frozen=True)
+class ClipDone:
+    """A clip has left the line. `result` holds what the last stage gave, by name."""
+
+    clip: Clip
+    result: dict[str, Any]
+    seconds: dict[str, float]
+    """Seconds in each stage: its share of the batch."""
+    batch_sizes: dict[str, int]
+    attempts: int
+    """1, and one more for each time that it failed alone in its batch."""
+
+
+@dataclass(frozen=True)
+class ClipFailed:
+    """A clip is given up."""
+
+    clip: Clip
+    stage: str
+    attempts: int
+    error: str
+
+
+@dataclass(frozen=True)
+class StageView:
+    """One stage in a snapshot."""
+
+    name: str
+    waiting: int
+    running: int
+    stations: int
+    """Stations that hold it."""
+    seconds: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class StationView:
+    """One station in a snapshot. `doing` is None if it is idle."""
+
+    number: int
+    holds: tuple[str, ...]
+    doing: str | None
+    clips: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The line at one moment, for a progress display."""
+
+    time: float
+    stages: tuple[StageView, ...]
+    stations: tuple[StationView, ...]
+    in_flight: int
+    done: int
+    failed: int
+    total: int | None
+    busy_share: float
+    """Share of the stations' time that went into batches since the first one was up."""
+    clips_an_hour: float
+    seconds_left: float | None = None
+
+
+Event = StationUp | StationLost | StageDone | ClipDone | ClipFailed | Snapshot
+
+__all__ = [
+    "ClipDone",
+    "ClipFailed",
+    "Event",
+    "Snapshot",
+    "StageDone",
+    "StageView",
+    "StationLost",
+    "StationUp",
+    "StationView",
+]

@@ -1,0 +1,134 @@
+"""The stations that a line has: started, replaced, ended; how long they were up and busy."""
+
+from __future__ import annotations
+
+import math
+import socket
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from show1_ray.errors import UserError
+from show1_ray.line.spec import LineSettings, StageSpec
+from show1_ray.line.station import StationInfo, start_station
+
+GONE_LATELY = 60.0
+"""Seconds within which tasks die, or are noticed to have died, of a node that went away."""
+
+
+@dataclass
+class StationHandle:
+    """A station as the driver sees it. `info` is None until it is up; `slot` passes to the one that replaces it."""
+
+    number: int
+    slot: int
+    actor: Any
+    info: StationInfo | None = None
+    up_since: float = 0.0
+
+
+@dataclass
+class Fleet:
+    """All stations. Those that are lost are replaced under a new number."""
+
+    specs: list[StageSpec]
+    settings: LineSettings
+    gpus: bool = False
+    size: int = 0
+    stations: dict[int, StationHandle] = field(default_factory=dict)
+    starting: dict[ray.ObjectRef, StationHandle] = field(default_factory=dict)
+    busy_seconds: float = 0.0
+    ended_seconds: float = 0.0
+    _specs_ref: Any = None
+    _numbers: int = 0
+    _gone_since: dict[str, float] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Ask for all stations. Raises UserError if the cluster has nothing to make one of."""
+        resources = ray.cluster_resources()
+        wanted = self.settings
+        self.gpus = resources.get("GPU", 0) >= 1 if wanted.gpus is None else wanted.gpus
+        found = int(resources.get("GPU", 0) if self.gpus else resources.get("CPU", 0) // wanted.threads)
+        self.size = wanted.stations or found
+        if self.size < 1:
+            what = "GPU" if self.gpus else f"{wanted.threads} CPUs"
+            raise UserError(f"cluster: no {what} for a station; it has {_short(resources)}")
+        self._specs_ref = ray.put(self.specs)
+        self._gone_since = {node["NodeID"]: -math.inf for node in ray.nodes() if not node["Alive"]}
+        for slot in range(self.size):
+            self.ask(slot)
+
+    def ask(self, slot: int) -> None:
+        """Ask for one station."""
+        actor, info = start_station(self._specs_ref, self.settings, self.gpus)
+        self.starting[info] = StationHandle(self._numbers, slot, actor)
+        self._numbers += 1
+
+    def up(self, ref: ray.ObjectRef, now: float) -> StationHandle:
+        """A station has answered. Raises RayError if it died instead; it is forgotten then."""
+        handle = self.starting.pop(ref)
+        handle.info = ray.get(ref)
+        handle.up_since = now
+        self.stations[handle.number] = handle
+        return handle
+
+    def lose(self, number: int, now: float) -> StationHandle:
+        """End a station (if it has not ended by itself) and forget it."""
+        handle = self.stations.pop(number)
+        self.ended_seconds += now - handle.up_since
+        ray.kill(handle.actor, no_restart=True)
+        return handle
+
+    def stop(self) -> None:
+        """End all stations."""
+        for handle in (*self.stations.values(), *self.starting.values()):
+            ray.kill(handle.actor, no_restart=True)
+        self.stations.clear()
+        self.starting.clear()
+
+    def host_memory(self, handle: StationHandle) -> int:
+        """Bytes of host memory for stages that a station has to put aside: half of its share of the node."""
+        if self.settings.host_memory is not None:
+            return self.settings.host_memory
+        assert handle.info is not None
+        resources = self.node(handle.info.node).get("Resources", {})
+        stations = resources.get("GPU", 1) if self.gpus else resources.get("CPU", 1) / self.settings.threads
+        return int(resources.get("memory", 0) / max(1.0, stations) / 2)
+
+    def node(self, node: str) -> dict[str, Any]:
+        """What Ray knows of a node."""
+        return next((known for known in ray.nodes() if known["NodeID"] == node), {})
+
+    def is_gone(self, handle: StationHandle, error: Exception) -> bool:
+        """Whether a station was lost with its node, or was preempted: no fault of what it ran."""
+        if getattr(error, "preempted", False):
+            return True
+        return handle.info is not None and not _answers(self.node(handle.info.node))
+
+    def node_went_away(self, now: float) -> bool:
+        """Whether a node went away lately: what a task that died then ran is not at fault."""
+        for node in ray.nodes():
+            if not _answers(node):
+                self._gone_since.setdefault(node["NodeID"], now)
+        return any(now - since < GONE_LATELY for since in self._gone_since.values())
+
+    def busy_share(self, now: float) -> float:
+        """Share of the stations' time that went into batches."""
+        up = self.ended_seconds + sum(now - handle.up_since for handle in self.stations.values())
+        return min(1.0, self.busy_seconds / up) if up > 0 else 0.0
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether a node is there. Ray itself takes a while to notice that one is not."""
+    if not node.get("Alive", False):
+        return False
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=5.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _short(resources: dict[str, float]) -> str:
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("GPU", "CPU"))

@@ -1,0 +1,75 @@
+"""A clip's life in the line: the table of its transitions, and where it goes on after a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from show1_ray.clip import Clip
+from show1_ray.line.spec import RENDERING, StageSpec
+
+State = Literal["queued", "running", "done", "failed"]
+TRANSITIONS: dict[State, frozenset[State]] = {
+    "queued": frozenset({"running"}),
+    "running": frozenset({"queued", "done", "failed"}),
+    "done": frozenset(),
+    "failed": frozenset(),
+}
+
+
+@dataclass
+class Flight:
+    """A clip in the line: queued before `stage`, or running in it."""
+
+    clip: Clip
+    stage: int = 0
+    state: State = "queued"
+    tensors: dict[str, Any] = field(default_factory=dict)
+    """References to the tensors that a stage still to come takes."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    batch_sizes: dict[str, int] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    """Values that it brought along."""
+    failures: int = 0
+    """Times that it failed alone in its batch."""
+    losses: int = 0
+    """Times that a tensor of it was lost."""
+
+    def inputs(self, spec: StageSpec) -> dict[str, Any]:
+        """What a stage takes, by name: references to tensors, and values."""
+        record = {"seconds": self.seconds, "batch_sizes": self.batch_sizes, "attempts": self.failures + 1}
+        values = {**self.given, RENDERING: record}
+        tensors = {name: self.tensors[name] for name in spec.takes}
+        return tensors | {name: values[name] for name in spec.values}
+
+    def move(self, state: State, stage: int | None = None) -> None:
+        """Change the state (and the stage). Raises ValueError if there is no such transition."""
+        if state not in TRANSITIONS[self.state]:
+            raise ValueError(f"clip {self.clip.id!r} cannot go from {self.state} to {state}")
+        self.state = state
+        self.stage = self.stage if stage is None else stage
+
+
+def halves(batch: Sequence[Flight]) -> list[list[Flight]]:
+    """A batch that failed, in two: repeated, this leaves the clip at fault alone."""
+    middle = (len(batch) + 1) // 2
+    return [half for half in (list(batch[:middle]), list(batch[middle:])) if half]
+
+
+def restart_stage(specs: Sequence[StageSpec], stage: int, tensors: Iterable[str]) -> int:
+    """The latest stage, `stage` at most, from which a clip that still has `tensors` can go on."""
+    for start in range(stage, 0, -1):
+        there = set(tensors)
+        for spec in specs[start:]:
+            if not there.issuperset(spec.takes):
+                break
+            there.update(spec.gives)
+        else:
+            return start
+    return 0
+
+
+def still_needed(specs: Sequence[StageSpec], stage: int) -> set[str]:
+    """Names of the tensors that `stage` or a later one takes."""
+    return {name for spec in specs[stage:] for name in spec.takes}

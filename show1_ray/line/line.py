@@ -1,0 +1,390 @@
+"""The line: one loop that moves clips between stations, and owns all the state."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import ray
+
+from show1_ray.clip import Clip
+from show1_ray.errors import UserError
+from show1_ray.line import events, plan
+from show1_ray.line.fleet import Fleet, StationHandle
+from show1_ray.line.flight import Flight
+from show1_ray.line.load import Assignment, StageLoad
+from show1_ray.line.schedule import Schedule
+from show1_ray.line.snapshot import Progress
+from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec, check
+from show1_ray.line.station import Cause, Failure, Report, is_out_of_memory, returns, run_task
+from show1_ray.line.traffic import GivenUp, Traffic
+
+SMOOTHING = 0.3
+"""Weight of a new measurement in the running mean of a stage's seconds."""
+
+
+@dataclass
+class Batch:
+    """A batch that runs. `outputs` are the references to its tensors, clip by clip."""
+
+    assignment: Assignment
+    flights: list[Flight]
+    outputs: list[ray.ObjectRef]
+    deadline: float
+
+
+class Line:
+    """The assembly line: stations on Ray, and the loop that keeps them busy.
+
+        with Line(stages, LineSettings()) as line:
+            for event in line.run(clips):
+                ...
+
+    Ray has to be initialized. Raises UserError for stages that do not fit together.
+    """
+
+    def __init__(self, stages: Sequence[StageSpec], settings: LineSettings | None = None) -> None:
+        self.specs = list(stages)
+        self.settings = settings or LineSettings()
+        check(self.specs)
+        self.fleet = Fleet(self.specs, self.settings)
+        self.batches: dict[ray.ObjectRef, Batch] = {}
+        self.progress = Progress()
+        self._events: deque[events.Event] = deque()
+        self._measured = [False] * len(self.specs)
+        self._dead_starts = 0
+        self._alone_since = time.monotonic()
+        self._stopping = False
+        self._stopping_now = False
+
+    def __enter__(self) -> Line:
+        self.fleet.start()
+        self._spec_refs = [ray.put(spec) for spec in self.specs]
+        store = self.settings.store_bytes
+        self.store_bytes = int(ray.cluster_resources()["object_store_memory"] / 2) if store is None else store
+        loads = [
+            StageLoad(
+                spec.name,
+                spec.batch_size,
+                spec.seconds,
+                spec.load_seconds,
+                spec.swap_seconds,
+                spec.memory,
+                spec.on == "station",
+            )
+            for spec in self.specs
+        ]
+        self.schedule = Schedule(loads, self.settings.cpu_tasks)
+        self.traffic = Traffic(self.specs, self.schedule, self.settings.max_attempts)
+        self._set_limits()
+        self._alone_since = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._abandon()
+        self.fleet.stop()
+
+    def stop(self, now: bool = False) -> None:
+        """End `run`: admit nothing more, start nothing more on stations, let what runs there end and land.
+
+        With `now`, end at once. Only sets a flag: may be called from a signal handler or another thread.
+        """
+        self._stopping = True
+        self._stopping_now = self._stopping_now or now
+
+    def run(self, clips: Iterable[Clip | Order], total: int | None = None) -> Iterator[events.Event]:
+        """Render `clips`, pulling them as room allows; ends when all are done or failed, or at `stop`.
+
+        `total` is their number, if it is known (it is asked of `clips` if that has a length). A line that was
+        stopped, or whose events were not read to the end, cannot run again.
+
+        Raises FatalError if a stage did, if stages do not load or no station comes up; UserError if a stage does
+        not fit a station; ValueError if two clips in the line have the same id.
+        """
+        if total is None and isinstance(clips, Sized):
+            total = len(clips)
+        self.schedule.open(total)
+        self.progress.begin(total)
+        source = iter(clips)
+        try:
+            while not self._stopping_now:
+                if self._stopping and not self.schedule.closed:
+                    self.schedule.close()
+                self.traffic.admit(source)
+                self._dispatch()
+                yield from self._tell()
+                if self._ended():
+                    break
+                self._wait()
+                self._expire()
+            yield from self._tell(last=True)
+        finally:
+            self._abandon()
+
+    def wait_for_stations(self) -> None:
+        """Block until every station is up. `run` does not need it: it begins with the first one."""
+        while self.fleet.starting:
+            done, _ = ray.wait(list(self.fleet.starting), timeout=1.0)
+            for ref in done:
+                self._station_up(ref)
+            self._expire()
+
+    # From the manifest to the stations.
+
+    def _dispatch(self) -> None:
+        while assignment := self.schedule.decide(time.monotonic()):
+            self._start(assignment)
+
+    def _start(self, assignment: Assignment) -> None:
+        spec = self.specs[assignment.stage]
+        flights = self.traffic.take(assignment)
+        clips = [flight.clip for flight in flights]
+        inputs = [flight.inputs(spec) for flight in flights]
+        count = returns(spec, len(clips))
+        if assignment.station is None:
+            task = ray.remote(run_task).options(
+                num_cpus=0, num_returns=count, max_retries=0, scheduling_strategy="SPREAD"
+            )
+            refs = task.remote(self._spec_refs[assignment.stage], clips, inputs)
+        else:
+            run = self.fleet.stations[assignment.station].actor.run.options(num_returns=count)
+            refs = run.remote(assignment.stage, assignment.evict, assignment.drop, clips, inputs)
+        report, *outputs = list(refs) if count > 1 else [refs]  # type: ignore[call-overload]
+        self.batches[report] = Batch(assignment, flights, outputs, self._deadline(assignment))
+
+    def _deadline(self, assignment: Assignment) -> float:
+        settings, index = self.settings, assignment.stage
+        usual = self.schedule.stages[index].seconds * assignment.clips
+        seconds = max(settings.deadline_floor, settings.deadline_factor * usual)
+        if assignment.price or not self._measured[index]:
+            seconds += settings.first_deadline
+        return time.monotonic() + seconds
+
+    # What comes back.
+
+    def _wait(self) -> None:
+        """Sleep until something ends, a deadline passes, or the schedule would change its mind."""
+        now = time.monotonic()
+        until = min(
+            self.schedule.wake_at,
+            self.progress.next_snapshot,
+            min((batch.deadline for batch in self.batches.values()), default=math.inf),
+        )
+        refs = [*self.batches, *self.fleet.starting]
+        timeout = max(0.0, min(until - now, 1.0))
+        if not refs:
+            time.sleep(timeout)
+            return
+        done, _ = ray.wait(refs, num_returns=1, timeout=timeout, fetch_local=False)
+        if done:
+            done, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
+        for ref in done:
+            if ref in self.batches:
+                self._settle(self.batches.pop(ref), ref)
+            else:
+                self._station_up(ref)
+
+    def _station_up(self, ref: ray.ObjectRef) -> None:
+        handle = self.fleet.starting[ref]
+        now = time.monotonic()
+        try:
+            self.fleet.up(ref, now)
+        except ray.exceptions.RayError as error:
+            self._count_dead_start(f"a station did not start: {error}")
+            self._events.append(events.StationLost(handle.number, _last_line(str(error))))
+            self.fleet.ask(handle.slot)
+            return
+        assert handle.info is not None
+        memory = handle.info.memory if handle.info.memory is not None else 1 << 60
+        too_big = [spec for spec in self.specs if spec.on == "station" and spec.memory > memory]
+        if too_big:
+            names = ", ".join(f"{spec.name} ({spec.memory / 1e9:.1f} GB)" for spec in too_big)
+            raise UserError(f"station {handle.number}: {memory / 1e9:.1f} GB are too little for {names}")
+        pins = self._pins(memory, handle.slot) if self.settings.pinned else None
+        self.schedule.add_station(handle.number, memory, self.fleet.host_memory(handle), now, pins)
+        self._events.append(events.StationUp(handle.number, handle.info.node, handle.info.pid, memory))
+
+    def _pins(self, memory: int, slot: int) -> tuple[int, ...]:
+        """What the plan pins to a station: all stations are taken to be like this one."""
+        stations = [index for index, spec in enumerate(self.specs) if spec.on == "station"]
+        pins = plan.pin(
+            [self.specs[index].seconds for index in stations],
+            [self.specs[index].memory for index in stations],
+            [memory] * self.fleet.size,
+        )
+        return tuple(stations[index] for index in pins[slot])
+
+    def _settle(self, batch: Batch, ref: ray.ObjectRef) -> None:
+        """A batch has ended by itself: read its report."""
+        try:
+            report = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            cause: Cause = "memory" if is_out_of_memory(error.cause or error) else "error"
+            report = Report(failure=Failure(cause, str(error)))
+        except ray.exceptions.RayError as error:
+            report = Report(failure=self._death(batch, error))
+        self._conclude(batch, report)
+
+    def _death(self, batch: Batch, error: Exception) -> Failure:
+        number = batch.assignment.station
+        if is_out_of_memory(error):
+            return Failure("memory", str(error))
+        if number is None:
+            gone = self.fleet.node_went_away(time.monotonic())
+        else:
+            gone = self.fleet.is_gone(self.fleet.stations[number], error)
+        if gone:
+            return Failure("gone", str(error))
+        return Failure("death", f"the process died: {error}")
+
+    def _expire(self) -> None:
+        """End what has passed its deadline, and give up if there has been no station for too long."""
+        now = time.monotonic()
+        for ref in [ref for ref, batch in self.batches.items() if batch.deadline < now]:
+            batch = self.batches.pop(ref)
+            if batch.assignment.station is None:
+                ray.cancel(ref, force=True)
+            waits_for_a_node = self.fleet.node_went_away(now)
+            failure = Failure("gone" if waits_for_a_node else "deadline", "it did not return in time")
+            self._conclude(batch, Report(failure=failure))
+        if self.fleet.stations:
+            self._alone_since = now
+        elif now - self._alone_since > self.settings.start_deadline:
+            raise FatalError(f"no station came up in {self.settings.start_deadline:g} s")
+
+    def _conclude(self, batch: Batch, report: Report) -> None:
+        """A batch is over: its clips go on, or back, and its station is idle, or replaced."""
+        assignment, failure = batch.assignment, report.failure
+        self.schedule.end(assignment)
+        if failure is not None:
+            self._fail(batch, failure)
+        elif report.lost:
+            lost = [flight for flight in batch.flights if flight.clip.id in report.lost]
+            self.traffic.put_back(assignment, [flight for flight in batch.flights if flight not in lost])
+            for flight in lost:
+                self._tell_given_up(self.traffic.rewind(flight, report.lost[flight.clip.id]))
+        else:
+            self._measure(batch, report)
+            self._advance(batch, report)
+        if assignment.station is None:
+            return
+        if failure is None or failure.cause in ("error", "clip"):
+            self.schedule.free(assignment.station, time.monotonic())
+        else:
+            self._replace(assignment.station, failure)
+
+    def _advance(self, batch: Batch, report: Report) -> None:
+        if not batch.flights:
+            return
+        self._dead_starts = 0
+        stage, station = batch.assignment.stage, batch.assignment.station
+        if station is not None:
+            self.fleet.busy_seconds += report.seconds
+        clips = tuple(flight.clip.id for flight in batch.flights)
+        self._events.append(
+            events.StageDone(
+                clips, self.specs[stage].name, station, report.seconds, report.load_seconds, report.started
+            )
+        )
+        self.traffic.advance(batch.flights, report, batch.outputs)
+        if stage + 1 == len(self.specs):
+            for flight in batch.flights:
+                self._finish(flight)
+
+    def _finish(self, flight: Flight) -> None:
+        names = self.specs[-1].gives
+        try:
+            values = ray.get([flight.tensors[name] for name in names])
+        except ray.exceptions.RayError:
+            self._tell_given_up(self.traffic.rewind(flight, names))
+            return
+        self.traffic.leave(flight)
+        self.progress.count(done=1, now=time.monotonic())
+        result = dict(zip(names, values, strict=True))
+        self._events.append(
+            events.ClipDone(flight.clip, result, flight.seconds, flight.batch_sizes, flight.failures + 1)
+        )
+
+    def _fail(self, batch: Batch, failure: Failure) -> None:
+        if failure.cause == "fatal":
+            raise FatalError(failure.text)
+        if failure.cause == "load" or (failure.cause in ("death", "deadline") and not batch.flights):
+            name = self.specs[batch.assignment.stage].name
+            self._count_dead_start(f"stage {name} does not load: {_last_line(failure.text)}")
+        self._tell_given_up(self.traffic.fail(batch.assignment, batch.flights, failure))
+
+    def _tell_given_up(self, given_up: Sequence[GivenUp]) -> None:
+        for clip in given_up:
+            self.progress.count(failed=1)
+            flight = clip.flight
+            stage, attempts = self.specs[flight.stage].name, max(1, flight.failures)
+            self._events.append(events.ClipFailed(flight.clip, stage, attempts, clip.failure.text))
+
+    def _replace(self, number: int, failure: Failure) -> None:
+        self.schedule.remove_station(number)
+        handle: StationHandle = self.fleet.lose(number, time.monotonic())
+        self._events.append(events.StationLost(number, f"{failure.cause}: {_last_line(failure.text)}"))
+        self.fleet.ask(handle.slot)
+
+    def _count_dead_start(self, text: str) -> None:
+        self._dead_starts += 1
+        if self._dead_starts >= self.settings.max_dead_starts:
+            raise FatalError(f"{_last_line(text)} ({self._dead_starts} times in a row)")
+
+    def _measure(self, batch: Batch, report: Report) -> None:
+        """Let what a batch took replace what was guessed."""
+        index = batch.assignment.stage
+        load = self.schedule.stages[index]
+        if batch.assignment.price and report.from_host:
+            load.swap_seconds = report.load_seconds
+        elif batch.assignment.price:
+            load.load_seconds = report.load_seconds
+        if not batch.flights:
+            return
+        seconds = report.seconds / len(batch.flights)
+        known = self._measured[index]
+        load.seconds += (seconds - load.seconds) * (SMOOTHING if known else 1.0)
+        self._measured[index] = True
+        guess = self.specs[index].output_bytes
+        if report.output_bytes > 1.1 * guess or (not known and report.output_bytes < 0.9 * guess):
+            self.specs[index] = replace(self.specs[index], output_bytes=report.output_bytes)
+            self._set_limits()
+
+    def _set_limits(self) -> None:
+        limits = plan.limits(self.specs, self.fleet.size, self.store_bytes)
+        for load, clips in zip(self.schedule.stages, limits.clips, strict=True):
+            load.limit = clips
+
+    # Beginning and end.
+
+    def _ended(self) -> bool:
+        if self.schedule.closed:
+            return not self.batches
+        return self.schedule.exhausted and not self.schedule.in_flight
+
+    def _tell(self, last: bool = False) -> Iterator[events.Event]:
+        while self._events:
+            yield self._events.popleft()
+        now = time.monotonic()
+        if last or now >= self.progress.next_snapshot:
+            self.progress.next_snapshot = now + self.settings.snapshot_seconds
+            running = {batch.assignment.station: batch.assignment for batch in self.batches.values()}
+            yield self.progress.snapshot(self.schedule, self.fleet, running, now)
+
+    def _abandon(self) -> None:
+        """Forget what still runs: tasks are cancelled here, stations end when the line does."""
+        for ref, batch in self.batches.items():
+            if batch.assignment.station is None:
+                ray.cancel(ref, force=True)
+        self.batches.clear()
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""

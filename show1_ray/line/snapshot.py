@@ -1,0 +1,72 @@
+"""How far the line is: counts, and the snapshot that a progress display shows."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from show1_ray.line.events import Snapshot, StageView, StationView
+from show1_ray.line.fleet import Fleet
+from show1_ray.line.load import Assignment
+from show1_ray.line.schedule import Schedule
+
+
+@dataclass
+class Progress:
+    """Clips done and failed in this run."""
+
+    total: int | None = None
+    done: int = 0
+    failed: int = 0
+    next_snapshot: float = 0.0
+    _done_at: deque[float] = field(default_factory=lambda: deque(maxlen=200))
+
+    def begin(self, total: int | None) -> None:
+        """A run begins."""
+        self.total, self.done, self.failed = total, 0, 0
+        self._done_at.clear()
+
+    def count(self, done: int = 0, failed: int = 0, now: float = 0.0) -> None:
+        """Clips have left the line."""
+        self.done += done
+        self.failed += failed
+        self._done_at.extend([now] * done)
+
+    def clips_an_hour(self) -> float:
+        """Of the last 200 clips; 0 as long as there are less than two."""
+        if len(self._done_at) < 2 or self._done_at[-1] <= self._done_at[0]:
+            return 0.0
+        return 3600.0 * (len(self._done_at) - 1) / (self._done_at[-1] - self._done_at[0])
+
+    def snapshot(
+        self, schedule: Schedule, fleet: Fleet, running: Mapping[int | None, Assignment], now: float
+    ) -> Snapshot:
+        """The line at this moment. `running`: what each station does."""
+        names = [stage.name for stage in schedule.stages]
+        stations = []
+        for number, station in sorted(schedule.stations.items()):
+            doing = running.get(number)
+            stations.append(
+                StationView(
+                    number,
+                    tuple(names[stage] for stage in station.held),
+                    names[doing.stage] if doing else None,
+                    doing.clips if doing else 0,
+                )
+            )
+        share = fleet.busy_share(now)
+        known = self.total is not None and share > 0 and schedule.stations
+        return Snapshot(
+            time.time(),
+            tuple(StageView(s.name, s.queued, s.running, s.holders, s.seconds, s.batch_size) for s in schedule.stages),
+            tuple(stations),
+            schedule.in_flight,
+            self.done,
+            self.failed,
+            self.total,
+            share,
+            self.clips_an_hour(),
+            schedule.seconds_left() / share if known else None,
+        )

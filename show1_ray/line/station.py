@@ -1,0 +1,241 @@
+"""The station: a Ray actor that owns one GPU (or some CPU cores), and the Ray task of a "cpu" stage.
+
+Each tensor of each clip is a return value of its own, so that the driver owns it: it outlives the
+station that made it (not the node), and goes from station to station without passing the driver.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+
+from show1_ray.clip import Clip
+from show1_ray.line.spec import FatalError, LineSettings, StageObject, StageSpec, Tensors
+
+Cause = Literal["error", "memory", "clip", "fatal", "load", "death", "deadline", "gone"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a batch was not done.
+
+    "error": the stage raised; "memory": it ran out of memory; "clip": it named the clip at fault;
+    "fatal": nothing more can be rendered; "load": the stage could not be loaded; "death": the
+    process died; "deadline": it did not return; "gone": the node went away, which is nobody's fault.
+    """
+
+    cause: Cause
+    text: str
+    clip_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a station says of a batch: small, and the only thing that the driver fetches."""
+
+    started: float = 0.0
+    """Seconds since the epoch when the batch itself began."""
+    seconds: float = 0.0
+    load_seconds: float = 0.0
+    from_host: bool = False
+    output_bytes: int = 0
+    """Of the clip that gave most."""
+    failure: Failure | None = None
+    lost: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Tensors that are gone, by clip: the batch was not run."""
+
+
+@dataclass(frozen=True)
+class StationInfo:
+    """What a station says of itself when it is up."""
+
+    node: str
+    pid: int
+    memory: int | None
+
+
+def returns(spec: StageSpec, clips: int) -> int:
+    """Number of values that a batch returns: the report, and each tensor of each clip."""
+    return 1 + clips * len(spec.gives)
+
+
+class Station:
+    """Holds stages and runs batches of them, one after the other. An actor: see `start_station`."""
+
+    def __init__(self, specs: Sequence[StageSpec], device: str) -> None:
+        self.specs = specs
+        self.device = device
+        self.held: dict[int, StageObject] = {}
+        self.hosted: dict[int, StageObject] = {}
+
+    def info(self, settings: LineSettings) -> StationInfo:
+        """Node, process and memory."""
+        memory = settings.station_memory
+        if memory is None and settings.measure_memory is not None:
+            memory = settings.measure_memory(self.device)
+        return StationInfo(ray.get_runtime_context().get_node_id(), os.getpid(), memory)
+
+    def run(
+        self,
+        stage: int,
+        evict: Sequence[int],
+        drop: Sequence[int],
+        clips: list[Clip],
+        inputs: list[dict[str, Any]],
+    ) -> Any:
+        """Make room, load the stage if it is not here, and run one batch (no clips: only load)."""
+        spec = self.specs[stage]
+        begin = time.monotonic()
+        from_host = stage in self.hosted
+        try:
+            self._load(stage, evict, drop)
+        except Exception as error:
+            return _answer(spec, len(clips), Report(failure=_load_failure(error)), [])
+        load_seconds = time.monotonic() - begin
+        if not clips:
+            return Report(time.time(), 0.0, load_seconds, from_host)
+        return run_batch(spec, self.held[stage], clips, inputs, load_seconds, from_host)
+
+    def _load(self, stage: int, evict: Sequence[int], drop: Sequence[int]) -> None:
+        for number in (*evict, *drop):
+            leaving = self.held.pop(number, None)
+            if leaving is not None and number in evict and hasattr(leaving, "to"):
+                leaving.to("cpu")
+                self.hosted[number] = leaving
+            if number in drop:
+                self.hosted.pop(number, None)
+        if stage in self.held:
+            return
+        hosted = self.hosted.pop(stage, None)
+        if hosted is None:
+            self.held[stage] = self.specs[stage].build(self.device)
+        else:
+            hosted.to(self.device)  # type: ignore[attr-defined]
+            self.held[stage] = hosted
+
+
+def run_batch(
+    spec: StageSpec,
+    stage: StageObject,
+    clips: list[Clip],
+    inputs: list[dict[str, Any]],
+    load_seconds: float = 0.0,
+    from_host: bool = False,
+) -> Any:
+    """Fetch the tensors, run the stage, answer with the report and every tensor by itself."""
+    tensors, lost = _fetch(clips, inputs)
+    if lost:
+        return _answer(spec, len(clips), Report(load_seconds=load_seconds, lost=lost), [])
+    started, begin = time.time(), time.monotonic()
+    try:
+        outputs = list(stage(clips, tensors))
+        _check(spec, clips, outputs)
+    except Exception as error:
+        return _answer(spec, len(clips), Report(load_seconds=load_seconds, failure=_failure(error)), [])
+    report = Report(
+        started,
+        time.monotonic() - begin,
+        load_seconds,
+        from_host,
+        max(sum(_size(given[name]) for name in spec.gives) for given in outputs),
+    )
+    return _answer(spec, len(clips), report, outputs)
+
+
+def run_task(spec: StageSpec, clips: list[Clip], inputs: list[dict[str, Any]]) -> Any:
+    """One batch of a "cpu" stage, as a Ray task."""
+    try:
+        stage = spec.build("cpu")
+    except Exception as error:
+        return _answer(spec, len(clips), Report(failure=_load_failure(error)), [])
+    return run_batch(spec, stage, clips, inputs)
+
+
+def _fetch(clips: Sequence[Clip], inputs: Sequence[dict[str, Any]]) -> tuple[list[Tensors], dict[str, tuple[str, ...]]]:
+    everything = [ref for refs in inputs for ref in refs.values() if isinstance(ref, ray.ObjectRef)]
+    with suppress(ray.exceptions.RayError):  # fetches all at once; which of them is lost is seen below
+        ray.get(everything)
+    tensors: list[Tensors] = []
+    lost: dict[str, tuple[str, ...]] = {}
+    for clip, refs in zip(clips, inputs, strict=True):
+        fetched: Tensors = {}
+        for name, ref in refs.items():
+            try:
+                fetched[name] = ray.get(ref) if isinstance(ref, ray.ObjectRef) else ref
+            except ray.exceptions.RayError:
+                lost[clip.id] = (*lost.get(clip.id, ()), name)
+        tensors.append(fetched)
+    return tensors, lost
+
+
+def _check(spec: StageSpec, clips: Sequence[Clip], outputs: Sequence[Tensors]) -> None:
+    if len(outputs) != len(clips):
+        raise ValueError(f"stage {spec.name} gave {len(outputs)} results for {len(clips)} clips")
+    for given in outputs:
+        missing = [name for name in spec.gives if name not in given]
+        if missing:
+            raise ValueError(f"stage {spec.name} did not give {', '.join(missing)}")
+
+
+def _answer(spec: StageSpec, clips: int, report: Report, outputs: Sequence[Tensors]) -> Any:
+    if returns(spec, clips) == 1:
+        return report
+    if not outputs:
+        return (report, *[None] * (clips * len(spec.gives)))
+    return (report, *[given[name] for given in outputs for name in spec.gives])
+
+
+def _failure(error: Exception) -> Failure:
+    text = "".join(traceback.format_exception(error)).strip()
+    if isinstance(error, FatalError):
+        return Failure("fatal", str(error))
+    if is_out_of_memory(error):
+        return Failure("memory", text)
+    clip_id = getattr(error, "clip_id", None)
+    return Failure("error" if clip_id is None else "clip", text, clip_id)
+
+
+def _load_failure(error: Exception) -> Failure:
+    if isinstance(error, FatalError):
+        return Failure("fatal", str(error))
+    return Failure("load", "".join(traceback.format_exception(error)).strip())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is the host's, torch's or Ray's out-of-memory error (by name: no torch here)."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"OutOfMemoryError", "MemoryError"})
+
+
+def _size(value: Any) -> int:
+    return int(getattr(value, "nbytes", None) or sys.getsizeof(value))
+
+
+def start_station(specs: ray.ObjectRef, settings: LineSettings, gpus: bool) -> tuple[Any, ray.ObjectRef]:
+    """Ask Ray for a station; gives the actor, and the reference to its `StationInfo`.
+
+    The numbers of threads are set before the process imports anything. Ray neither restarts the
+    actor nor repeats its work: what runs again is the line's decision.
+    """
+    threads = str(settings.threads)
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    actor: Any = (
+        ray.remote(Station)
+        .options(
+            num_gpus=1 if gpus else 0,
+            num_cpus=0 if gpus else settings.threads,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": {**dict.fromkeys(names, threads), **settings.environment}},
+        )
+        .remote(specs, "cuda:0" if gpus else "cpu")
+    )
+    return actor, actor.info.remote(settings)

@@ -1,0 +1,160 @@
+"""Where each clip of the line stands: the queues before the stages, and what becomes of a batch's clips."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from show1_ray.clip import Clip
+from show1_ray.line.flight import Flight, halves, restart_stage, still_needed
+from show1_ray.line.load import Assignment
+from show1_ray.line.schedule import Schedule
+from show1_ray.line.spec import Order, StageSpec
+from show1_ray.line.station import Failure, Report
+
+MAX_LOSSES = 20
+"""Times that tensors of one clip may be lost with their nodes before it is given up."""
+
+
+@dataclass
+class Queue:
+    """What waits before a stage: clips, and batches that have to run by themselves."""
+
+    waiting: deque[Flight] = field(default_factory=deque)
+    groups: deque[list[Flight]] = field(default_factory=deque)
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """A clip that failed for good, and why."""
+
+    flight: Flight
+    failure: Failure
+
+
+class Traffic:
+    """All clips in the line. Tells the schedule of every move, so that its counts are always right."""
+
+    def __init__(self, specs: Sequence[StageSpec], schedule: Schedule, max_attempts: int) -> None:
+        self.specs = specs
+        self.schedule = schedule
+        self.max_attempts = max_attempts
+        self.queues = [Queue() for _ in specs]
+        self.ids: set[str] = set()
+
+    def admit(self, source: Iterator[Clip | Order]) -> None:
+        """Pull as many clips as there is room for. Raises ValueError for one that is in the line already."""
+        room = self.schedule.room()
+        admitted = list(islice(source, room))
+        for order in admitted:
+            clip, given = (order.clip, order.given) if isinstance(order, Order) else (order, {})
+            if clip.id in self.ids:
+                raise ValueError(f"clip {clip.id!r} is in the line already")
+            self.ids.add(clip.id)
+            self.queues[0].waiting.append(Flight(clip, given=given))
+        self.schedule.admit(len(admitted))
+        if len(admitted) < room:
+            self.schedule.exhaust()
+
+    def take(self, assignment: Assignment) -> list[Flight]:
+        """The clips of an assignment leave their queue and run."""
+        queue = self.queues[assignment.stage]
+        if assignment.isolated:
+            flights = queue.groups.popleft()
+        else:
+            flights = [queue.waiting.popleft() for _ in range(assignment.clips)]
+        for flight in flights:
+            flight.move("running")
+        return flights
+
+    def advance(self, flights: Sequence[Flight], report: Report, outputs: Sequence[Any]) -> None:
+        """A batch is done: its clips keep what later stages take, and wait before the next stage.
+
+        After the last stage they keep what it gave, and go on running until they `leave` or are lost.
+        """
+        if not flights:
+            return
+        index = flights[0].stage
+        spec = self.specs[index]
+        is_last = index + 1 == len(self.specs)
+        needed = set(spec.gives) if is_last else still_needed(self.specs, index + 1)
+        for number, flight in enumerate(flights):
+            flight.seconds[spec.name] = report.seconds / len(flights)
+            flight.batch_sizes[spec.name] = len(flights)
+            given = outputs[number * len(spec.gives) : (number + 1) * len(spec.gives)]
+            flight.tensors.update(zip(spec.gives, given, strict=True))
+            if not is_last:
+                flight.tensors = {name: ref for name, ref in flight.tensors.items() if name in needed}
+                self._queue(flight, index + 1, first=False)
+
+    def leave(self, flight: Flight) -> None:
+        """A clip is done."""
+        flight.move("done")
+        self._forget(flight)
+
+    def fail(self, assignment: Assignment, flights: list[Flight], failure: Failure) -> list[GivenUp]:
+        """A batch failed: put its clips back, isolate the one at fault, or give it up."""
+        if failure.cause in ("gone", "load"):
+            self.put_back(assignment, flights)
+            return []
+        guilty = [flight for flight in flights if flight.clip.id == failure.clip_id]
+        if guilty:
+            self.put_back(assignment, [flight for flight in flights if flight not in guilty])
+            return [self._give_up(flight, failure) for flight in guilty]
+        if len(flights) > 1:
+            if failure.cause == "memory":
+                stage = self.schedule.stages[assignment.stage]
+                stage.batch_size = min(stage.batch_size, (len(flights) + 1) // 2)
+            for half in halves(flights):
+                self._isolate(half)
+            return []
+        given_up = []
+        for flight in flights:
+            flight.failures += 1
+            if flight.failures >= self.max_attempts:
+                given_up.append(self._give_up(flight, failure))
+            else:
+                self._isolate([flight])
+        return given_up
+
+    def rewind(self, flight: Flight, lost: Sequence[str]) -> list[GivenUp]:
+        """Tensors of a clip are lost: it goes back to the latest stage from which it can go on."""
+        flight.losses += 1
+        if flight.losses > MAX_LOSSES:
+            return [self._give_up(flight, Failure("gone", f"its tensors were lost {flight.losses} times"))]
+        for name in lost:
+            flight.tensors.pop(name)
+        self._queue(flight, restart_stage(self.specs, flight.stage, flight.tensors))
+        return []
+
+    def put_back(self, assignment: Assignment, flights: list[Flight]) -> None:
+        """Clips wait again where they were: as a batch of their own if they were one."""
+        if assignment.isolated and flights:
+            self._isolate(flights)
+            return
+        for flight in reversed(flights):
+            self._queue(flight, assignment.stage)
+
+    def _queue(self, flight: Flight, stage: int, first: bool = True) -> None:
+        flight.move("queued", stage)
+        waiting = self.queues[stage].waiting
+        (waiting.appendleft if first else waiting.append)(flight)
+        self.schedule.add(stage, 1)
+
+    def _isolate(self, flights: list[Flight]) -> None:
+        for flight in flights:
+            flight.move("queued")
+        self.queues[flights[0].stage].groups.append(flights)
+        self.schedule.isolate(flights[0].stage, len(flights))
+
+    def _give_up(self, flight: Flight, failure: Failure) -> GivenUp:
+        flight.move("failed")
+        self._forget(flight)
+        return GivenUp(flight, failure)
+
+    def _forget(self, flight: Flight) -> None:
+        self.ids.discard(flight.clip.id)
+        flight.tensors.clear()

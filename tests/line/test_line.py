@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from show1_ray.clip import Clip
+from show1_ray.errors import UserError
+from show1_ray.line.events import StageDone, StationUp
+from show1_ray.line.line import Line
+from show1_ray.line.spec import FatalError, StageSpec, Tensors
+from tests.line.sleepers import Adds, Fails, Outcome, clips, land, once, render, settings, spec
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class NamedError(ArithmeticError):
+    def __init__(self, clip_id: str) -> None:
+        super().__init__(f"clip {clip_id}: not finite")
+        self.clip_id = clip_id
+
+
+def test_every_clip_goes_through_every_stage_once() -> None:
+    batch = clips(30)
+    outcome = render([spec(0), spec(1), spec(2), land()], batch)
+    outcome.assert_done(batch)
+    seen = Counter((name, done.stage) for done in outcome.batches for name in done.clips)
+    assert set(seen.values()) == {1}
+    assert len(seen) == 4 * len(batch)
+    done = outcome.done["clip-000"]
+    assert set(done.seconds) == set(done.batch_sizes) == {"stage0", "stage1", "stage2", "land"}
+    assert done.attempts == 1
+    last = outcome.snapshots[-1]
+    assert (last.done, last.failed, last.total, last.in_flight) == (30, 0, 30, 0)
+
+
+def test_clips_are_pulled_from_the_manifest_only_as_there_is_room() -> None:
+    pulled = 0
+
+    def manifest() -> object:
+        nonlocal pulled
+        for clip in clips(200):
+            pulled += 1
+            yield clip
+
+    outcome = Outcome()
+    bytes_of_a_clip = 8000
+    stages = [spec(n, output_bytes=bytes_of_a_clip) for n in range(3)]
+    with Line([*stages, land()], settings(store_bytes=20 * bytes_of_a_clip)) as line:
+        for event in line.run(manifest()):  # type: ignore[arg-type]
+            outcome.add(event)
+            assert pulled - len(outcome.done) <= 24
+    outcome.assert_done(clips(200))
+
+
+def test_a_line_with_one_station_and_memory_for_one_stage_swaps() -> None:
+    batch = clips(12)
+    stages = [spec(number, memory=10) for number in range(3)]
+    outcome = render([*stages, land()], batch, stations=1, station_memory=10, host_memory=20)
+    outcome.assert_done(batch)
+
+
+def test_more_stations_than_clips_split_what_there_is() -> None:
+    batch = clips(2)
+    outcome = Outcome()
+    with Line([spec(0), spec(1), spec(2, seconds=0.5), land()], settings(stations=4)) as line:
+        line.wait_for_stations()
+        for event in line.run(batch):
+            outcome.add(event)
+    outcome.assert_done(batch)
+    assert {done.batch_size for done in outcome.batches if done.stage == "stage2"} == {1}
+
+
+def test_a_clip_that_raises_fails_alone_after_three_attempts() -> None:
+    def act(clip: Clip, size: int) -> None:
+        raise RuntimeError(f"boom {clip.seed}")
+
+    batch = clips(12)
+    stages = [spec(0), spec(1, lambda device: Fails(1, {5}, act)), spec(2), land()]
+    outcome = render(stages, batch)
+    outcome.assert_done(batch, failed={"clip-005"})
+    failed = outcome.failed["clip-005"]
+    assert (failed.stage, failed.attempts) == ("stage1", 3)
+    assert "RuntimeError: boom 5" in failed.error
+    assert not outcome.lost
+
+
+def test_a_clip_that_an_error_names_fails_at_once() -> None:
+    def act(clip: Clip, size: int) -> None:
+        raise NamedError(clip.id)
+
+    batch = clips(12)
+    stages = [spec(0), spec(1, lambda device: Fails(1, {5}, act)), spec(2), land()]
+    outcome = render(stages, batch)
+    outcome.assert_done(batch, failed={"clip-005"})
+    assert outcome.failed["clip-005"].attempts == 1
+
+
+def test_a_clip_that_kills_its_process_each_time_fails_alone() -> None:
+    def act(clip: Clip, size: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    batch = clips(12)
+    stages = [spec(0), spec(1, lambda device: Fails(1, {5}, act)), spec(2), land()]
+    outcome = render(stages, batch)
+    outcome.assert_done(batch, failed={"clip-005"})
+    assert outcome.failed["clip-005"].attempts == 3
+    assert len(outcome.lost) == 5, "batches of 4 and 2, and three times alone"
+
+
+def test_a_clip_that_never_returns_fails_alone_at_its_deadline() -> None:
+    def act(clip: Clip, size: int) -> None:
+        time.sleep(3600)
+
+    batch = clips(8)
+    stages = [spec(0), spec(1, lambda device: Fails(1, {5}, act)), spec(2), land()]
+    outcome = render(stages, batch, deadline_floor=0.5, first_deadline=2.0, max_attempts=2)
+    outcome.assert_done(batch, failed={"clip-005"})
+    assert "did not return in time" in outcome.failed["clip-005"].error
+
+
+def test_out_of_memory_makes_batches_smaller_and_starts_the_station_afresh() -> None:
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    def act(clip: Clip, size: int) -> None:
+        if size > 2:
+            raise OutOfMemoryError("CUDA out of memory")
+
+    batch = clips(24)
+    stages = [spec(0), spec(1, lambda device: Fails(1, set(range(24)), act)), spec(2), land()]
+    outcome = render(stages, batch)
+    outcome.assert_done(batch)
+    assert max(done.batch_size for done in outcome.batches if done.stage == "stage1") == 2
+    assert outcome.lost
+    assert all(lost.reason.startswith("memory: ") for lost in outcome.lost)
+    assert {view.name: view.batch_size for view in outcome.snapshots[-1].stages}["stage1"] == 2
+
+
+def test_a_station_killed_in_mid_batch_is_replaced_and_its_clips_are_done() -> None:
+    batch = clips(16)
+    outcome = Outcome()
+    pids: dict[int, int] = {}
+    killed: list[int] = []
+    stages = [spec(0), spec(1), spec(2, seconds=0.5), land()]
+    with Line(stages, settings(snapshot_seconds=0.1)) as line:
+        for event in line.run(batch):
+            outcome.add(event)
+            if isinstance(event, StationUp):
+                pids[event.station] = event.pid
+            if outcome.snapshots and not killed:
+                busy = [s.number for s in outcome.snapshots[-1].stations if s.doing == "stage2" and s.clips]
+                if busy:
+                    os.kill(pids[busy[0]], signal.SIGKILL)
+                    killed.append(busy[0])
+    outcome.assert_done(batch)
+    assert [lost.station for lost in outcome.lost] == killed
+    assert len(pids) == 3
+    assert {done.attempts for done in outcome.done.values()} == {1}
+
+
+def test_a_task_that_dies_on_a_cpu_runs_again(tmp_path: Path) -> None:
+    class Dies:
+        def __call__(self, batch: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+            if batch[0].seed == 3 and once(tmp_path, batch[0]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return [{"row": {"id": c.id, "value": int(t["x2"][0])}} for c, t in zip(batch, tensors, strict=True)]
+
+    last = StageSpec("land", lambda device: Dies(), takes=("x2",), gives=("row",), batch_size=1, on="cpu")
+    batch = clips(6)
+    outcome = render([spec(0), spec(1), spec(2), last], batch)
+    outcome.assert_done(batch)
+    assert outcome.done["clip-003"].attempts == 2
+
+
+def test_a_fatal_error_stops_the_line() -> None:
+    def act(clip: Clip, size: int) -> None:
+        raise FatalError("disk full: /clips")
+
+    stages = [spec(0), spec(1, lambda device: Fails(1, {5}, act)), spec(2), land()]
+    with pytest.raises(FatalError, match=r"^disk full: /clips$"):
+        render(stages, clips(12))
+
+
+def test_a_stage_that_does_not_load_stops_the_line() -> None:
+    def build(device: str) -> Adds:
+        raise OSError("weights.safetensors: no such file")
+
+    stages = [spec(0), spec(1, build), spec(2), land()]
+    with pytest.raises(FatalError, match=r"stage stage1 does not load: .*no such file \(3 times"):
+        render(stages, clips(12), max_dead_starts=3)
+
+
+def test_a_stopped_line_ends_what_runs_and_starts_nothing_more() -> None:
+    outcome = Outcome()
+    with Line([spec(0), spec(1), spec(2, seconds=0.3), land()], settings()) as line:
+        for event in line.run(clips(40)):
+            outcome.add(event)
+            if isinstance(event, StageDone) and event.stage == "stage2":
+                line.stop()
+    landed = {name for done in outcome.batches if done.stage == "stage2" for name in done.clips}
+    assert set(outcome.done) == landed
+    assert 0 < len(landed) <= 3 * 4
+
+
+def test_a_stop_at_once_does_not_wait_for_what_runs() -> None:
+    outcome = Outcome()
+    with Line([spec(0), spec(1), spec(2, seconds=1000), land()], settings()) as line:
+        for event in line.run(clips(8)):
+            outcome.add(event)
+            if len(outcome.batches) == 4:
+                line.stop(now=True)
+    assert not outcome.done
+
+
+def test_stages_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(UserError, match="stage stage1 takes 'x0', which no stage before it gives"):
+        Line([spec(1)])
+    with pytest.raises(UserError, match="stage stage0: batch size 0 is less than 1"):
+        Line([spec(0, batch_size=0)])
+
+
+def test_a_stage_too_big_for_a_station_is_refused() -> None:
+    with pytest.raises(UserError, match=r"0.0 GB are too little for stage0 \(2.0 GB\)"):
+        render([spec(0, memory=2 * 10**9), spec(1), spec(2), land()], clips(2), station_memory=100)

@@ -1,0 +1,66 @@
+"""A cluster of several nodes, one of which goes away."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from show1_ray.line.events import StageDone, StationUp
+from show1_ray.line.line import Line
+from tests.line.sleepers import Adds, Outcome, clips, land, settings, spec
+
+FRAMES = 300_000
+"""Numbers in a tensor: too many to travel inline, so they lie in the store of the node that made them."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "num_gpus": 0, "object_store_memory": 150_000_000},
+    )
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+class Elsewhere(Adds):
+    """Large tensors, so that they are lost with their node."""
+
+    def __init__(self, number: int, device: str) -> None:
+        super().__init__(number, 0.05 if number < 2 else 0.3, FRAMES)
+
+
+def test_a_removed_node_costs_no_clip_and_no_attempt(cluster: Cluster) -> None:
+    batch = clips(24)
+    leaving = cluster.add_node(num_gpus=1, num_cpus=1, object_store_memory=150_000_000)
+    staying = cluster.add_node(num_gpus=1, num_cpus=1, object_store_memory=150_000_000)
+    stages = [spec(number, partial(Elsewhere, number), output_bytes=8 * FRAMES) for number in range(3)]
+    outcome = Outcome()
+    nodes: dict[int, str] = {}
+    made_there = 0
+    with Line([*stages, land()], settings(deadline_floor=30)) as line:
+        line.wait_for_stations()
+        for event in line.run(batch):
+            outcome.add(event)
+            if isinstance(event, StationUp):
+                nodes[event.station] = event.node
+            if isinstance(event, StageDone) and event.stage == "stage1" and leaving is not None:
+                made_there += nodes[event.station] == leaving.node_id  # type: ignore[index]
+                if made_there >= 2:
+                    cluster.remove_node(leaving, allow_graceful=False)
+                    leaving = None
+                    cluster.add_node(num_gpus=1, num_cpus=1, object_store_memory=150_000_000)
+    assert leaving is None
+    outcome.assert_done(batch)
+    assert {done.attempts for done in outcome.done.values()} == {1}
+    assert [lost.reason.split(":")[0] for lost in outcome.lost] == ["gone"]
+    again = Counter((name, done.stage) for done in outcome.batches for name in done.clips)
+    assert max(again.values()) > 1, "what was lost with the node was rendered again"
+    assert staying.node_id in nodes.values()
