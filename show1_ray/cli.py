@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from dataclasses import asdict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +18,17 @@ from rich.table import Table
 from show1_ray import pipeline as pipelines_module
 from show1_ray.errors import UserError
 from show1_ray.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from show1_ray.render import Control
+
+
+class Format(StrEnum):
+    """How clips are stored."""
+
+    MP4 = "mp4"
+    WEBDATASET = "webdataset"
+
 
 app = typer.Typer(
     help="Render text-to-video datasets: the Show-1 cascade as an assembly line on Ray.",
@@ -26,6 +41,87 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a setting of the pipeline."),
 ]
+
+
+@app.command()
+def render(
+    manifest: Annotated[str, typer.Argument(help="Parquet, CSV or JSON Lines; a file, a folder or a glob; any URL.")],
+    out: Annotated[str, typer.Option(metavar="WHERE", help="The dataset: a folder, any URL.")],
+    pipeline: Annotated[str, typer.Option(metavar="NAME|FILE", help="See `show1-ray pipelines`.")] = "nano",
+    address: Annotated[
+        str | None, typer.Option(metavar="auto|HOST:PORT", help="A Ray cluster. [default: this machine]")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs to use. [default: all]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Clips at most.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Clips for each row, with different seeds.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds of rows without one are derived from it.")] = 0,
+    format: Annotated[Format, typer.Option(help="Video files, or WebDataset shards.")] = Format.MP4,
+    save_stages: Annotated[str, typer.Option(metavar="A,B", help="Save these stages' frames too.")] = "",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Render again what failed before.")] = False,
+    max_failures: Annotated[int, typer.Option(min=1, help="Stop if this many fail before one is done.")] = 20,
+    changes: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, render nothing.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="The summary as JSON on standard output.")] = False,
+) -> None:
+    """Render a manifest to a dataset. Run it again to render what is missing."""
+    from show1_ray.progress import Progress, summary_lines  # Ray, which takes a second
+    from show1_ray.render import Control, Summary
+    from show1_ray.render import render as render_manifest
+
+    console = Console(stderr=True)
+    control = Control()
+
+    def observe(event: object) -> None:
+        if isinstance(event, Summary):
+            console.print(summary_lines(event, before=True), highlight=False, markup=False, soft_wrap=True)
+        else:
+            progress.observe(event)
+
+    with Progress(console) as progress, stopped_by_signals(control, console):
+        summary = render_manifest(
+            manifest,
+            out,
+            pipeline,
+            overrides=changes or (),
+            address=address,
+            gpus=gpus,
+            limit=limit,
+            samples=samples,
+            seed=seed,
+            format=format.value,
+            save_stages=[stage for stage in save_stages.split(",") if stage],
+            retry_failed=retry_failed,
+            max_failures=max_failures,
+            dry_run=dry_run,
+            observe=observe,
+            control=control,
+        )
+    if json_output:
+        print(json.dumps(summary.as_dict()))
+    elif not dry_run:
+        console.print(summary_lines(summary), highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def status(
+    where: Annotated[str, typer.Argument(metavar="WHERE", help="A dataset.")],
+    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """What of a dataset is done, what failed and why, what is left."""
+    from show1_ray.dataset import read_status
+
+    status = read_status(where)
+    if json_output:
+        print(json.dumps(asdict(status)))
+        return
+    print(f"{where}: {status.done} of {status.count} clips done, {len(status.failures)} failed, {status.left} left")
+    print(f"pipeline {status.pipeline}, recipe {status.recipe_hash}, {status.format}, {status.bytes / 2**20:.1f} MiB")
+    if status.holder is not None:
+        print(f"being written by {status.holder}")
+    for failure in status.failures:
+        reason = failure.error.strip().rpartition("\n")[2]
+        print(f"failed: {failure.id} in {failure.stage} after {failure.attempts} attempts: {reason}")
 
 
 @app.command()
@@ -48,6 +144,25 @@ def fetch(pipeline: Annotated[str, typer.Argument(metavar="PIPELINE")], changes:
     loaded.fetch()
     for checkpoint, resolved in zip(loaded.checkpoints(), loaded.resolved().checkpoints(), strict=True):
         print(f"{checkpoint.repo} {resolved.revision}")
+
+
+@contextmanager
+def stopped_by_signals(control: Control, console: Console) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) lets what runs end and land; the second one does not."""
+
+    def stop(number: int, frame: object) -> None:
+        if control.asked:
+            console.print("stopping at once")
+        else:
+            console.print("stopping when the batches that run are done; once more to stop at once")
+        control.stop(now=control.asked)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -100,6 +100,7 @@ class Execution(_Settings):
     """How a stage is computed: changes speed and memory, not what a clip is."""
 
     batch_size: Count = 1
+    memory: float = Field(0, ge=0, description="GiB on the device: the weights, and the working set of a batch")
 
 
 class LatentExecution(Execution):
@@ -245,6 +246,10 @@ class Pipeline(_Settings):
         if int(latent.steps * latent.strength) < 1:
             reason = f"{latent.strength} of {latent.steps} steps is not one step"
             yield "stages.latent_super_resolution.strength", reason
+
+        if latent.width % 2 or latent.height % 2:
+            reason = f"{latent.width}x{latent.height} frames, but H.264 needs an even width and height"
+            yield "stages.latent_super_resolution", reason
 
         small = (stages.keyframes.width, stages.keyframes.height)
         large = (small[0] * sr.scale, small[1] * sr.scale)

@@ -75,6 +75,7 @@ def write(tmp_path):
         ),
         ("stages: {keyframes: {height: 36}}", "stages.keyframes: 64x36 .* unet needs .* divisible by 8"),
         ("stages: {latent_super_resolution: {width: 570}}", "570x320 .* vae needs .* divisible by 8"),
+        ("stages: {latent_super_resolution: {width: 575}}", "575x320 frames, but H.264 needs an even width"),
         ("stages: {latent_super_resolution: {steps: 1}}", "strength: 0.8 of 1 steps is not one step"),
         ("execution: {text: {batch_size: -1}}", "execution.text.batch_size"),
         ("- a list", "mine.yaml: a pipeline file is a mapping"),

@@ -1,0 +1,117 @@
+"""How a job looks while it runs: a live table in a terminal, a line every half minute elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from show1_ray.line.events import ClipFailed, Snapshot, StationLost
+
+if TYPE_CHECKING:
+    from show1_ray.render import Summary
+
+LINE_SECONDS = 30.0
+
+
+class Progress:
+    """Shows the line's events on `console`. A context manager; `observe` is called with each event."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
+        self._next_line = 0.0
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def print(self, text: str, style: str | None = None) -> None:
+        """A line, which scrolls away above the table."""
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def observe(self, event: Any) -> None:
+        """Shows what is worth it."""
+        match event:
+            case Snapshot() if self.live:
+                self.live.update(table(event))
+            case Snapshot():
+                if time.monotonic() >= self._next_line:
+                    self._next_line = time.monotonic() + LINE_SECONDS
+                    self.print(line(event))
+            case ClipFailed():
+                reason = event.error.strip().rpartition("\n")[2]
+                self.print(f"clip {event.clip.id} failed in {event.stage}: {reason}", style="red")
+            case StationLost():
+                self.print(f"station {event.station} lost: {event.reason}", style="yellow")
+
+
+def line(snapshot: Snapshot) -> str:
+    """A snapshot in one line."""
+    queues = ", ".join(f"{stage.name} {stage.waiting}+{stage.running}" for stage in snapshot.stages)
+    failed = f", {snapshot.failed} failed" if snapshot.failed else ""
+    return (
+        f"{snapshot.done}{of(snapshot.total)} clips{failed}, {snapshot.clips_an_hour:.0f} an hour, "
+        f"{left(snapshot.seconds_left)}, {len(snapshot.stations)} stations {snapshot.busy_share:.0%} busy; "
+        f"waiting+running: {queues}"
+    )
+
+
+def table(snapshot: Snapshot) -> RenderableType:
+    """A snapshot as a table of stages, with the stations that work on each."""
+    stages = Table("stage", "waiting", "running", "s a clip", "batch", "stations", box=None, pad_edge=False)
+    for column in stages.columns[1:5]:
+        column.justify = "right"
+    for stage in snapshot.stages:
+        at_work = [station for station in snapshot.stations if station.doing == stage.name]
+        holding = [s for s in snapshot.stations if stage.name in s.holds and s.doing is None]
+        blocks = Text("█" * len(at_work), style="green") + Text("░" * len(holding), style="dim")
+        numbers = (str(stage.waiting or "·"), str(stage.running or "·"))
+        stages.add_row(stage.name, *numbers, f"{stage.seconds:.2g}", str(stage.batch_size), blocks)
+    failed = f"  [red]{snapshot.failed} failed[/]" if snapshot.failed else ""
+    head = Text.from_markup(
+        f"[bold]{snapshot.done}{of(snapshot.total)}[/] clips{failed}  [bold]{snapshot.clips_an_hour:.0f}[/] an hour  "
+        f"{left(snapshot.seconds_left)}  stations [bold]{snapshot.busy_share:.0%}[/] busy  "
+        f"{snapshot.in_flight} in flight"
+    )
+    return Group(head, stages)
+
+
+def summary_lines(summary: Summary, before: bool = False) -> str:
+    """What a job is about to do, or what it did."""
+    if before:
+        rest = summary.total - summary.done_before - summary.skipped_failures
+        failed = f", {summary.skipped_failures} failed before (--retry-failed)" if summary.skipped_failures else ""
+        return f"{summary.out}: {summary.done_before} of {summary.total} clips done{failed}, {rest} to render"
+    lines = [f"{summary.out}: {summary.rendered} clips rendered in {summary.seconds:.0f} s, {summary.failed} failed"]
+    lines += [f"failed: {one['id']} in {one['stage']}: {one['error']}" for one in summary.failures]
+    if summary.stopped:
+        lines.append(f"stopped: {summary.stopped}")
+    if summary.interrupted:
+        lines.append("interrupted; run the same command again to go on")
+    return "\n".join(lines)
+
+
+def of(total: int | None) -> str:
+    """ " of 12", if it is known."""
+    return "" if total is None else f" of {total}"
+
+
+def left(seconds: float | None) -> str:
+    """The time left, in hours and minutes."""
+    if seconds is None:
+        return "time left unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02} left"

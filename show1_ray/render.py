@@ -1,0 +1,336 @@
+"""One job, from manifest to dataset: the one place where line, stages and dataset meet."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import ray
+
+from show1_ray.clip import Clip
+from show1_ray.dataset import Dataset, Lander, Origin, Rendering, StorageError, Weights
+from show1_ray.errors import UserError
+from show1_ray.line.events import ClipDone, ClipFailed, Event
+from show1_ray.line.line import Line
+from show1_ray.line.spec import RENDERING, FatalError, LineSettings, Order, StageSpec
+from show1_ray.manifest import Entry, open_manifest
+from show1_ray.pipeline import STAGES, Pipeline
+
+RELATIVE_SECONDS = {
+    "text": 0.05,
+    "keyframes": 1.0,
+    "interpolation": 3.0,
+    "super_resolution": 7.0,
+    "latent_super_resolution": 2.5,
+}
+"""What stages cost beside one another, until the line has measured it: the operations of the published demo."""
+
+FRAMES_OF = {"keyframes": "keyframes", "interpolation": "frames", "super_resolution": "frames_sr"}
+"""Stages whose frames can be saved, and the tensors that hold them."""
+
+
+@dataclass
+class Summary:
+    """What a job did. Counts are clips."""
+
+    out: str
+    total: int = 0
+    done_before: int = 0
+    rendered: int = 0
+    failed: int = 0
+    skipped_failures: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+    stopped: str = ""
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0: all rendered; 1: some failed; 130: interrupted, and to be resumed by the same command."""
+        if self.interrupted:
+            return 130
+        return 1 if self.failed or self.skipped_failures or self.stopped else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {**asdict(self), "exit_code": self.exit_code}
+
+
+class Control:
+    """Stops a job that runs: `stop()` lets what runs end and land, `stop(now=True)` does not."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._line: Line | None = None
+
+    def attach(self, line: Line) -> None:
+        """Called by `render` when its line is up."""
+        self._line = line
+        if self.asked:
+            line.stop()
+
+    def stop(self, now: bool = False) -> None:
+        """May be called from a signal handler or another thread."""
+        self.asked = True
+        if self._line is not None:
+            self._line.stop(now)
+
+
+def render(
+    manifest: str,
+    out: str,
+    pipeline: str | Pipeline = "nano",
+    *,
+    overrides: Sequence[str] = (),
+    address: str | None = None,
+    gpus: int | None = None,
+    limit: int | None = None,
+    samples: int = 1,
+    seed: int = 0,
+    format: Literal["mp4", "webdataset"] = "mp4",
+    save_stages: Sequence[str] = (),
+    retry_failed: bool = False,
+    max_failures: int = 20,
+    dry_run: bool = False,
+    observe: Callable[[Event | Summary], None] = lambda event: None,
+    control: Control | None = None,
+    line: LineSettings | None = None,
+) -> Summary:
+    """Renders a manifest to a dataset; what is there already is not rendered again.
+
+    Args:
+        manifest: Parquet (a file, a folder, a glob), CSV or JSON Lines, at any fsspec URL; see `open_manifest`.
+        out: the dataset, a folder at any fsspec URL; see `Dataset`.
+        pipeline: a pipeline, its name, or a pipeline file.
+        overrides: `stage.key=value` changes to the pipeline; see `Pipeline.load`.
+        address: a Ray cluster, "auto" or HOST:PORT. None: what RAY_ADDRESS says, or this machine.
+        gpus: stations, a GPU each; None: all GPUs of the cluster, or its CPU cores where there are none.
+        limit: clips at most.
+        samples: clips for each row, with different seeds.
+        seed: rows without a seed get one derived from this one and their id.
+        format: single video files, or WebDataset shards.
+        save_stages: stages whose frames are saved too, under `__stages__/`; see `FRAMES_OF`.
+        retry_failed: render again what failed in an earlier job.
+        max_failures: the job stops if this many clips fail before the first one is done.
+        dry_run: check everything, say what is left, render nothing.
+        observe: called with each of the line's events, and first with the summary as it stands.
+        control: stops the job.
+        line: how the line runs, for tests and experiments.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UserError: bad input, refused before anything is rendered; a dataset of another recipe or with another writer;
+            storage that fails.
+    """
+    if not isinstance(pipeline, Pipeline):
+        pipeline = Pipeline.load(pipeline, overrides)
+    for stage in save_stages:
+        if stage not in FRAMES_OF:
+            raise UserError(f"--save-stages {stage}: no such stage; there are {', '.join(FRAMES_OF)}")
+    entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit)
+    pipeline = pipeline.resolved()
+    settings = line or LineSettings(stations=gpus)
+    began = time.monotonic()
+    summary = Summary(out, total=entries.count)
+    about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
+    with Dataset.open(
+        out, origin=origin(pipeline), format=format, columns=entries.columns, manifest=about, job=job_name()
+    ) as dataset:
+        if not dataset.is_new:
+            survey = dataset.survey(entries, retry_failed)
+            summary.done_before, summary.skipped_failures = survey.done, survey.failed
+        left = summary.total - summary.done_before - summary.skipped_failures
+        observe(summary)
+        if dry_run:
+            return summary
+        if left:
+            stages = specs(pipeline, dataset.lander, save_stages)
+            with cluster(address), Line(stages, settings) as running:
+                (control or Control()).attach(running)
+                missing = dataset.missing(entries, retry_failed)
+                _run(running, missing, left, dataset, summary, observe, max_failures)
+        summary.interrupted = control is not None and control.asked
+        summary.seconds = time.monotonic() - began
+        if not summary.interrupted and not summary.stopped:
+            dataset.finish()
+    return summary
+
+
+def _run(
+    line: Line,
+    entries: Iterable[Entry],
+    left: int,
+    dataset: Dataset,
+    summary: Summary,
+    observe: Callable[[Event | Summary], None],
+    max_failures: int,
+) -> None:
+    """Drains the line into the dataset."""
+    orders = (Order(entry.clip, {"extra": entry.extra}) for entry in entries)
+    try:
+        for event in line.run(orders, total=left):
+            match event:
+                case ClipDone():
+                    dataset.record(event.result["row"])
+                    summary.rendered += 1
+                case ClipFailed():
+                    dataset.record_failure(event.clip, event.stage, event.attempts, event.error)
+                    summary.failed += 1
+                    if len(summary.failures) < 100:
+                        last_line = event.error.strip().rpartition("\n")[2]
+                        summary.failures.append({"id": event.clip.id, "stage": event.stage, "error": last_line})
+                    if summary.failed >= max_failures and not summary.rendered and not summary.stopped:
+                        summary.stopped = f"the first {summary.failed} clips failed; the last with: {last_line}"
+                        line.stop()
+            observe(event)
+    except FatalError as error:
+        raise UserError(str(error)) from error
+
+
+def origin(pipeline: Pipeline) -> Origin:
+    """What a dataset keeps of the pipeline that makes it; `pipeline` must be resolved."""
+    weights = [Weights(one.name, one.revision or "", one.licence or "") for one in pipeline.checkpoints()]
+    return Origin(
+        name=pipeline.name,
+        pipeline={"name": pipeline.name, **pipeline.recipe(), "execution": pipeline.execution.model_dump(mode="json")},
+        recipe=pipeline.recipe(),
+        recipe_hash=pipeline.recipe_hash(),
+        fps=pipeline.fps,
+        weights=weights,
+    )
+
+
+def specs(pipeline: Pipeline, lander: Lander, save_stages: Sequence[str] = ()) -> list[StageSpec]:
+    """The pipeline's stages as the line sees them, and the landing of clips behind them."""
+    from show1_ray.stages.cascade import STAGE_CLASSES  # torch, which takes seconds
+
+    stages = []
+    for name in STAGES:
+        execution = getattr(pipeline.execution, name)
+        stages.append(
+            StageSpec(
+                name=name,
+                build=partial(build_stage, pipeline, name),
+                takes=tuple(STAGE_CLASSES[name].takes),
+                gives=tuple(STAGE_CLASSES[name].gives),
+                batch_size=execution.batch_size,
+                seconds=RELATIVE_SECONDS[name],
+                memory=int(execution.memory * 2**30),
+            )
+        )
+    saved = {stage: FRAMES_OF[stage] for stage in save_stages}
+    land = StageSpec(
+        name="land",
+        build=lambda device: Land(lander, saved),
+        takes=("video", *saved.values()),
+        values=("extra", RENDERING),
+        gives=("row",),
+        on="cpu",
+        seconds=0.05,
+    )
+    return [*stages, land]
+
+
+def build_stage(pipeline: Pipeline, name: str, device: str) -> OnArrays:
+    """Loads a stage on a station."""
+    from show1_ray.stages.cascade import load_stage
+
+    return OnArrays(load_stage(pipeline, name, device))
+
+
+class OnArrays:
+    """A stage whose tensors come and go as NumPy arrays, which Ray's object store shares without copying."""
+
+    def __init__(self, stage: Any) -> None:
+        self.stage = stage
+
+    def __call__(self, clips: Sequence[Clip], arrays: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """See `Stage.__call__`."""
+        given = [{name: to_tensor(array) for name, array in clip.items()} for clip in arrays]
+        return [{name: to_array(tensor) for name, tensor in clip.items()} for clip in self.stage(clips, given)]
+
+    def to(self, device: str) -> None:
+        """See `Stage.to`."""
+        self.stage.to(device)
+
+
+def to_tensor(array: Any) -> Any:
+    """The tensor of an array out of the object store, whose memory is read-only; see `to_array`."""
+    import torch
+
+    tensor = torch.from_numpy(array.copy())
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
+
+
+def to_array(tensor: Any) -> Any:
+    """A tensor's array. NumPy has no bfloat16: it travels as the int16 of the same bits."""
+    import torch
+
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).contiguous().numpy()
+
+
+def to_uint8(frames: np.ndarray) -> np.ndarray:
+    """C F H W in [−1, 1], of `to_array` → F H W C, uint8, without waiting for torch."""
+    if frames.dtype == np.int16:  # bfloat16 is the upper half of a single
+        frames = (frames.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    levels = (frames.astype(np.float32) * 0.5 + 0.5).clip(0, 1) * 255
+    return levels.astype(np.uint8).transpose(1, 2, 3, 0)
+
+
+class Land:
+    """The end of the line: frames become a file of the dataset, and a row."""
+
+    def __init__(self, lander: Lander, saved: Mapping[str, str]) -> None:
+        self.lander, self.saved = lander, saved
+
+    def __call__(self, clips: Sequence[Clip], arrays: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Takes each clip's `video` (F H W 3, uint8), `extra` and `rendering`; gives its `row`.
+
+        Raises:
+            FatalError: the storage fails, after retries.
+        """
+        return [{"row": self._land(clip, given)} for clip, given in zip(clips, arrays, strict=True)]
+
+    def _land(self, clip: Clip, given: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            for stage, name in self.saved.items():
+                self.lander.save_stage(clip, stage, to_uint8(given[name]))
+            return self.lander(clip, given["video"], Rendering(**given[RENDERING]), given["extra"])
+        except StorageError as error:
+            raise FatalError(str(error)) from error
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Connects to Ray, or starts it on this machine; a connection that was there before stays.
+
+    Raises:
+        UserError: an address of the thin client, or no cluster there.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://"):
+        raise UserError(f"--address {address}: jobs run on the cluster, not through a client; see `ray job submit`")
+    try:
+        ray.init(address=address, include_dashboard=False if address == "local" else None, log_to_driver=False)
+    except ConnectionError as error:
+        raise UserError(f"--address {address}: no Ray cluster there: {error}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def job_name() -> str:
+    """How this job is called where another one is refused: the Ray job's id, if it is one."""
+    return os.environ.get("RAY_JOB_SUBMISSION_ID", "")

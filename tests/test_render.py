@@ -1,0 +1,355 @@
+"""A job from manifest to dataset, on real Ray, with the tiny cascade; and what it survives."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+
+from show1_ray import Pipeline, UserError, render
+from show1_ray.clip import Clip
+from show1_ray.dataset import read_status
+from show1_ray.line.events import ClipDone, StageDone, StationLost, StationUp
+from show1_ray.line.spec import LineSettings
+from show1_ray.render import Control
+from show1_ray.stages.cascade import load_stages
+from show1_ray.stages.cascade import render as render_in_process
+
+COUNT = 12
+PROMPTS = [
+    f"a {colour} {shape}" for colour in ("red", "green", "blue", "white") for shape in ("circle", "square", "cat")
+]
+
+
+def write_manifest(folder: Path, prompts=PROMPTS, **columns) -> str:
+    path = folder / "prompts.parquet"
+    ids = [f"clip-{i:02}" for i in range(len(prompts))]
+    table = {"id": ids, "prompt": prompts, "seed": list(range(len(prompts))), "split": ["train"] * len(prompts)}
+    pq.write_table(pa.table({**table, **columns}), path)
+    return str(path)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    return write_manifest(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny):
+    """What each clip of the manifest is, rendered in this process, without Ray: {id: frames}."""
+    clips = [Clip(f"clip-{i:02}", prompt, seed=i) for i, prompt in enumerate(PROMPTS)]
+    videos = render_in_process(load_stages(Pipeline.load(tiny)), clips)
+    return {clip.id: video.numpy() for clip, video in zip(clips, videos, strict=True)}
+
+
+@pytest.fixture(scope="class")
+def local_ray():
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=2,
+            object_store_memory=300_000_000,
+            _temp_dir=folder,
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()
+
+
+def frames_of(path: Path) -> np.ndarray:
+    return iio.imread(path, plugin="pyav")
+
+
+@pytest.fixture(scope="module")
+def encoded(expected, tiny, tmp_path_factory):
+    """The frames as they come out of the video files: H.264 is not lossless, but the same frames give the same file."""
+    from show1_ray.dataset import Dataset, Rendering
+    from show1_ray.render import origin
+
+    folder = tmp_path_factory.mktemp("encoded")
+    pipeline = Pipeline.load(tiny).resolved()
+    with Dataset.open(str(folder), origin=origin(pipeline)) as dataset:
+        for i, prompt in enumerate(PROMPTS):
+            clip = Clip(f"clip-{i:02}", prompt, seed=i)
+            dataset.lander(clip, expected[clip.id], Rendering(), {})
+    return {path.stem: frames_of(path) for path in folder.glob("clips/*/*.mp4")}
+
+
+def assert_complete(out: Path, encoded, count=COUNT, without=()) -> None:
+    """Every clip is there once, has one row, and is frame for frame what an undisturbed process renders."""
+    files = {path.stem: path for path in out.glob("clips/*/*.mp4")}
+    wanted = {f"clip-{i:02}" for i in range(count)} - set(without)
+    assert set(files) == wanted
+    rows = pq.read_table(out / "metadata.parquet").to_pylist()
+    assert sorted(row["id"] for row in rows) == sorted(wanted)
+    for name, path in files.items():
+        assert np.array_equal(frames_of(path), encoded[name]), name
+
+
+@pytest.mark.usefixtures("local_ray")
+class TestOneJob:
+    def test_a_manifest_becomes_a_dataset_and_the_second_run_renders_nothing(self, tiny, manifest, tmp_path, encoded):
+        out = tmp_path / "out"
+        first = render(manifest, str(out), str(tiny))
+        assert (first.rendered, first.failed, first.exit_code) == (COUNT, 0, 0)
+        assert_complete(out, encoded)
+        rows = {row["id"]: row for row in pq.read_table(out / "metadata.parquet").to_pylist()}
+        row = rows["clip-03"]
+        assert (row["prompt"], row["seed"], row["split"], row["frames"]) == (PROMPTS[3], 3, "train", 9)
+        assert (row["width"], row["height"], row["attempts"]) == (36, 24, 1)
+        for stage in ("text", "keyframes", "interpolation", "super_resolution", "latent_super_resolution"):
+            assert row[f"seconds_{stage}"] >= 0
+            assert row[f"batch_size_{stage}"] >= 1
+
+        stamps = {path: path.stat().st_mtime_ns for path in out.glob("clips/*/*.mp4")}
+        again = render(manifest, str(out), str(tiny))
+        assert (again.rendered, again.done_before, again.exit_code) == (0, COUNT, 0)
+        assert {path: path.stat().st_mtime_ns for path in out.glob("clips/*/*.mp4")} == stamps
+
+    def test_other_batch_sizes_continue_a_dataset_and_change_no_frame(self, tiny, manifest, tmp_path, encoded):
+        out = tmp_path / "out"
+        render(manifest, str(out), str(tiny), limit=5, overrides=["keyframes.batch_size=3"])
+        summary = render(manifest, str(out), str(tiny), overrides=["interpolation.batch_size=4"])
+        assert (summary.done_before, summary.rendered) == (5, COUNT - 5)
+        assert_complete(out, encoded)
+
+    def test_another_recipe_and_another_prompt_are_refused(self, tiny, manifest, tmp_path):
+        out = str(tmp_path / "out")
+        render(manifest, out, str(tiny), limit=2)
+        with pytest.raises(UserError, match=r"keyframes\.steps"):
+            render(manifest, out, str(tiny), overrides=["keyframes.steps=3"])
+        changed = write_manifest(tmp_path, ["a fire", *PROMPTS[1:]])
+        with pytest.raises(UserError, match="clip-00"):
+            render(changed, out, str(tiny))
+
+    def test_a_clip_that_is_not_finite_fails_alone_and_is_skipped_until_asked_for(self, tiny, tmp_path, encoded):
+        broken = break_word(tiny, "snow", tmp_path / "broken")
+        manifest = write_manifest(tmp_path, [*PROMPTS[:4], "a snow", *PROMPTS[5:]])
+        out, batched = tmp_path / "out", ["text.batch_size=6", "keyframes.batch_size=6"]
+        first = render(manifest, str(out), str(broken), overrides=batched)
+        assert (first.rendered, first.failed, first.exit_code) == (COUNT - 1, 1, 1)
+        [failure] = read_status(str(out)).failures
+        assert (failure.id, failure.stage) == ("clip-04", "text")
+        assert "NaN" in failure.error
+        assert_complete(out, encoded, without=["clip-04"])
+        second = render(manifest, str(out), str(broken))
+        assert (second.rendered, second.failed, second.skipped_failures, second.exit_code) == (0, 0, 1, 1)
+        third = render(manifest, str(out), str(broken), retry_failed=True)
+        assert (third.rendered, third.failed) == (0, 1)
+
+    def test_a_job_whose_first_clips_all_fail_stops(self, tiny, tmp_path):
+        broken = break_word(tiny, "snow", tmp_path / "broken")
+        manifest = write_manifest(tmp_path, ["a snow"] * 40)
+        summary = render(manifest, str(tmp_path / "out"), str(broken), max_failures=5)
+        assert 5 <= summary.failed < 40
+        assert summary.rendered == 0
+        assert "failed" in summary.stopped
+        assert summary.exit_code == 1
+
+    def test_a_station_killed_in_mid_batch_costs_nothing(self, tiny, manifest, tmp_path, encoded):
+        out, stations, killed, lost = tmp_path / "out", {}, [], []
+
+        def kill_once(event: Any) -> None:
+            if isinstance(event, StationUp):
+                stations[event.station] = event.pid
+            if isinstance(event, StationLost):
+                lost.append(event.station)
+            if isinstance(event, StageDone) and event.stage == "interpolation" and not killed:
+                killed.append(event.station)  # it has the next batch already, or is about to
+                time.sleep(0.05)
+                os.kill(stations[event.station], signal.SIGKILL)
+
+        summary = render(manifest, str(out), str(tiny), observe=kill_once)
+        assert (summary.rendered, summary.failed) == (COUNT, 0)
+        assert killed
+        assert lost == killed
+        assert_complete(out, encoded)
+
+    def test_stopping_lets_clips_land_and_the_same_call_goes_on(self, tiny, manifest, tmp_path, encoded):
+        out, control = tmp_path / "out", Control()
+
+        def stop_after_one(event: Any) -> None:
+            if isinstance(event, ClipDone):
+                control.stop()
+
+        first = render(manifest, str(out), str(tiny), observe=stop_after_one, control=control)
+        assert 1 <= first.rendered < COUNT
+        assert first.exit_code == 130
+        second = render(manifest, str(out), str(tiny))
+        assert second.done_before == first.rendered
+        assert second.exit_code == 0
+        assert_complete(out, encoded)
+
+    def test_webdataset_shards_hold_every_clip_once(self, tiny, manifest, tmp_path, expected):
+        webdataset = pytest.importorskip("webdataset")
+        out = tmp_path / "out"
+        render(manifest, str(out), str(tiny), format="webdataset")
+        shards = sorted(map(str, out.glob("shards/*.tar")))
+        samples = list(webdataset.WebDataset(shards, shardshuffle=False))
+        assert sorted(sample["__key__"] for sample in samples) == sorted(expected)
+        assert json.loads(samples[0]["json"])["prompt"] in PROMPTS
+        assert not list(out.glob("clips/*/*.mp4"))
+        assert render(manifest, str(out), str(tiny), format="webdataset").rendered == 0
+
+    def test_stages_frames_are_saved_when_asked(self, tiny, manifest, tmp_path):
+        out = tmp_path / "out"
+        render(manifest, str(out), str(tiny), limit=2, save_stages=["keyframes", "super_resolution"])
+        assert frames_of(next(out.glob("__stages__/keyframes/*/clip-00.mp4"))).shape == (3, 8, 12, 3)
+        assert frames_of(next(out.glob("__stages__/super_resolution/*/clip-01.mp4"))).shape == (9, 16, 24, 3)
+
+    def test_bfloat16_travels(self, tiny, manifest, tmp_path):
+        summary = render(manifest, str(tmp_path / "out"), str(tiny), limit=2, overrides=["dtype=bfloat16"])
+        assert (summary.rendered, summary.failed) == (2, 0)
+
+    def test_storage_that_fails_stops_the_job_with_one_line_and_nothing_half_written(
+        self, tiny, manifest, tmp_path, encoded
+    ):
+        out = tmp_path / "out"
+        render(manifest, str(out), str(tiny), limit=1)
+        shutil.move(out / "clips", out / "kept")
+        (out / "clips").write_text("a file where a folder should be")
+        with pytest.raises(UserError, match="clips") as caught:
+            render(manifest, str(out), str(tiny))
+        assert len(str(caught.value).splitlines()) == 1
+        (out / "clips").unlink()
+        shutil.move(out / "kept", out / "clips")
+        render(manifest, str(out), str(tiny))
+        assert_complete(out, encoded)
+
+
+def break_word(tiny: Path, word: str, folder: Path) -> Path:
+    """A copy of the tiny cascade that computes NaN for prompts with `word`."""
+    from show1_ray.models.loading import load_tokenizer
+
+    shutil.copytree(tiny.parent, folder)
+    base = folder / "show-1-base"
+    tokens = load_tokenizer(base)
+    others = {token for prompt in (*PROMPTS, "") for token in tokens(prompt).input_ids}
+    own = [token for token in tokens(f"a {word}").input_ids if token not in others]
+    assert own
+    for path in (base / "text_encoder").glob("*.bin"):
+        weights = torch.load(path, weights_only=True)
+        for name in ("shared.weight", "encoder.embed_tokens.weight"):
+            if name in weights:
+                weights[name][own] = float("nan")
+        torch.save(weights, path)
+    return folder / "pipeline.yaml"
+
+
+def test_a_node_that_goes_with_its_tensors_costs_nothing(tiny, manifest, tmp_path, encoded):
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
+    try:
+        nodes = [cluster.add_node(**node) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        removed = []
+
+        def remove_once(event: Any) -> None:
+            if isinstance(event, StageDone) and event.stage == "super_resolution" and not removed:
+                removed.append(nodes[0])
+                cluster.remove_node(nodes[0], allow_graceful=False)
+                cluster.add_node(**node)
+
+        out = tmp_path / "out"
+        settings = LineSettings(stations=2)
+        summary = render(manifest, str(out), str(tiny), observe=remove_once, line=settings)
+        assert removed
+        assert (summary.rendered, summary.failed) == (COUNT, 0)
+        assert_complete(out, encoded)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def command(manifest: str, out: Path, tiny: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "show1_ray", "render", manifest, "--out", str(out), "--pipeline", str(tiny), *more]
+
+
+def landed(out: Path) -> int:
+    return len(list(out.glob("clips/*/*.mp4")))
+
+
+def test_the_driver_killed_at_five_moments_and_run_again_loses_and_repeats_nothing(tiny, manifest, tmp_path, encoded):
+    out = tmp_path / "out"
+    moments = [
+        lambda seconds: seconds > 1.0,  # while it starts
+        lambda seconds: out.exists() and seconds > 6,  # while stations start
+        lambda seconds: landed(out) >= 1,
+        lambda seconds: landed(out) >= COUNT // 2,
+        lambda seconds: landed(out) >= COUNT - 2,
+    ]
+    stamps: dict[Path, int] = {}
+    for moment in moments:
+        process = subprocess.Popen(command(manifest, out, tiny), stderr=subprocess.PIPE, start_new_session=True)
+        begin = time.monotonic()
+        while process.poll() is None and not moment(time.monotonic() - begin):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(3)  # Ray's workers end a moment after their driver, and may still land a clip
+        now = {path: path.stat().st_mtime_ns for path in out.glob("clips/*/*.mp4")}
+        assert stamps.items() <= now.items(), "a clip that had landed was rendered again"
+        stamps = now
+    final = subprocess.run(command(manifest, out, tiny, "--json"), capture_output=True, text=True, timeout=240)
+    assert final.returncode == 0, final.stderr
+    assert json.loads(final.stdout)["done_before"] == len(stamps)
+    now = {path: path.stat().st_mtime_ns for path in out.glob("clips/*/*.mp4")}
+    assert stamps.items() <= now.items()
+    assert_complete(out, encoded)
+
+
+def test_bad_input_ends_with_one_line_and_exit_code_2(tiny, tmp_path):
+    bad = tmp_path / "bad.csv"
+    with bad.open("w") as file:
+        csv.writer(file).writerows([["id", "prompt"], ["a", "x"], ["b", ""], ["a", "y"]])
+    result = subprocess.run(command(str(bad), tmp_path / "out", tiny), capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert "row 2" in result.stderr
+    assert "'prompt' is empty" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pipeline", "nope"], "no pipeline 'nope'"),
+        (["--address", "ray://head:10001"], "ray job submit"),
+        (["--set", "keyframes.stepz=1"], "keyframes.stepz: unknown key"),
+        (["--save-stages", "text"], "no such stage"),
+        (["--limit", "0"], "limit"),
+    ],
+)
+def test_a_wrong_option_ends_with_exit_code_2(tiny, manifest, tmp_path, arguments, message):
+    line = command(manifest, tmp_path / "out", tiny, *arguments)
+    result = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_dry_run_says_what_is_left_and_renders_nothing(tiny, manifest, tmp_path):
+    out = tmp_path / "out"
+    result = subprocess.run(command(manifest, out, tiny, "--dry-run"), capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0
+    assert f"0 of {COUNT} clips done, {COUNT} to render" in result.stderr
+    assert not list(out.glob("clips/*/*.mp4"))
