@@ -67,6 +67,11 @@ class Checkpoint(BaseModel):
         """Whether it is a folder on this machine."""
         return self.repo.startswith(("/", ".", "~"))
 
+    @property
+    def name(self) -> str:
+        """For people: the hub's name, or that of the folder, without its place."""
+        return Path(self.repo).name if self.is_local else self.repo
+
     def __str__(self) -> str:
         return self.repo if self.is_local else f"{self.repo}@{self.revision}"
 
