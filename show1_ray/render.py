@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -137,7 +138,7 @@ def render(
             raise UserError(f"--save-stages {stage}: no such stage; there are {', '.join(FRAMES_OF)}")
     entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit)
     pipeline = pipeline.resolved()
-    settings = line or LineSettings(stations=gpus)
+    settings = line or LineSettings(stations=gpus, measure_memory=memory_for_stages)
     began = time.monotonic()
     summary = Summary(out, total=entries.count)
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
@@ -237,6 +238,15 @@ def specs(pipeline: Pipeline, lander: Lander, save_stages: Sequence[str] = ()) -
         seconds=0.05,
     )
     return [*stages, land]
+
+
+def memory_for_stages(device: str) -> int:
+    """Bytes of a station's device that its stages may take: most of a GPU's; host memory is not counted."""
+    if device == "cpu":
+        return sys.maxsize
+    import torch
+
+    return int(0.92 * torch.cuda.get_device_properties(device).total_memory)
 
 
 def build_stage(pipeline: Pipeline, name: str, device: str) -> OnArrays:

@@ -65,10 +65,9 @@ class Table:
             raise self._unreadable(error) from error
 
     def other_columns(self) -> pa.Schema:
-        """The columns besides COLUMNS that the file declares (JSON Lines: none, see their values). Raises
-        UnreadableError.
+        """The columns besides COLUMNS that the file declares: those of CSV are strings, JSON Lines declares none.
 
-        CSV has no types: its columns are strings.
+        Raises UnreadableError.
         """
         try:
             schema = _declared(self.url, self.format)

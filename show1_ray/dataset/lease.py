@@ -32,9 +32,7 @@ class LeaseTimes:
 
 @dataclass(frozen=True)
 class Holder:
-    """A writer. `machine` names one run of one kernel and its process namespace, in which `pid` and `started`
-    hold.
-    """
+    """A writer. `machine` names a boot and a process namespace, in which `pid` and `started` mean one process."""
 
     token: str
     host: str

@@ -20,6 +20,9 @@ import ray
 from show1_ray.clip import Clip
 from show1_ray.line.spec import FatalError, LineSettings, StageObject, StageSpec, Tensors
 
+FETCH_SECONDS = 10.0
+"""Seconds after which a fetch is asked for again."""
+
 Cause = Literal["error", "memory", "clip", "fatal", "load", "death", "deadline", "gone"]
 
 
@@ -161,19 +164,28 @@ def run_task(spec: StageSpec, clips: list[Clip], inputs: list[dict[str, Any]]) -
 
 def _fetch(clips: Sequence[Clip], inputs: Sequence[dict[str, Any]]) -> tuple[list[Tensors], dict[str, tuple[str, ...]]]:
     everything = [ref for refs in inputs for ref in refs.values() if isinstance(ref, ray.ObjectRef)]
-    with suppress(ray.exceptions.RayError):  # fetches all at once; which of them is lost is seen below
-        ray.get(everything)
+    with suppress(ray.exceptions.RayError):  # all at once; which of them is lost is seen below
+        _get(everything)
     tensors: list[Tensors] = []
     lost: dict[str, tuple[str, ...]] = {}
     for clip, refs in zip(clips, inputs, strict=True):
         fetched: Tensors = {}
         for name, ref in refs.items():
             try:
-                fetched[name] = ray.get(ref) if isinstance(ref, ray.ObjectRef) else ref
+                fetched[name] = _get(ref) if isinstance(ref, ray.ObjectRef) else ref
             except ray.exceptions.RayError:
                 lost[clip.id] = (*lost.get(clip.id, ()), name)
         tensors.append(fetched)
     return tensors, lost
+
+
+def _get(refs: Any) -> Any:
+    """Fetch. Asks again and again, because a request begun while its node went away may hang for minutes."""
+    while True:
+        try:
+            return ray.get(refs, timeout=FETCH_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            continue
 
 
 def _check(spec: StageSpec, clips: Sequence[Clip], outputs: Sequence[Tensors]) -> None:

@@ -16,7 +16,8 @@ from tests.dataset.toys import entries, frames
 @pytest.fixture
 def datasets(tmp_path, monkeypatch):
     """The `datasets` library, offline, with a cache of its own."""
-    library = pytest.importorskip("datasets")
+    import datasets as library
+
     monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(library.config, "HF_HUB_OFFLINE", True)
     return library
@@ -50,7 +51,8 @@ def test_datasets_reads_shards(job, datasets):
 
 
 def test_webdataset_reads_shards(job):
-    webdataset = pytest.importorskip("webdataset")
+    import webdataset
+
     wanted = [*entries(5), Entry(Clip("with.dots.in", "p", None, 77), {})]
     job.run(wanted, format="webdataset")
     shards = webdataset.WebDataset(f"{job.url}/shards/shard-{{000000..000001}}.tar", shardshuffle=False)
