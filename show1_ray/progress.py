@@ -95,7 +95,7 @@ def summary_lines(summary: Summary, before: bool = False) -> str:
         rest = summary.total - summary.done_before - summary.skipped_failures
         failed = f", {summary.skipped_failures} failed before (--retry-failed)" if summary.skipped_failures else ""
         return f"{summary.out}: {summary.done_before} of {summary.total} clips done{failed}, {rest} to render"
-    lines = [f"{summary.out}: {summary.rendered} clips rendered in {summary.seconds:.0f} s, {summary.failed} failed"]
+    lines = [f"{summary.clips}: {summary.rendered} clips rendered in {summary.seconds:.0f} s, {summary.failed} failed"]
     lines += [f"failed: {one['id']} in {one['stage']}: {one['error']}" for one in summary.failures]
     if summary.stopped:
         lines.append(f"stopped: {summary.stopped}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -13,9 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from show1_ray.clip import Clip
 from show1_ray.dataset import Dataset, Lander, Origin, Rendering, StorageError, Weights
+from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
 from show1_ray.line.events import ClipDone, ClipFailed, Event
 from show1_ray.line.line import Line
@@ -38,9 +41,10 @@ FRAMES_OF = {"keyframes": "keyframes", "interpolation": "frames", "super_resolut
 
 @dataclass
 class Summary:
-    """What a job did. Counts are clips."""
+    """What a job did. Counts are clips; `clips` is the folder that has them."""
 
     out: str
+    clips: str = ""
     total: int = 0
     done_before: int = 0
     rendered: int = 0
@@ -136,11 +140,14 @@ def render(
     for stage in save_stages:
         if stage not in FRAMES_OF:
             raise UserError(f"--save-stages {stage}: no such stage; there are {', '.join(FRAMES_OF)}")
+    address = checked_address(address)
     entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit)
     pipeline = pipeline.resolved()
+    if address == "local":
+        pipeline.fetch()  # shows licences, and refuses here what stations would stumble over
     settings = line or LineSettings(stations=gpus, measure_memory=memory_for_stages)
     began = time.monotonic()
-    summary = Summary(out, total=entries.count)
+    summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
     with Dataset.open(
         out, origin=origin(pipeline), format=format, columns=entries.columns, manifest=about, job=job_name()
@@ -155,6 +162,7 @@ def render(
         if left:
             stages = specs(pipeline, dataset.lander, save_stages)
             with cluster(address), Line(stages, settings) as running:
+                check_shared(out)
                 (control or Control()).attach(running)
                 missing = dataset.missing(entries, retry_failed)
                 _run(running, missing, left, dataset, summary, observe, max_failures)
@@ -185,8 +193,8 @@ def _run(
                 case ClipFailed():
                     dataset.record_failure(event.clip, event.stage, event.attempts, event.error)
                     summary.failed += 1
+                    last_line = event.error.strip().rpartition("\n")[2]
                     if len(summary.failures) < 100:
-                        last_line = event.error.strip().rpartition("\n")[2]
                         summary.failures.append({"id": event.clip.id, "stage": event.stage, "error": last_line})
                     if summary.failed >= max_failures and not summary.rendered and not summary.stopped:
                         summary.stopped = f"the first {summary.failed} clips failed; the last with: {last_line}"
@@ -318,27 +326,54 @@ class Land:
             raise FatalError(str(error)) from error
 
 
+def checked_address(address: str | None) -> str:
+    """Where Ray is: `address`, what RAY_ADDRESS says, or "local" for one of our own on this machine.
+
+    Raises:
+        UserError: an address of the thin client.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://"):
+        raise UserError(f"--address {address}: jobs run on the cluster, not through a client; see `ray job submit`")
+    return address
+
+
 @contextmanager
-def cluster(address: str | None) -> Iterator[None]:
+def cluster(address: str) -> Iterator[None]:
     """Connects to Ray, or starts it on this machine; a connection that was there before stays.
 
     Raises:
-        UserError: an address of the thin client, or no cluster there.
+        UserError: no cluster there.
     """
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address.startswith("ray://"):
-        raise UserError(f"--address {address}: jobs run on the cluster, not through a client; see `ray job submit`")
     try:
-        ray.init(address=address, include_dashboard=False if address == "local" else None, log_to_driver=False)
+        dashboard = False if address == "local" else None
+        ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
-        raise UserError(f"--address {address}: no Ray cluster there: {error}") from None
+        raise UserError(f"--address {address}: no Ray cluster there: {' '.join(str(error).split())}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def check_shared(out: str) -> None:
+    """Sees that every node finds the dataset, where it is a folder of a file system: clips land on any node.
+
+    Raises:
+        UserError: a node does not.
+    """
+    storage = Storage.at(out)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if not storage.is_local or len(nodes) < 2:
+        return
+    look = ray.remote(num_cpus=0)(lambda: bool(storage.sizes("")))
+    strategies = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    found = ray.get([look.options(scheduling_strategy=strategy).remote() for strategy in strategies])
+    if not all(found):
+        raise UserError(f"--out {out}: not all nodes of the cluster share this folder; give a URL that they do")
 
 
 def job_name() -> str:

@@ -23,16 +23,17 @@ from show1_ray.line.spec import FatalError, LineSettings, StageObject, StageSpec
 FETCH_SECONDS = 10.0
 """Seconds after which a fetch is asked for again."""
 
-Cause = Literal["error", "memory", "clip", "fatal", "load", "death", "deadline", "gone"]
+Cause = Literal["error", "memory", "device", "clip", "fatal", "load", "death", "deadline", "gone"]
 
 
 @dataclass(frozen=True)
 class Failure:
     """Why a batch was not done.
 
-    "error": the stage raised; "memory": it ran out of memory; "clip": it named the clip at fault;
-    "fatal": nothing more can be rendered; "load": the stage could not be loaded; "death": the
-    process died; "deadline": it did not return; "gone": the node went away, which is nobody's fault.
+    "error": the stage raised; "memory": it ran out of memory; "device": the GPU failed, and the process cannot use
+    it any more; "clip": the stage named the clip at fault; "fatal": nothing more can be rendered; "load": the stage
+    could not be loaded; "death": the process died; "deadline": it did not return; "gone": the node went away, which
+    is nobody's fault.
     """
 
     cause: Cause
@@ -211,6 +212,8 @@ def _failure(error: Exception) -> Failure:
         return Failure("fatal", str(error))
     if is_out_of_memory(error):
         return Failure("memory", text)
+    if "CUDA error" in str(error):
+        return Failure("device", text)
     clip_id = getattr(error, "clip_id", None)
     return Failure("error" if clip_id is None else "clip", text, clip_id)
 

@@ -12,7 +12,7 @@ from show1_ray.clip import Clip
 from show1_ray.errors import UserError
 from show1_ray.line.events import StageDone, StationUp
 from show1_ray.line.line import Line
-from show1_ray.line.spec import FatalError, StageSpec, Tensors
+from show1_ray.line.spec import RENDERING, FatalError, Order, StageSpec, Tensors
 from tests.line.sleepers import Adds, Fails, Outcome, clips, land, once, render, settings, spec
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -36,6 +36,21 @@ def test_every_clip_goes_through_every_stage_once() -> None:
     assert done.attempts == 1
     last = outcome.snapshots[-1]
     assert (last.done, last.failed, last.total, last.in_flight) == (30, 0, 30, 0)
+
+
+def test_a_stage_may_take_values_that_came_with_the_clip_and_how_it_was_rendered() -> None:
+    class Tells:
+        def __call__(self, batch: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+            return [{"row": {"extra": given["extra"], **given[RENDERING]}} for given in tensors]
+
+    last = StageSpec("land", lambda device: Tells(), values=("extra", RENDERING), gives=("row",), on="cpu")
+    outcome = Outcome()
+    with Line([spec(0), last], settings()) as line:
+        for event in line.run(Order(clip, {"extra": clip.seed}) for clip in clips(4)):
+            outcome.add(event)
+    row = outcome.done["clip-003"].result["row"]
+    assert row["extra"] == 3
+    assert (set(row["seconds"]), row["batch_sizes"], row["attempts"]) == ({"stage0"}, {"stage0": 4}, 1)
 
 
 def test_clips_are_pulled_from_the_manifest_only_as_there_is_room() -> None:
@@ -110,6 +125,18 @@ def test_a_clip_that_kills_its_process_each_time_fails_alone() -> None:
     outcome.assert_done(batch, failed={"clip-005"})
     assert outcome.failed["clip-005"].attempts == 3
     assert len(outcome.lost) == 5, "batches of 4 and 2, and three times alone"
+
+
+def test_after_an_error_of_the_device_the_station_is_started_afresh() -> None:
+    def act(clip: Clip, size: int) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    batch = clips(8)
+    stages = [spec(0), spec(1, lambda device: Fails(1, {5}, act)), spec(2), land()]
+    outcome = render(stages, batch, max_attempts=1)
+    outcome.assert_done(batch, failed={"clip-005"})
+    assert outcome.lost
+    assert all(lost.reason.startswith("device: ") for lost in outcome.lost)
 
 
 def test_a_clip_that_never_returns_fails_alone_at_its_deadline() -> None:

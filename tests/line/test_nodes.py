@@ -22,7 +22,12 @@ FRAMES = 300_000
 def cluster() -> Iterator[Cluster]:
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 2, "num_gpus": 0, "object_store_memory": 150_000_000},
+        head_node_args={
+            "num_cpus": 2,
+            "num_gpus": 0,
+            "object_store_memory": 150_000_000,
+            "_system_config": {"health_check_period_ms": 1000, "health_check_failure_threshold": 3},
+        },
     )
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
