@@ -145,7 +145,7 @@ def measure(
 
     def run() -> None:
         if isinstance(stage, Text | LatentSuperResolution):
-            stage.encoder.encode.cache_clear()
+            stage.encoder.forget()
         noise = [seeded_noise(clip.seed, stage.dtype) for clip in clips]
         with torch.inference_mode():
             if mode == "as published":

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from show1_ray import pipeline as pipelines_module
 from show1_ray.errors import UserError
+from show1_ray.models.checkpoints import resolve
 from show1_ray.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -142,8 +143,8 @@ def fetch(pipeline: Annotated[str, typer.Argument(metavar="PIPELINE")], changes:
     """Download everything that a pipeline needs, and print the commits that it is pinned to."""
     loaded = Pipeline.load(pipeline, changes or ())
     loaded.fetch()
-    for checkpoint, resolved in zip(loaded.checkpoints(), loaded.resolved().checkpoints(), strict=True):
-        print(f"{checkpoint.repo} {resolved.revision}")
+    for checkpoint in loaded.checkpoints():
+        print(f"{checkpoint.repo} {resolve(checkpoint)}")
 
 
 @contextmanager
@@ -151,11 +152,9 @@ def stopped_by_signals(control: Control, console: Console) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM) lets what runs end and land; the second one does not."""
 
     def stop(number: int, frame: object) -> None:
-        if control.asked:
-            console.print("stopping at once")
-        else:
-            console.print("stopping when the batches that run are done; once more to stop at once")
-        control.stop(now=control.asked)
+        again = control.asked
+        control.stop(now=again)
+        console.print("stopping at once" if again else "stopping when what runs is done; once more to stop at once")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -13,12 +13,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from show1_ray.errors import ConfigError
-from show1_ray.models.checkpoints import Checkpoint, folder_of, published_or_local_config, resolve
+from show1_ray.models.checkpoints import Checkpoint, check_access, folder_of, published_or_local_config, resolve
 
-PIPELINE_FOLDERS = [
-    Path(__file__).parent / "pipelines",  # in an installed wheel
-    Path(__file__).parent.parent / "pipelines",  # in a checkout
-]
+_PACKAGED, _CHECKOUT = Path(__file__).parent / "pipelines", Path(__file__).parent.parent / "pipelines"
+PIPELINE_FOLDERS = [_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT]
 
 Count = Annotated[int, Field(ge=1)]
 NoiseLevel = Annotated[int, Field(ge=0, lt=1000)]
@@ -38,13 +36,28 @@ class Text(_Settings):
     negative_prompt: str = Field("", description="of the pixel stages, for clips that bring none")
 
 
+class SchedulerChanges(_Settings):
+    """Changes to the checkpoint's scheduler configuration; names and values are diffusers'."""
+
+    solver_order: Literal[1, 2, 3] | None = None
+    solver_type: Literal["midpoint", "heun"] | None = None
+    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
+    final_sigmas_type: Literal["sigma_min", "zero"] | None = None
+    use_karras_sigmas: bool | None = None
+    lower_order_final: bool | None = None
+    thresholding: bool | None = None
+    dynamic_thresholding_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    sample_max_value: Annotated[float, Field(ge=1)] | None = None
+    lambda_min_clipped: float | None = None
+
+
 class Denoising(_Settings):
     """A denoising loop: `steps` of a scheduler, with guidance (1 switches it off)."""
 
     checkpoint: Checkpoint
-    steps: Count
+    steps: Annotated[int, Field(ge=1, le=1000)]
     guidance: Guidance
-    scheduler: dict[str, Any] = Field({}, description="changes to the checkpoint's scheduler configuration")
+    scheduler: SchedulerChanges = SchedulerChanges()
 
 
 class Keyframes(Denoising):
@@ -202,6 +215,16 @@ class Pipeline(_Settings):
         half = self.dtype != "float32"
         return [folder_of(checkpoints[name], components, half=half) for name, components in COMPONENTS.items()]
 
+    def check_access(self) -> None:
+        """Shows the licences of checkpoints on the hub and sees that they may be read, without fetching them.
+
+        Raises:
+            UserError: see `models.checkpoints.check_access`.
+        """
+        for checkpoint in self.checkpoints():
+            if not checkpoint.is_local:
+                check_access(checkpoint)
+
     def resolved(self) -> Self:
         """The same pipeline with each revision made exact: the hub's commit, or a fingerprint of a local folder.
 
@@ -295,6 +318,7 @@ def _read(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    tree = _unshared(tree)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a pipeline file is a mapping of keys to values")
     for node in _nodes(tree):
@@ -317,6 +341,11 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
         yield tree
         for value in list(tree.values()):
             yield from _nodes(value)
+
+
+def _unshared(tree: Any) -> Any:
+    """A copy in which what YAML's anchors share is there once for each place."""
+    return {key: _unshared(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

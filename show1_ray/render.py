@@ -24,6 +24,7 @@ from show1_ray.line.events import ClipDone, ClipFailed, Event
 from show1_ray.line.line import Line
 from show1_ray.line.spec import RENDERING, FatalError, LineSettings, Order, StageSpec
 from show1_ray.manifest import Entry, open_manifest
+from show1_ray.models.checkpoints import published_or_local_config
 from show1_ray.pipeline import STAGES, Pipeline
 
 RELATIVE_SECONDS = {
@@ -74,17 +75,25 @@ class Control:
         self.asked = False
         self._line: Line | None = None
 
-    def attach(self, line: Line) -> None:
-        """Called by `render` when its line is up."""
+    @contextmanager
+    def over(self, line: Line) -> Iterator[None]:
+        """`render` hands its line over as long as it runs."""
         self._line = line
-        if self.asked:
-            line.stop()
+        try:
+            yield
+        finally:
+            self._line = None
 
     def stop(self, now: bool = False) -> None:
-        """May be called from a signal handler or another thread."""
+        """May be called from a signal handler or another thread.
+
+        Raises:
+            KeyboardInterrupt: there is no line yet, or none any more: nothing runs that could land.
+        """
+        if self._line is None:
+            raise KeyboardInterrupt
         self.asked = True
-        if self._line is not None:
-            self._line.stop(now)
+        self._line.stop(now)
 
 
 def render(
@@ -143,9 +152,9 @@ def render(
     address = checked_address(address)
     entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit)
     pipeline = pipeline.resolved()
-    if address == "local":
-        pipeline.fetch()  # shows licences, and refuses here what stations would stumble over
-    settings = line or LineSettings(stations=gpus, measure_memory=memory_for_stages)
+    # A cluster may have no GPU yet, and make nodes with some when they are asked for.
+    owns_gpu = True if gpus is not None and address != "local" else None
+    settings = line or LineSettings(stations=gpus, gpus=owns_gpu, measure_memory=memory_for_stages)
     began = time.monotonic()
     summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
@@ -160,12 +169,14 @@ def render(
         if dry_run:
             return summary
         if left:
+            # Shows licences, and refuses here what stations would stumble over.
+            pipeline.fetch() if address == "local" else pipeline.check_access()
             stages = specs(pipeline, dataset.lander, save_stages)
             with cluster(address), Line(stages, settings) as running:
                 check_shared(out)
-                (control or Control()).attach(running)
-                missing = dataset.missing(entries, retry_failed)
-                _run(running, missing, left, dataset, summary, observe, max_failures)
+                with (control or Control()).over(running):
+                    missing = dataset.missing(entries, retry_failed)
+                    _run(running, missing, left, dataset, summary, observe, max_failures)
         summary.interrupted = control is not None and control.asked
         summary.seconds = time.monotonic() - began
         if not summary.interrupted and not summary.stopped:
@@ -221,7 +232,7 @@ def specs(pipeline: Pipeline, lander: Lander, save_stages: Sequence[str] = ()) -
     """The pipeline's stages as the line sees them, and the landing of clips behind them."""
     from show1_ray.stages.cascade import STAGE_CLASSES  # torch, which takes seconds
 
-    stages = []
+    stages, sizes = [], output_bytes(pipeline)
     for name in STAGES:
         execution = getattr(pipeline.execution, name)
         stages.append(
@@ -232,6 +243,7 @@ def specs(pipeline: Pipeline, lander: Lander, save_stages: Sequence[str] = ()) -
                 gives=tuple(STAGE_CLASSES[name].gives),
                 batch_size=execution.batch_size,
                 seconds=RELATIVE_SECONDS[name],
+                output_bytes=sizes[name],
                 memory=int(execution.memory * 2**30),
             )
         )
@@ -246,6 +258,21 @@ def specs(pipeline: Pipeline, lander: Lander, save_stages: Sequence[str] = ()) -
         seconds=0.05,
     )
     return [*stages, land]
+
+
+def output_bytes(pipeline: Pipeline) -> dict[str, int]:
+    """Bytes of what each stage gives for a clip, from the recipe's geometry."""
+    stages, item = pipeline.stages, 4 if pipeline.dtype == "float32" else 2
+    encoder = published_or_local_config(stages.text.checkpoint, "text_encoder") or {"d_model": 4096}
+    pixels = 3 * stages.keyframes.height * stages.keyframes.width
+    last = stages.latent_super_resolution
+    return {
+        "text": 2 * stages.text.max_tokens * encoder["d_model"] * item,
+        "keyframes": stages.keyframes.frames * pixels * item,
+        "interpolation": pipeline.total_frames * pixels * item,
+        "super_resolution": pipeline.total_frames * pixels * stages.super_resolution.scale**2 * item,
+        "latent_super_resolution": pipeline.total_frames * 3 * last.height * last.width,
+    }
 
 
 def memory_for_stages(device: str) -> int:
@@ -276,8 +303,12 @@ class OnArrays:
         return [{name: to_array(tensor) for name, tensor in clip.items()} for clip in self.stage(clips, given)]
 
     def to(self, device: str) -> None:
-        """See `Stage.to`."""
+        """See `Stage.to`; what the device does not need any more, others may have."""
+        import torch
+
         self.stage.to(device)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def to_tensor(array: Any) -> Any:
@@ -351,7 +382,7 @@ def cluster(address: str) -> Iterator[None]:
     try:
         dashboard = False if address == "local" else None
         ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise UserError(f"--address {address}: no Ray cluster there: {' '.join(str(error).split())}") from None
     try:
         yield

@@ -67,6 +67,9 @@ def write(tmp_path):
         ("colour: red", "mine.yaml: colour: unknown key"),
         ("stages: {keyframes: {steps: many}}", "stages.keyframes.steps: .*integer.*'many'"),
         ("stages: {keyframes: {steps: 0}}", "stages.keyframes.steps: .*greater than or equal to 1.*0"),
+        ("stages: {keyframes: {steps: 1001}}", "stages.keyframes.steps: .*less than or equal to 1000.*1001"),
+        ("stages: {keyframes: {scheduler: {colour: 1}}}", "stages.keyframes.scheduler.colour: unknown key"),
+        ("stages: {keyframes: {scheduler: {solver_order: 4}}}", "stages.keyframes.scheduler.solver_order: .*4"),
         ("dtype: float8", "dtype: .*'float16', 'bfloat16' or 'float32'.*'float8'"),
         ("stages: {super_resolution: {window: 30}}", "super_resolution.window: 30 frames, but a clip has 29"),
         (
@@ -123,6 +126,12 @@ def test_overrides_find_the_recipe_and_the_execution_settings():
     pipeline = Pipeline.load("show1", ["keyframes.steps=9", "keyframes.batch_size=3", "dtype=bfloat16"])
     assert (pipeline.stages.keyframes.steps, pipeline.execution.keyframes.batch_size) == (9, 3)
     assert pipeline.dtype == "bfloat16"
+
+
+def test_an_override_changes_its_stage_alone_where_yaml_shares_a_value():
+    pipeline = Pipeline.load("show1", ["text.checkpoint.revision=other"])
+    assert pipeline.stages.text.checkpoint.revision == "other"
+    assert pipeline.stages.keyframes.checkpoint.revision == "main"
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,32 @@ def test_the_driver_killed_at_five_moments_and_run_again_loses_and_repeats_nothi
     assert_complete(out, encoded)
 
 
+def test_ctrl_c_lets_clips_land_and_ends_with_130(tiny, manifest, tmp_path, encoded):
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(manifest, out, tiny), stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and landed(out) < 1:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "interrupted; run the same command again to go on" in errors
+    assert "Traceback" not in errors
+    assert read_status(str(out)).holder is None
+    final = subprocess.run(command(manifest, out, tiny), capture_output=True, text=True, timeout=240)
+    assert final.returncode == 0, final.stderr
+    assert_complete(out, encoded)
+
+
+def test_ctrl_c_before_anything_runs_ends_at_once_with_130(tiny, manifest, tmp_path):
+    process = subprocess.Popen(command(manifest, tmp_path / "out", tiny), stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / "dataset.json").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert read_status(str(tmp_path / "out")).holder is None
+
+
 def test_bad_input_ends_with_one_line_and_exit_code_2(tiny, tmp_path):
     bad = tmp_path / "bad.csv"
     with bad.open("w") as file:

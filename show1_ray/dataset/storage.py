@@ -151,8 +151,12 @@ class Storage:
         for attempt in range(1, self.retries.attempts + 1):
             try:
                 return action(self._place[0], self.full(path))
-            except (FileNotFoundError, StorageError):
+            except StorageError:
                 raise
+            except FileNotFoundError as error:
+                if verb != "write":
+                    raise
+                raise StorageError(f"cannot write {self.url}/{path}: no such place: {error}") from error
             except Exception as error:  # each store's client has exceptions of its own
                 hopeless = isinstance(error, (PermissionError, IsADirectoryError, NotADirectoryError))
                 if hopeless or attempt == self.retries.attempts:

@@ -78,7 +78,7 @@ class Line:
             )
             for spec in self.specs
         ]
-        self.schedule = Schedule(loads, self.settings.cpu_tasks)
+        self.schedule = Schedule(loads, max(self.settings.cpu_tasks, self.fleet.size))
         self.traffic = Traffic(self.specs, self.schedule, self.settings.max_attempts)
         self._set_limits()
         self._alone_since = time.monotonic()
@@ -162,7 +162,8 @@ class Line:
         settings, index = self.settings, assignment.stage
         usual = self.schedule.stages[index].seconds * assignment.clips
         seconds = max(settings.deadline_floor, settings.deadline_factor * usual)
-        if assignment.price or not self._measured[index]:
+        # CPU tasks wait for storage, which may be slow and has retries of its own.
+        if assignment.price or not self._measured[index] or self.specs[index].on == "cpu":
             seconds += settings.first_deadline
         return time.monotonic() + seconds
 

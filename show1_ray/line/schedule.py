@@ -146,30 +146,38 @@ class Schedule:
         ready = [(stage, clips) for stage, clips in ready if self.stages[stage].on_station]
         wanted = self._wanted()
         while self._freed:
-            number = next(iter(self._freed))
-            del self._freed[number]
-            station = self.stations[number]
+            freed = next(iter(self._freed))
+            del self._freed[freed]
+            station = self.stations[freed]
             chosen = self._choose(station, ready, wanted, now)
             if chosen is not None:
                 return self._take(*chosen, station)
         for stage, clips in ready:
             for group in (self._idle_holding[stage], self._idle_hosting[stage], self._idle_blank, self._idle):
-                if group:
-                    station = self.stations[next(iter(group))]
+                number = next((number for number in group if self._may_join(number, stage, group)), None)
+                if number is not None:
+                    station = self.stations[number]
                     chosen = self._choose(station, [(stage, clips)], wanted, now)
                     if chosen is not None:
                         return self._take(*chosen, station)
         return self._preload()
+
+    def _may_join(self, number: int, stage: int, group: dict[int, None]) -> bool:
+        """Whether an idle station stands for its group: of all that are idle, one that has to load the stage."""
+        station = self.stations[number]
+        joins = station.may_run(stage)
+        return joins and not (group is self._idle and (stage in station.held or stage in station.hosted))
 
     def seconds_left(self) -> float:
         """Seconds of work that is left for each station, if all of them work all the time."""
         return sum(self._work()) / len(self.stations) if self.stations else math.inf
 
     def price(self, station: StationLoad, stage: int) -> float:
-        """Seconds until `stage` is on the station's device."""
+        """Seconds until `stage` is on the station's device: never more from host memory than from disk."""
         if stage in station.held:
             return 0.0
-        return self.stages[stage].swap_seconds if stage in station.hosted else self.stages[stage].load_seconds
+        prices = self.stages[stage]
+        return min(prices.swap_seconds, prices.load_seconds) if stage in station.hosted else prices.load_seconds
 
     def _ready(self, now: float) -> list[tuple[int, int]]:
         """Stages with an admissible batch, most downstream first, with its size."""
@@ -296,15 +304,14 @@ class Schedule:
 
     def _preload(self) -> Assignment | None:
         """Let a station that holds nothing load the first stage that clips are about to reach."""
-        if not self._idle_blank:
-            return None
-        station = self.stations[next(iter(self._idle_blank))]
         before = 0
         for index, stage in enumerate(self.stages):
             coming = before + stage.queued
             before = stage.queued + stage.running
-            if not stage.on_station or not station.may_run(index):
+            number = next((number for number in self._idle_blank if self.stations[number].may_run(index)), None)
+            if not stage.on_station or number is None:
                 continue
+            station = self.stations[number]
             useful = coming / stage.batch_size
             if stage.load_seconds > 0:
                 useful = min(useful, coming * stage.seconds // stage.load_seconds)

@@ -86,7 +86,7 @@ class LineSettings:
     pinned: bool = False
     """Keep every stage where the plan puts it, whatever the queues look like (for comparison)."""
     cpu_tasks: int = 4
-    """Batches of "cpu" stages that run at the same time."""
+    """Batches of "cpu" stages that run at the same time, at least; as many as there are stations if these are more."""
     max_attempts: int = 3
     """Times that a clip may fail alone in its batch before it is given up."""
     deadline_factor: float = 10.0

@@ -6,6 +6,7 @@ station that made it (not the node), and goes from station to station without pa
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -116,8 +117,10 @@ class Station:
                 self.hosted[number] = leaving
             if number in drop:
                 self.hosted.pop(number, None)
+            del leaving
         if stage in self.held:
             return
+        gc.collect()  # what leaves must be gone before the next one comes
         hosted = self.hosted.pop(stage, None)
         if hosted is None:
             self.held[stage] = self.specs[stage].build(self.device)

@@ -121,6 +121,19 @@ def published_or_local_config(checkpoint: Checkpoint, component: str) -> dict[st
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def check_access(checkpoint: Checkpoint) -> None:
+    """Shows the licence of a checkpoint on the hub and sees that this machine's token may read it.
+
+    Raises:
+        CheckpointError: it may not, or there is no such repository.
+    """
+    try:
+        HfApi().auth_check(checkpoint.repo)
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        raise CheckpointError(_reason(checkpoint, error)) from None
+    print(f"{checkpoint}: licence of the weights: {checkpoint.licence or 'not stated'}", file=sys.stderr)
+
+
 @lru_cache
 def resolve(checkpoint: Checkpoint) -> str:
     """The exact revision: a hub repository's commit, or the fingerprint of a local folder's files.

@@ -87,7 +87,9 @@ def render(
 
 
 def _scheduler(parts: Parts, settings: Denoising) -> Scheduler:
-    return make_scheduler(parts.scheduler_config(settings.checkpoint, "scheduler"), **settings.scheduler)
+    return make_scheduler(
+        parts.scheduler_config(settings.checkpoint, "scheduler"), **settings.scheduler.model_dump(exclude_none=True)
+    )
 
 
 def _noising(parts: Parts, settings: Denoising) -> Scheduler:

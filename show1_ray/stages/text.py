@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ class TextEncoder:
     def __init__(self, tokenizer: Any, model: nn.Module, max_tokens: int, *, attends_mask: bool) -> None:
         self.tokenizer, self.model = tokenizer, model
         self.max_tokens, self.attends_mask = max_tokens, attends_mask
-        self.encode = lru_cache(maxsize=CACHED_TEXTS)(self._encode)
+        self._known: dict[str, Tensor] = {}
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Encodes each distinct text once, and keeps the last `CACHED_TEXTS`: above all the negative prompt's.
@@ -41,9 +40,21 @@ class TextEncoder:
         Returns:
             B L D, on the CPU.
         """
-        return torch.stack([self.encode(text) for text in texts])
+        return torch.stack([self._encode(text) for text in texts])
+
+    def forget(self) -> None:
+        """Drops what is kept."""
+        self._known.clear()
 
     def _encode(self, text: str) -> Tensor:
+        if text not in self._known:
+            while len(self._known) >= CACHED_TEXTS:
+                self._known.pop(next(iter(self._known)))
+            self._known[text] = self._embed(text)
+        self._known[text] = self._known.pop(text)  # the last one used stands at the end
+        return self._known[text]
+
+    def _embed(self, text: str) -> Tensor:
         tokens = self.tokenizer(
             [text], padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
         )

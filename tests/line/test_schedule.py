@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from show1_ray.line.load import StageLoad
+from show1_ray.line.plan import pin
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.simulate import lower_bound, simulate
 
@@ -224,12 +225,30 @@ def test_no_station_waits_without_need_and_clips_in_flight_are_bounded(
     assert len(done.busy) >= len(loads)
 
 
-@settings(max_examples=30, deadline=None)
-@given(loads=st.lists(stages, min_size=2, max_size=5), stations=st.integers(2, 9), clips=st.integers(1, 60))
-def test_a_line_of_pinned_stations_ends_too(loads: list[StageLoad], stations: int, clips: int) -> None:
-    pins = [(number % len(loads), (number + 1) % len(loads)) for number in range(max(stations, len(loads)))]
+@settings(max_examples=100, deadline=None)
+@given(
+    loads=st.lists(stages, min_size=2, max_size=5),
+    more=st.integers(0, 4),
+    clips=st.integers(1, 60),
+    order=st.randoms(use_true_random=False),
+)
+def test_a_line_of_pinned_stations_ends_too(
+    loads: list[StageLoad], more: int, clips: int, order: random.Random
+) -> None:
+    pins = [(number % len(loads),) for number in range(len(loads) + more)]
+    order.shuffle(pins)
     done = simulate(loads, len(pins), clips, memory=3, pins=pins)
-    assert done.seconds > 0
+    assert done.loads <= len(pins), "each station loads its one stage, once"
+
+
+def test_each_stage_on_a_card_of_its_own_and_pinned_for_good_ends_too() -> None:
+    costs = [0.05, 1.0, 3.0, 7.0, 2.5]
+    loads = [
+        StageLoad(f"stage{i}", 4, seconds, load_seconds=5.0, swap_seconds=0.5, memory=1)
+        for i, seconds in enumerate(costs)
+    ]
+    result = simulate(loads, 8, 160, memory=1, pins=pin(costs, [1] * 5, [1] * 8))
+    assert result.seconds < 160 * sum(costs)
 
 
 def random_cascade(seed: int, stations: int) -> list[StageLoad]:
