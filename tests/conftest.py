@@ -38,7 +38,7 @@ class Golden:
         """The network of a case, loaded as the project loads published ones."""
         config = self.meta(path, "config")
         kind, init = self.kind(config), dict(config["init"])
-        if kind is UNet3DConditionModel:
+        if kind is UNet3DConditionModel and config["class"].startswith("show1"):
             init["attention_head_dim"] = 64  # show-1-sr2's configuration gives numbers of heads there
         known = kind._get_init_keys(kind) if kind is not VideoUNet else init
         network = kind.from_config({key: value for key, value in init.items() if key in known})

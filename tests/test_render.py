@@ -132,32 +132,32 @@ class TestOneJob:
 
     def test_another_recipe_and_another_prompt_are_refused(self, tiny, manifest, tmp_path):
         out = str(tmp_path / "out")
-        render(manifest, out, str(tiny), limit=2)
+        render(manifest, out, str(tiny), limit=2, gpus=1)
         with pytest.raises(UserError, match=r"keyframes\.steps"):
-            render(manifest, out, str(tiny), overrides=["keyframes.steps=3"])
+            render(manifest, out, str(tiny), overrides=["keyframes.steps=3"], gpus=1)
         changed = write_manifest(tmp_path, ["a fire", *PROMPTS[1:]])
         with pytest.raises(UserError, match="clip-00"):
-            render(changed, out, str(tiny))
+            render(changed, out, str(tiny), gpus=1)
 
     def test_a_clip_that_is_not_finite_fails_alone_and_is_skipped_until_asked_for(self, tiny, tmp_path, encoded):
         broken = break_word(tiny, "snow", tmp_path / "broken")
         manifest = write_manifest(tmp_path, [*PROMPTS[:4], "a snow", *PROMPTS[5:]])
         out, batched = tmp_path / "out", ["text.batch_size=6", "keyframes.batch_size=6"]
-        first = render(manifest, str(out), str(broken), overrides=batched)
+        first = render(manifest, str(out), str(broken), overrides=batched, gpus=1)
         assert (first.rendered, first.failed, first.exit_code) == (COUNT - 1, 1, 1)
         [failure] = read_status(str(out)).failures
         assert (failure.id, failure.stage) == ("clip-04", "text")
         assert "NaN" in failure.error
         assert_complete(out, encoded, without=["clip-04"])
-        second = render(manifest, str(out), str(broken))
+        second = render(manifest, str(out), str(broken), gpus=1)
         assert (second.rendered, second.failed, second.skipped_failures, second.exit_code) == (0, 0, 1, 1)
-        third = render(manifest, str(out), str(broken), retry_failed=True)
+        third = render(manifest, str(out), str(broken), retry_failed=True, gpus=1)
         assert (third.rendered, third.failed) == (0, 1)
 
     def test_a_job_whose_first_clips_all_fail_stops(self, tiny, tmp_path):
         broken = break_word(tiny, "snow", tmp_path / "broken")
         manifest = write_manifest(tmp_path, ["a snow"] * 40)
-        summary = render(manifest, str(tmp_path / "out"), str(broken), max_failures=5)
+        summary = render(manifest, str(tmp_path / "out"), str(broken), max_failures=5, gpus=1)
         assert 5 <= summary.failed < 40
         assert summary.rendered == 0
         assert "failed" in summary.stopped
@@ -200,37 +200,37 @@ class TestOneJob:
     def test_webdataset_shards_hold_every_clip_once(self, tiny, manifest, tmp_path, expected):
         webdataset = pytest.importorskip("webdataset")
         out = tmp_path / "out"
-        render(manifest, str(out), str(tiny), format="webdataset")
+        render(manifest, str(out), str(tiny), format="webdataset", gpus=1)
         shards = sorted(map(str, out.glob("shards/*.tar")))
         samples = list(webdataset.WebDataset(shards, shardshuffle=False))
         assert sorted(sample["__key__"] for sample in samples) == sorted(expected)
         assert json.loads(samples[0]["json"])["prompt"] in PROMPTS
         assert not list(out.glob("clips/*/*.mp4"))
-        assert render(manifest, str(out), str(tiny), format="webdataset").rendered == 0
+        assert render(manifest, str(out), str(tiny), format="webdataset", gpus=1).rendered == 0
 
     def test_stages_frames_are_saved_when_asked(self, tiny, manifest, tmp_path):
         out = tmp_path / "out"
-        render(manifest, str(out), str(tiny), limit=2, save_stages=["keyframes", "super_resolution"])
+        render(manifest, str(out), str(tiny), limit=2, save_stages=["keyframes", "super_resolution"], gpus=1)
         assert frames_of(next(out.glob("__stages__/keyframes/*/clip-00.mp4"))).shape == (3, 8, 12, 3)
         assert frames_of(next(out.glob("__stages__/super_resolution/*/clip-01.mp4"))).shape == (9, 16, 24, 3)
 
     def test_bfloat16_travels(self, tiny, manifest, tmp_path):
-        summary = render(manifest, str(tmp_path / "out"), str(tiny), limit=2, overrides=["dtype=bfloat16"])
+        summary = render(manifest, str(tmp_path / "out"), str(tiny), limit=2, overrides=["dtype=bfloat16"], gpus=1)
         assert (summary.rendered, summary.failed) == (2, 0)
 
     def test_storage_that_fails_stops_the_job_with_one_line_and_nothing_half_written(
         self, tiny, manifest, tmp_path, encoded
     ):
         out = tmp_path / "out"
-        render(manifest, str(out), str(tiny), limit=1)
+        render(manifest, str(out), str(tiny), limit=1, gpus=1)
         shutil.move(out / "clips", out / "kept")
         (out / "clips").write_text("a file where a folder should be")
         with pytest.raises(UserError, match="clips") as caught:
-            render(manifest, str(out), str(tiny))
+            render(manifest, str(out), str(tiny), gpus=1)
         assert len(str(caught.value).splitlines()) == 1
         (out / "clips").unlink()
         shutil.move(out / "kept", out / "clips")
-        render(manifest, str(out), str(tiny))
+        render(manifest, str(out), str(tiny), gpus=1)
         assert_complete(out, encoded)
 
 

@@ -13,7 +13,10 @@ from show1_ray.errors import ConfigError
 from show1_ray.models import VideoUNet
 from show1_ray.models.random import published_config
 
-CASES = [(name, case) for name in ("keyframe", "interp", "sr1", "sr1_image", "sr2") for case in (0, 1)] + [("sr2", 2)]
+CASES = [(name, case) for name in ("keyframe", "interp", "sr1", "sr1_image", "sr2") for case in (0, 1)] + [
+    ("sr2", 2),
+    ("sr2_diffusers", 0),
+]
 FULL_SIZE: list[tuple[str, str, str, Any]] = [
     ("show-1-base", "show-1-base", "unet", VideoUNet),
     ("show-1-interpolation", "show-1-interpolation", "unet", VideoUNet),
