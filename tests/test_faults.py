@@ -1,0 +1,105 @@
+"""Clips that bring a real stage down, in a real job: exactly they end in failures, the rest is as if nothing was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from show1_ray import Pipeline, render
+from show1_ray.dataset import Dataset, read_status
+from show1_ray.line.line import Line
+from show1_ray.line.spec import LineSettings
+from show1_ray.manifest import open_manifest
+from show1_ray.render import Summary, _run, origin, specs
+
+COUNT, GUILTY = 8, "clip-5"
+
+
+class Faulty:
+    """A real stage that one clip brings down."""
+
+    def __init__(self, build, fault: str, device: str) -> None:
+        self.stage, self.fault = build(device), fault
+
+    def __call__(self, clips, tensors):
+        if self.fault == "out of memory" and len(clips) > 1:
+            raise MemoryError(f"no memory for {len(clips)} clips")
+        if GUILTY in [clip.id for clip in clips]:
+            if self.fault == "kills its process":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.fault == "never returns":
+                time.sleep(3600)
+            elif self.fault == "raises":
+                raise ArithmeticError("cannot be rendered")
+        return self.stage(clips, tensors)
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=2,
+            object_store_memory=300_000_000,
+            _temp_dir=folder,
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    path = tmp_path_factory.mktemp("manifest") / "prompts.parquet"
+    rows = {"id": [f"clip-{i}" for i in range(COUNT)], "prompt": ["a red circle"] * COUNT, "seed": list(range(COUNT))}
+    pq.write_table(pa.table(rows), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray, tiny, manifest, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    render(manifest, str(out), str(tiny))
+    return frames(out)
+
+
+def frames(out: Path) -> dict[str, np.ndarray]:
+    return {path.stem: iio.imread(path, plugin="pyav") for path in out.glob("clips/*/*.mp4")}
+
+
+@pytest.mark.parametrize("fault", ["raises", "kills its process", "never returns", "out of memory"])
+def test_one_bad_clip_costs_one_clip(tiny, manifest, undisturbed, tmp_path, fault):
+    pipeline = Pipeline.load(tiny, ["keyframes.batch_size=2"]).resolved()
+    settings = LineSettings(max_attempts=2, deadline_floor=3, deadline_factor=3, first_deadline=30)
+    entries, out, summary = open_manifest(manifest), tmp_path / "out", Summary("out", total=COUNT)
+    with Dataset.open(str(out), origin=origin(pipeline)) as dataset:
+        stages = specs(pipeline, dataset.lander)
+        stages[1] = replace(stages[1], build=partial(Faulty, stages[1].build, fault))
+        with Line(stages, settings) as line:
+            _run(line, entries, COUNT, dataset, summary, lambda event: None, max_failures=20)
+        dataset.finish()
+
+    guilty = [] if fault == "out of memory" else [GUILTY]
+    status = read_status(str(out))
+    assert [failure.id for failure in status.failures] == guilty
+    assert {failure.stage for failure in status.failures} <= {"keyframes"}
+    rendered = frames(out)
+    assert sorted(rendered) == sorted(set(undisturbed) - set(guilty))
+    assert all(np.array_equal(video, undisturbed[name]) for name, video in rendered.items())
+    rows = pq.read_table(out / "metadata.parquet").to_pylist()
+    assert sorted(row["id"] for row in rows) == sorted(rendered)
+    if fault == "out of memory":
+        assert {row["batch_size_keyframes"] for row in rows} == {1}
