@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import tempfile
 import time
 from pathlib import Path
@@ -102,7 +103,7 @@ def first_batch(path: Path) -> float:
 
     begin = time.time()
     manifest = open_manifest(str(path))
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with Line([StageSpec("nothing", build, gives=("done",), batch_size=4)], LineSettings(stations=2)) as line:
             for event in line.run(entry.clip for entry in manifest):
