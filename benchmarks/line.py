@@ -232,20 +232,28 @@ class DataStage:
         time.sleep(load * unit)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Sleeps as long as the batch costs, and notes when."""
-        begin = time.time()
-        time.sleep(COSTS[self.name] * len(batch["id"]) * self.unit)
-        batch[f"{self.name}_begin"] = np.full(len(batch["id"]), begin)
-        batch[f"{self.name}_end"] = np.full(len(batch["id"]), time.time())
-        batch.setdefault("ready", np.full(len(batch["id"]), self.begin))
+        """Sleeps as long as the batch costs, notes when, and passes on the tensors that the line's stages pass on."""
+        begin, rows = time.time(), len(batch["id"])
+        time.sleep(COSTS[self.name] * rows * self.unit)
+        batch[f"{self.name}_begin"] = np.full(rows, begin)
+        batch[f"{self.name}_end"] = np.full(rows, time.time())
+        batch.setdefault("ready", np.full(rows, self.begin))
+        for name in BYTES:
+            if name in batch and (name != "text" or self.name == "latent_sr"):
+                del batch[name]
+        batch[self.name] = np.empty((rows, BYTES[self.name]), np.uint8)
         return batch
+
+
+def data_lands(batch: dict[str, Any]) -> dict[str, Any]:
+    """The end of the line: only the times go on."""
+    return {name: column for name, column in batch.items() if name not in BYTES}
 
 
 def run_data(regime: Regime, clips: int, stations: int, unit: float) -> Result:
     """Ray Data with an autoscaling actor pool for each stage, timed from when its first actor's process is up.
 
-    It has no notion of a swap: whatever the regime, an actor holds one stage and loads it when it is new. Its rows
-    carry no frames, only times.
+    It has no notion of a swap: whatever the regime, an actor holds one stage, and loads it when it is new.
     """
     dataset = ray.data.range(clips, override_num_blocks=clips // BATCH)
     for name in COSTS:
@@ -257,7 +265,7 @@ def run_data(regime: Regime, clips: int, stations: int, unit: float) -> Result:
             num_gpus=1,
             num_cpus=0,
         )
-    rows = dataset.take_all()
+    rows = dataset.map_batches(data_lands, batch_size=BATCH).take_all()
     busy = {(row[f"{name}_begin"], row[f"{name}_end"]) for row in rows for name in COSTS}
     begin, end = min(row["ready"] for row in rows), max(row["latent_sr_end"] for row in rows)
     return result(sorted(busy), stations, clips, unit, begin, end)

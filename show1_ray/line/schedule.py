@@ -6,8 +6,8 @@ are is the line's business. A decision looks at the stages only, never at all st
 The rule: an idle station takes the most downstream stage with a full batch among those that it holds. It changes
 to a stage that it does not hold (for the price of the swap, in seconds) in two cases:
 
-- it is starved, and the other stage has fewer stations than its share of the work that is left, or the station
-  has waited for half of the price and the stage's queue is longer than that, or it has waited for all of it;
+- it is starved, and the other stage has fewer stations than its share of the work that is left, or the stage's
+  queue outlasts the price and the station has waited for half of it, or it has waited for all of it;
 - it is not starved, but its own stage has more stations than its share and the other one fewer.
 
 Among several it changes to the one that will keep it busy longest.
@@ -29,7 +29,10 @@ UNSTARVED_DEFICIT = (1.3, 0.25)
 LEAVE_BEHIND = 8.0
 """A station leaves work of its own only if that is worth coming back for: this many times the price."""
 PATIENCE = 0.5
-"""Share of the price that a starved station waits before it joins a stage that has a long queue."""
+"""Share of the price that a starved station waits before it joins a stage that has a long queue; none if it has
+room for it."""
+LONG_QUEUE = 4.0
+"""A queue this many times the price is long even before a stage that has its share of stations."""
 TAIL = 0.85
 """The tail begins when what is left for each station is less than this many times a batch of every stage."""
 
@@ -277,7 +280,7 @@ class Schedule:
         assert station.idle_since is not None
         assert stage.ready_since is not None
         go_at = max(station.idle_since, stage.ready_since) + price
-        if queue > price * stage.holders and wanted[index] > stage.holders:
+        if queue > price * stage.holders * (1.0 if wanted[index] > stage.holders else LONG_QUEUE):
             go_at -= price if self._fits(station, index) else price * (1.0 - PATIENCE)
         if now >= go_at:
             return True
