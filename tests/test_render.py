@@ -25,7 +25,7 @@ import torch
 from show1_ray import Pipeline, UserError, render
 from show1_ray.clip import Clip
 from show1_ray.dataset import read_status
-from show1_ray.line.events import ClipDone, StageDone, StationLost, StationUp
+from show1_ray.line.events import StageDone, StationLost, StationUp
 from show1_ray.line.spec import LineSettings
 from show1_ray.render import Control
 from show1_ray.stages.cascade import load_stages
@@ -185,11 +185,14 @@ class TestOneJob:
     def test_stopping_lets_clips_land_and_the_same_call_goes_on(self, tiny, manifest, tmp_path, encoded):
         out, control = tmp_path / "out", Control()
 
-        def stop_after_one(event: Any) -> None:
-            if isinstance(event, ClipDone):
+        def stop_after_one_batch(event: Any) -> None:
+            if isinstance(event, StageDone) and event.stage == "latent_super_resolution":
                 control.stop()
 
-        first = render(manifest, str(out), str(tiny), observe=stop_after_one, control=control)
+        small = ["execution.latent_super_resolution.batch_size=2"]  # the next one may have begun when the stop is asked
+        first = render(
+            manifest, str(out), str(tiny), overrides=small, gpus=1, observe=stop_after_one_batch, control=control
+        )
         assert 1 <= first.rendered < COUNT
         assert first.exit_code == 130
         second = render(manifest, str(out), str(tiny))

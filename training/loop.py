@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SAVE_SECONDS = 120.0
 SAVES_PER_SHEET = 6
@@ -143,10 +145,10 @@ class Trainer:
         for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
             group["lr"] = factor * phase.rate * min(1.0, (self.step + 1) / 100, 3 * left + 0.02)
         draw = Draw.of(phase.name, self.step, self.seed, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self._precision_and_kernels():
             loss = phase.loss(self.network, draw, self.batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
@@ -156,6 +158,14 @@ class Trainer:
                 average = self.average[name]
                 average.lerp_(value, 1 - decay) if value.is_floating_point() else average.copy_(value)
         return loss.item()
+
+    @contextmanager
+    def _precision_and_kernels(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+            if self.device.type == "cpu":  # torch's fused attention is slow backwards over eight frames in bfloat16
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
 
     def averaged(self) -> Any:
         """The phase's network with its averaged weights: the same module, so training must not go on."""

@@ -17,6 +17,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from torch import Tensor, nn
 
 from show1_ray.models.random import published_config
+from show1_ray.models.temporal import convolve_frames_in_2d
 from show1_ray.models.video_unet import VideoUNet
 from training.text import CLIP_WIDTH, POOLING_HEADS, TIME_WIDTH, WIDTH
 
@@ -92,7 +93,7 @@ def make(stage: str) -> Any:
         "latent_super_resolution": UNet3DConditionModel,
         "vae": AutoencoderKL,
     }.get(stage, VideoUNet)
-    network = kind.from_config(config_of(stage))
+    network = convolve_frames_in_2d(kind.from_config(config_of(stage)))
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

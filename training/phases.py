@@ -136,7 +136,7 @@ def keyframes(texts: Texts, images: Any) -> Phase:
         scenes, captions = scenes_and_captions(draw, batch, NO_CAPTION)
         return video_loss(unet, diffusion, pixels(scenes, moments(KEYFRAMES), 1, draw.device), texts, captions, draw)
 
-    return Phase("keyframes", 6000, 8, 5e-4, unet, loss, new=_temporal)
+    return Phase("keyframes", 4500, 8, 5e-4, unet, loss, new=_temporal)
 
 
 def video_loss(
@@ -185,7 +185,7 @@ def interpolation(texts: Texts, keyframes: Any) -> Phase:
         condition = window_conditions(imperfect(x0[:, :, [0, -1]], draw), WINDOW)
         return video_loss(unet, diffusion, x0, texts, captions, draw, condition)
 
-    return Phase("interpolation", 2500, 10, 6e-4, unet, loss)
+    return Phase("interpolation", 2000, 10, 6e-4, unet, loss)
 
 
 def imperfect(frames: Tensor, draw: Draw, most: float = 0.15) -> Tensor:
@@ -262,7 +262,7 @@ def vae() -> Phase:
         edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
         return error.square().mean() + edges + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
 
-    return Phase("vae", 3000, 12, 2e-3, networks.make("vae"), loss)
+    return Phase("vae", 2000, 12, 2e-3, networks.make("vae"), loss)
 
 
 def final_frames(draw: Draw, batch: int, count: int) -> tuple[list[str], Tensor, Tensor]:
@@ -312,7 +312,7 @@ def latent_super_resolution(texts: Texts, autoencoder: Any) -> Phase:
         wanted = diffusion.noise_between(noisy, x0, timesteps)
         return diffusion.loss(output, x0, wanted, timesteps).mean()
 
-    return Phase("latent_super_resolution", 3000, 6, 1e-3, networks.make("latent_super_resolution"), loss)
+    return Phase("latent_super_resolution", 1600, 6, 1e-3, networks.make("latent_super_resolution"), loss)
 
 
 def scaling_factor(autoencoder: Any, device: torch.device) -> float:

@@ -47,6 +47,18 @@ def network(kind: Any, config: Any, device: str | torch.device, dtype: torch.dty
         device, dtype: where the weights lie, and as what.
         seed: of the weights.
     """
+    model = blank_network(kind, config, device, dtype)
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+        else:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def blank_network(kind: Any, config: Any, device: str | torch.device, dtype: torch.dtype) -> Any:
+    """A network whose weights are not set yet (on the device "meta": that has none); arguments as for `network`."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -54,16 +66,25 @@ def network(kind: Any, config: Any, device: str | torch.device, dtype: torch.dty
             model = kind.from_config(config) if hasattr(kind, "load_config") else kind(config)
     finally:
         torch.set_default_dtype(default)
-    generator = torch.Generator(device).manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
-            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
-        else:
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=generator)
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in (getattr(model, "_keep_in_fp32_modules", None) or []):
             module.float()
-    return model.eval().requires_grad_(False)
+    return model
+
+
+def configuration(kind: type[nn.Module], config: Mapping[str, Any]) -> Any:
+    """A checkpoint's configuration as `network` takes it for a class of `FOLDERS`; see also `load_network`."""
+    if kind is UNet3DConditionModel:
+        heads = config.get("attention_head_dim")
+        return {
+            **without_unknown(kind, config),
+            "attention_head_dim": heads if isinstance(heads, int) else LATENT_HEAD_DIM,
+        }
+    if kind is T5EncoderModel:
+        return T5Config(**config)
+    if kind is CLIPTextModel:
+        return CLIPTextConfig(**config)
+    return config
 
 
 class RandomCheckpoints:
@@ -78,13 +99,7 @@ class RandomCheckpoints:
 
     def network(self, kind: type[nn.Module], checkpoint: Checkpoint) -> Any:
         """A network of the class and the published size."""
-        config = self._config(checkpoint, FOLDERS[kind])
-        if kind is UNet3DConditionModel:
-            config = {**without_unknown(kind, config), "attention_head_dim": LATENT_HEAD_DIM}
-        if kind is T5EncoderModel:
-            config = T5Config(**config)
-        if kind is CLIPTextModel:
-            config = CLIPTextConfig(**config)
+        config = configuration(kind, self._config(checkpoint, FOLDERS[kind]))
         return network(kind, config, self.device, self.dtype)
 
     def tokenizer(self, checkpoint: Checkpoint) -> Any:

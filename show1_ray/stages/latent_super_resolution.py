@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from show1_ray import pipeline
 from show1_ray.clip import Clip
+from show1_ray.models.temporal import convolve_frames_in_2d
 from show1_ray.stages.noise import Noise, draw_batch
 from show1_ray.stages.sampling import Schedule, Scheduler, denoise, guided
 from show1_ray.stages.stage import NonFiniteError, Stage, Tensors, device_and_dtype
@@ -41,7 +42,7 @@ class LatentSuperResolution(Stage):
         settings: pipeline.LatentSuperResolution,
         vae_frames: int = 8,
     ) -> None:
-        self.unet, self.vae, self.encoder = unet.eval(), vae.eval(), encoder
+        self.unet, self.vae, self.encoder = convolve_frames_in_2d(unet.eval()), vae.eval(), encoder
         self.scheduler, self.settings, self.vae_frames = scheduler, settings, vae_frames
         self.device, self.dtype = device_and_dtype(unet)
 
