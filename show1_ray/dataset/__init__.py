@@ -1,10 +1,11 @@
 """What comes out: video files or shards, their metadata, what is done already."""
 
-from show1_ray.dataset.dataset import Dataset, Settings, Survey
+from show1_ray.dataset.dataset import Dataset, Settings
 from show1_ray.dataset.lander import Lander, Origin, Rendering, Weights
 from show1_ray.dataset.lease import LeaseError, LeaseTimes
 from show1_ray.dataset.status import Failure, Status, read_status
 from show1_ray.dataset.storage import Retries, StorageError
+from show1_ray.dataset.survey import Survey, look
 
 __all__ = [
     "Dataset",
@@ -20,5 +21,6 @@ __all__ = [
     "StorageError",
     "Survey",
     "Weights",
+    "look",
     "read_status",
 ]

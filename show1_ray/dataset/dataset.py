@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,20 +15,18 @@ import pyarrow as pa
 from show1_ray.clip import Clip
 from show1_ray.dataset.background import Background
 from show1_ray.dataset.card import dataset_card
-from show1_ray.dataset.compaction import common_schema, compact_failures, compact_metadata, read_failures
+from show1_ray.dataset.compaction import common_schema, compact_failures, compact_metadata
 from show1_ray.dataset.identity import Format, check_identity, write_identity
-from show1_ray.dataset.inventory import Done, Inventory, read_part, take_inventory
+from show1_ray.dataset.inventory import Inventory, take_inventory
 from show1_ray.dataset.lander import Lander, Origin, row_of_file
 from show1_ray.dataset.layout import CARD, CLIPS, FAILURES, METADATA, SHARDS, new_part, shard_number
 from show1_ray.dataset.lease import Lease, LeaseError, LeaseTimes
 from show1_ray.dataset.metadata import FAILURES as FAILURE_SCHEMA
-from show1_ray.dataset.metadata import Row, check_columns, content_digest, id_digest, to_parquet, to_table
+from show1_ray.dataset.metadata import Row, check_columns, to_parquet, to_table
 from show1_ray.dataset.shards import read_shard, write_shard
 from show1_ray.dataset.storage import Retries, Storage, StorageError
-from show1_ray.errors import UserError
+from show1_ray.dataset.survey import Contents, Survey
 from show1_ray.manifest import Entry
-
-ENTRIES_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -42,15 +39,6 @@ class Settings:
     shard_bytes: int = 256 * 2**20
     retries: Retries = field(default_factory=Retries)
     lease: LeaseTimes = field(default_factory=LeaseTimes)
-
-
-@dataclass(frozen=True)
-class Survey:
-    """How the clips of a manifest stand: there already, failed before (and skipped), left to render."""
-
-    done: int
-    failed: int
-    left: int
 
 
 class Dataset:
@@ -74,9 +62,8 @@ class Dataset:
         self._flushed = time.monotonic()
         self._background = Background()
         self._next_shard = 0
-        self._inventory = Inventory()
-        self._done: Done = self._inventory.done()
-        self._failed: dict[bytes, bytes] = {}
+        self._contents = Contents(storage)
+        self._about: Mapping[str, Any] = {}
 
     @classmethod
     def open(
@@ -113,10 +100,10 @@ class Dataset:
         check_identity(storage, origin, format)
         lease = Lease(storage, job, settings.lease)
         dataset = cls(storage, lease, origin, format, settings)
-        dataset._columns = list(columns)
+        dataset._columns, dataset._about = list(columns), dict(manifest or {})
         try:
             check_identity(storage, origin, format)  # the one that had the lease may have begun it
-            write_identity(storage, origin, format, manifest or {})
+            write_identity(storage, origin, format, dataset._about)
             dataset._recover()
         except BaseException:
             dataset.abandon()
@@ -138,26 +125,22 @@ class Dataset:
         return Lander(self._storage, self._origin)
 
     def survey(self, entries: Iterable[Entry], retry_failed: bool = False) -> Survey:
-        """Compare the manifest with what is there; for a new dataset use the manifest's own count.
-
-        Raises UserError for a clip whose prompt, negative prompt or seed is not what it was rendered from.
+        """Compare the manifest with what is there, and note what of that is not the manifest's, for `status`; for a
+        new dataset use the manifest's own count. Raises as `Contents.survey` does.
         """
-        done = failed = left = 0
-        for _, is_done, has_failed in self._compare(entries):
-            skipped = has_failed and not retry_failed
-            done, failed, left = done + is_done, failed + skipped, left + (not is_done and not skipped)
-        return Survey(done, failed, left)
+        survey = self._contents.survey(entries, retry_failed)
+        self._about = self._about | {"others": survey.others, "other_failures": survey.other_failures}
+        write_identity(self._storage, self._origin, self._format, self._about)
+        return survey
 
     def missing(self, entries: Iterable[Entry], retry_failed: bool = False) -> Iterator[Entry]:
-        """What is left to render, in order. Raises as `survey` does, but only when it gets there."""
-        for entry, is_done, has_failed in self._compare(entries):
-            if not is_done and (retry_failed or not has_failed):
-                yield entry
+        """What was left to render when the dataset was opened; see `Contents.missing`."""
+        return self._contents.missing(entries, retry_failed)
 
     @property
     def is_new(self) -> bool:
         """Whether nothing was there when it was opened: no clip, no failure."""
-        return not self._inventory.count and not self._failed and not self._rows
+        return self._contents.is_empty
 
     def record(self, row: Row) -> None:
         """Take note of a clip that has landed: the row that the lander gave."""
@@ -227,11 +210,7 @@ class Dataset:
         inventory = self._settle()
         numbers = {shard_number(name) for name in storage.sizes(SHARDS)} | set(inventory.shard_sizes)
         self._next_shard = 1 + max((n for n in numbers if n is not None), default=-1)
-        self._inventory, self._done = inventory, inventory.done()
-        self._failed = {
-            id_digest(f["id"]): content_digest(f["prompt"], f["negative_prompt"], f["seed"])
-            for f in read_failures(storage)
-        }
+        self._contents = Contents(storage, inventory, self._rows)
 
     def _settle(self) -> Inventory:
         """Bring files and rows to agree: adopt what landed without a row, remove what is twice or broken."""
@@ -275,40 +254,6 @@ class Dataset:
             if self._format == "mp4" and len(self._rows) >= self._settings.part_rows:
                 self._write_rows()
         return adopted
-
-    def _compare(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bool, bool]]:
-        """Each entry, whether it is done, and whether it has failed."""
-        pending = {id_digest(row["id"]): row for row in self._rows} if self._format == "webdataset" else {}
-        entries = iter(entries)
-        while block := list(islice(entries, ENTRIES_AT_ONCE)):
-            ids = [id_digest(entry.clip.id) for entry in block]
-            contents = [content_digest(e.clip.prompt, e.clip.negative_prompt, e.clip.seed) for e in block]
-            places = self._done.find(ids)
-            same = self._done.has_contents(places, contents).tolist()
-            for i, (entry, place) in enumerate(zip(block, places.tolist(), strict=True)):
-                if place >= 0 and not same[i]:
-                    raise self._changed(entry.clip, self._row_at(int(self._done.rows[place])))
-                waiting = pending.get(ids[i])
-                if waiting and not _is_same(entry.clip, waiting):
-                    raise self._changed(entry.clip, waiting)
-                is_done = place >= 0 or waiting is not None
-                yield entry, is_done, not is_done and self._failed.get(ids[i]) == contents[i]
-
-    def _row_at(self, row: int) -> Row:
-        path, number = self._inventory.place(row)
-        for batch in read_part(self._storage, path, ["prompt", "negative_prompt", "seed"]):
-            if number < len(batch):
-                return dict(batch.slice(number, 1).to_pylist()[0])
-            number -= len(batch)
-        raise UserError(f"dataset {self._storage.url}: {path} has changed under this job's hands")
-
-    def _changed(self, clip: Clip, row: Row) -> UserError:
-        names = ("prompt", "negative_prompt", "seed")
-        changes = [f"{n} {row.get(n)!r} → {getattr(clip, n)!r}" for n in names if row.get(n) != getattr(clip, n)]
-        return UserError(
-            f"dataset {self._storage.url}: clip {clip.id!r} is there from another row: {'; '.join(changes)}; "
-            "give the row another id, or the job another --out"
-        )
 
     # Writing
 
@@ -368,11 +313,3 @@ class Dataset:
         self._storage.write(new_part(METADATA), to_parquet(table))
         for path in there:
             self._storage.delete(path)
-
-
-def _is_same(clip: Clip, row: Row) -> bool:
-    return (clip.prompt, clip.negative_prompt, clip.seed) == (
-        row["prompt"],
-        row["negative_prompt"],
-        row["seed"],
-    )

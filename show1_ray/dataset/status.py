@@ -30,8 +30,8 @@ class Status:
     """How a dataset stands.
 
     `done` clips have landed (of these `without_row` have no row in the metadata yet: the next run adopts
-    them), `failures` have not, `left` of the last manifest's `count` are neither; `bytes` are those of clips
-    with rows. `holder` is the job that writes to it, if one does.
+    them), `failures` have not, `left` of the last manifest's `count` are neither; `others` of them all are not that
+    manifest's. `bytes` are those of clips with rows. `holder` is the job that writes to it, if one does.
     """
 
     pipeline: str
@@ -42,6 +42,7 @@ class Status:
     done: int
     without_row: int
     left: int
+    others: int
     bytes: int
     failures: list[Failure]
     holder: Holder | None
@@ -64,17 +65,20 @@ def read_status(url: str) -> Status:
         if not is_there and failure["id"] not in landed
     ]
     clips = inventory.count + len(landed)
-    count = int(about["manifest"].get("count", clips))
+    last_job = about["manifest"]
+    count = int(last_job.get("count", clips))
+    others = int(last_job.get("others", 0)) + int(last_job.get("other_failures", 0))
     holder = read_holder(storage)
     return Status(
         pipeline=about["pipeline"],
         recipe_hash=about["recipe_hash"],
         format=about["format"],
-        manifest=str(about["manifest"].get("url", "")),
+        manifest=str(last_job.get("url", "")),
         count=count,
         done=clips,
         without_row=len(landed),
-        left=max(0, count - clips - len(failures)),
+        left=max(0, count + others - clips - len(failures)),
+        others=others,
         bytes=inventory.bytes,
         failures=failures,
         holder=None if holder is None or holder.is_dead else holder,

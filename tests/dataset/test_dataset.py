@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from show1_ray.clip import Clip
-from show1_ray.dataset import Rendering, StorageError, Weights, read_status
+from show1_ray.dataset import Rendering, StorageError, Weights, look, read_status
 from show1_ray.dataset.layout import clip_path, shard_key
 from show1_ray.dataset.metadata import content_digest, id_digest
 from show1_ray.dataset.video import decode_video, encode_video
@@ -452,6 +452,33 @@ def test_a_truncated_failures_part_lets_its_clips_be_tried_again(job):
 
 
 # Status
+
+
+def test_what_is_left_is_told_for_the_last_manifest_whatever_else_is_there(job):
+    job.run(4)
+    with job.open(manifest={"url": "more.csv", "count": 5}) as dataset:
+        more = entries(9)[3:8]
+        survey = dataset.survey(more)
+        assert (survey.done, survey.left, survey.others) == (1, 4, 3)
+        for entry in list(dataset.missing(more))[:2]:
+            land(dataset, entry)
+        dataset.record_failure(more[3].clip, "text", 1, "boom")
+        dataset.flush()
+        dataset._wait()
+        status = read_status(job.url)
+        assert (status.count, status.done, status.others, status.left) == (5, 6, 3, 1)
+
+
+@pytest.mark.parametrize("format", ["mp4", "webdataset"])
+def test_a_look_finds_what_a_job_would_and_leaves_no_trace(job, format):
+    unfinished(job, 3, format=format)
+    dataset = job.open(format=format)
+    dataset.lander(entries(5)[4].clip, frames(entries(5)[4].clip), Rendering(), {})
+    dataset.abandon()
+    before = {path: path.stat().st_mtime_ns for path in Path(job.url).rglob("*")}
+    survey = look(job.url, entries(6), origin=ORIGIN, format=format)
+    assert (survey.done, survey.failed, survey.left) == (4, 0, 2)
+    assert {path: path.stat().st_mtime_ns for path in Path(job.url).rglob("*")} == before
 
 
 def test_the_status_of_a_running_job_tells_what_is_done_failed_and_left(job):
