@@ -27,6 +27,13 @@ class StationLost:
 
 
 @dataclass(frozen=True)
+class StationEnded:
+    """A station had no work left and was given back."""
+
+    station: int
+
+
+@dataclass(frozen=True)
 class StageDone:
     """A batch is done. `station` is None for a stage that runs as a CPU task."""
 
@@ -96,6 +103,8 @@ class Snapshot:
     time: float
     stages: tuple[StageView, ...]
     stations: tuple[StationView, ...]
+    starting: int
+    """Stations that were asked for and are not up yet."""
     in_flight: int
     done: int
     failed: int
@@ -106,7 +115,7 @@ class Snapshot:
     seconds_left: float | None = None
 
 
-Event = StationUp | StationLost | StageDone | ClipDone | ClipFailed | Snapshot
+Event = StationUp | StationLost | StationEnded | StageDone | ClipDone | ClipFailed | Snapshot
 
 __all__ = [
     "ClipDone",
@@ -115,6 +124,7 @@ __all__ = [
     "Snapshot",
     "StageDone",
     "StageView",
+    "StationEnded",
     "StationLost",
     "StationUp",
     "StationView",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import socket
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import ray
@@ -40,24 +43,56 @@ class Fleet:
     starting: dict[ray.ObjectRef, StationHandle] = field(default_factory=dict)
     busy_seconds: float = 0.0
     ended_seconds: float = 0.0
+    least: int = 1
+    most: int = 1
     _specs_ref: Any = None
     _numbers: int = 0
     _gone_since: dict[str, float] = field(default_factory=dict)
 
     def start(self) -> None:
         """Ask for all stations. Raises UserError if the cluster has nothing to make one of."""
-        resources = ray.cluster_resources()
-        wanted = self.settings
+        resources, wanted = ray.cluster_resources(), self.settings
         self.gpus = resources.get("GPU", 0) >= 1 if wanted.gpus is None else wanted.gpus
-        found = int(resources.get("GPU", 0) if self.gpus else resources.get("CPU", 0) // wanted.threads)
-        self.size = wanted.stations or found
-        if self.size < 1:
+        self._set_bounds()
+        if self.least < 1:
             what = "GPU" if self.gpus else f"{wanted.threads} CPUs"
             raise UserError(f"cluster: no {what} for a station; it has {_short(resources)}")
         self._specs_ref = ray.put(self.specs)
         self._gone_since = {node["NodeID"]: -math.inf for node in ray.nodes() if not node["Alive"]}
-        for slot in range(self.size):
-            self.ask(slot)
+        self.scale(self.least, (), time.monotonic())
+
+    def scale(self, wanted: int, idle: Sequence[int], now: float) -> list[int]:
+        """Have `wanted` stations, within the bounds: ask for more, or take requests back and end stations of `idle`.
+
+        Ray's autoscaler sees what is asked for as actors that wait; they go with the driver. Returns those that ended.
+        """
+        self._set_bounds()
+        self.size = min(max(wanted, self.least), self.most)
+        taken = {handle.slot for handle in (*self.stations.values(), *self.starting.values())}
+        free = (slot for slot in count() if slot not in taken)
+        for _ in range(self.size - len(taken)):
+            self.ask(next(free))
+        surplus = len(taken) - self.size
+        for ref in reversed(list(self.starting)):
+            if surplus <= 0:
+                return []
+            ray.kill(self.starting.pop(ref).actor, no_restart=True)
+            surplus -= 1
+        ended = list(idle[: max(0, surplus)])
+        for number in ended:
+            self.lose(number, now)
+        return ended
+
+    def _set_bounds(self) -> None:
+        match self.settings.stations:
+            case None:
+                resources = ray.cluster_resources()
+                each = 1 if self.gpus else self.settings.threads
+                self.least = self.most = int(resources.get("GPU" if self.gpus else "CPU", 0) // each)
+            case int(number):
+                self.least = self.most = number
+            case (least, most):
+                self.least, self.most = least, most
 
     def ask(self, slot: int) -> None:
         """Ask for one station."""
@@ -95,6 +130,13 @@ class Fleet:
         resources = self.node(handle.info.node).get("Resources", {})
         stations = resources.get("GPU", 1) if self.gpus else resources.get("CPU", 1) / self.settings.threads
         return int(resources.get("memory", 0) / max(1.0, stations) / 2)
+
+    def kind(self, handle: StationHandle) -> str:
+        """The kind of GPU of a station, as Ray calls it ("A100"); "" where there is none."""
+        assert handle.info is not None
+        prefix = "accelerator_type:"
+        kinds = (name for name in self.node(handle.info.node).get("Resources", {}) if name.startswith(prefix))
+        return next(kinds, "").removeprefix(prefix)
 
     def node(self, node: str) -> dict[str, Any]:
         """What Ray knows of a node."""

@@ -23,8 +23,8 @@ from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec, chec
 from show1_ray.line.station import Cause, Failure, Report, is_out_of_memory, returns, run_task
 from show1_ray.line.traffic import GivenUp, Traffic
 
-SMOOTHING = 0.3
-"""Weight of a new measurement in the running mean of a stage's seconds."""
+SCALING_SECONDS = 1.0
+"""How often the line asks itself how many stations it should have."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Line:
         self.batches: dict[ray.ObjectRef, Batch] = {}
         self.progress = Progress()
         self._events: deque[events.Event] = deque()
-        self._measured = [False] * len(self.specs)
+        self._next_scaling = 0.0
         self._dead_starts = 0
         self._alone_since = time.monotonic()
         self._stopping = False
@@ -117,6 +117,7 @@ class Line:
                 if self._stopping and not self.schedule.closed:
                     self.schedule.close()
                 self.traffic.admit(source)
+                self._scale()
                 self._dispatch()
                 yield from self._tell()
                 if self._ended():
@@ -141,6 +142,22 @@ class Line:
         while assignment := self.schedule.decide(time.monotonic()):
             self._start(assignment)
 
+    def _scale(self) -> None:
+        """Have as many stations as the work that is left can use."""
+        now = time.monotonic()
+        if now < self._next_scaling or self._stopping:
+            return
+        self._next_scaling = now + SCALING_SECONDS
+        before = self.fleet.size
+        idle = self.schedule.idle_since(now - self.settings.idle_seconds)
+        for number in self.fleet.scale(self.schedule.useful_stations(), idle, now):
+            self.schedule.remove_station(number)
+            self._events.append(events.StationEnded(number))
+        if self.fleet.size != before:
+            tasks = self.settings.cpu_tasks
+            self.schedule.cpu_free += max(tasks, self.fleet.size) - max(tasks, before)
+            self._set_limits()
+
     def _start(self, assignment: Assignment) -> None:
         spec = self.specs[assignment.stage]
         flights = self.traffic.take(assignment)
@@ -160,12 +177,15 @@ class Line:
 
     def _deadline(self, assignment: Assignment) -> float:
         settings, index = self.settings, assignment.stage
-        usual = self.schedule.stages[index].seconds * assignment.clips
-        seconds = max(settings.deadline_floor, settings.deadline_factor * usual)
+        cost = self.schedule.stages[index].on(self._kind(assignment))
+        seconds = max(settings.deadline_floor, settings.deadline_factor * cost.seconds * assignment.clips)
         # CPU tasks wait for storage, which may be slow and has retries of its own.
-        if assignment.price or not self._measured[index] or self.specs[index].on == "cpu":
+        if assignment.price or not cost.measured or self.specs[index].on == "cpu":
             seconds += settings.first_deadline
         return time.monotonic() + seconds
+
+    def _kind(self, assignment: Assignment) -> str:
+        return "" if assignment.station is None else self.schedule.stations[assignment.station].kind
 
     # What comes back.
 
@@ -203,12 +223,14 @@ class Line:
             return
         assert handle.info is not None
         memory = handle.info.memory if handle.info.memory is not None else 1 << 60
-        too_big = [spec for spec in self.specs if spec.on == "station" and spec.memory > memory]
-        if too_big:
-            names = ", ".join(f"{spec.name} ({spec.memory / 1e9:.1f} GB)" for spec in too_big)
-            raise UserError(f"station {handle.number}: {memory / 1e9:.1f} GB are too little for {names}")
         pins = self._pins(memory, handle.slot) if self.settings.pinned else None
-        self.schedule.add_station(handle.number, memory, self.fleet.host_memory(handle), now, pins)
+        kind, host_memory = self.fleet.kind(handle), self.fleet.host_memory(handle)
+        self.schedule.add_station(handle.number, memory, host_memory, now, pins, kind)
+        homeless = [self.specs[index] for index in self.schedule.homeless()]
+        if homeless and not self.fleet.starting:
+            most = max(station.memory for station in self.schedule.stations.values())
+            names = ", ".join(f"{spec.name} ({spec.memory / 1e9:.1f} GB)" for spec in homeless)
+            raise UserError(f"stations: {most / 1e9:.1f} GB, the most that one has, are too little for {names}")
         self._events.append(events.StationUp(handle.number, handle.info.node, handle.info.pid, memory))
 
     def _pins(self, memory: int, slot: int) -> tuple[int, ...]:
@@ -341,17 +363,13 @@ class Line:
     def _measure(self, batch: Batch, report: Report) -> None:
         """Let what a batch took replace what was guessed."""
         index = batch.assignment.stage
-        load = self.schedule.stages[index]
-        if batch.assignment.price and report.from_host:
-            load.swap_seconds = report.load_seconds
-        elif batch.assignment.price:
-            load.load_seconds = report.load_seconds
+        load, kind = self.schedule.stages[index], self._kind(batch.assignment)
+        if batch.assignment.price:
+            load.measure_load(kind, report.load_seconds, report.from_host)
         if not batch.flights:
             return
-        seconds = report.seconds / len(batch.flights)
-        known = self._measured[index]
-        load.seconds += (seconds - load.seconds) * (SMOOTHING if known else 1.0)
-        self._measured[index] = True
+        known = load.measured
+        load.measure(kind, report.seconds / len(batch.flights))
         guess = self.specs[index].output_bytes
         if report.output_bytes > 1.1 * guess or (not known and report.output_bytes < 0.9 * guess):
             self.specs[index] = replace(self.specs[index], output_bytes=report.output_bytes)

@@ -9,9 +9,27 @@ UNKNOWN_TOTAL = 10**6
 """Clips that are taken to be still to come while nobody knows how many there are."""
 
 
+SMOOTHING = 0.3
+"""Weight of a new measurement in the running mean of a stage's seconds."""
+
+
+@dataclass
+class Cost:
+    """What a stage costs on one kind of GPU: seconds a clip, to load it from disk, to bring it from host memory."""
+
+    seconds: float
+    load_seconds: float
+    swap_seconds: float
+    measured: bool = False
+    """Whether `seconds` is no guess any more."""
+
+
 @dataclass
 class StageLoad:
-    """One stage: its prices (seconds, replaced by measurements) and the clips that stand before it."""
+    """One stage: its prices (seconds, replaced by measurements) and the clips that stand before it.
+
+    `seconds`, `load_seconds` and `swap_seconds` are those of all stations together; see `on` for one kind of them.
+    """
 
     name: str
     batch_size: int
@@ -28,6 +46,32 @@ class StageLoad:
     running: int = 0
     holders: int = 0
     ready_since: float | None = None
+    kinds: dict[str, Cost] = field(default_factory=dict)
+    """What was measured, by the stations' kind."""
+
+    def on(self, kind: str) -> Cost:
+        """What it costs on stations of this kind: what all have measured, as long as these have not."""
+        return self.kinds.get(kind) or Cost(self.seconds, self.load_seconds, self.swap_seconds)
+
+    @property
+    def measured(self) -> bool:
+        """Whether any station has run it."""
+        return any(cost.measured for cost in self.kinds.values())
+
+    def measure(self, kind: str, seconds: float) -> None:
+        """A station of this kind took so long for each clip of a batch."""
+        self.seconds += (seconds - self.seconds) * (SMOOTHING if self.measured else 1.0)
+        cost = self.kinds.setdefault(kind, self.on(kind))
+        cost.seconds += (seconds - cost.seconds) * (SMOOTHING if cost.measured else 1.0)
+        cost.measured = True
+
+    def measure_load(self, kind: str, seconds: float, from_host: bool) -> None:
+        """A station of this kind took so long to load the stage, or to bring it back."""
+        for cost in (self, self.kinds.setdefault(kind, self.on(kind))):
+            if from_host:
+                cost.swap_seconds = seconds
+            else:
+                cost.load_seconds = seconds
 
     @property
     def queued(self) -> int:
@@ -44,13 +88,17 @@ class StationLoad:
     host_memory: int
     pins: tuple[int, ...] | None = None
     """The only stages that it may run; None: any."""
+    kind: str = ""
+    """Of its GPU."""
+    too_big: frozenset[int] = frozenset()
+    """Stages that do not fit its memory."""
     held: dict[int, None] = field(default_factory=dict)
     hosted: dict[int, None] = field(default_factory=dict)
     idle_since: float | None = None
 
     def may_run(self, stage: int) -> bool:
-        """Whether the plan allows `stage` here."""
-        return self.pins is None or stage in self.pins
+        """Whether the plan allows `stage` here, and it fits."""
+        return stage not in self.too_big and (self.pins is None or stage in self.pins)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,17 @@ def shares(work: Sequence[float], stations: int) -> list[float]:
     return [stations * seconds / total if total else 0.0 for seconds in work]
 
 
+def useful(work: float, clips: int, cost: float) -> int:
+    """How many stations can share what is left without more than half of their time going into getting ready.
+
+    Args:
+        work: seconds of work that is left.
+        clips: how many there are; no two stations share one.
+        cost: seconds until a new station has loaded a stage and done a clip.
+    """
+    return max(1, min(clips, math.ceil(work / cost) if cost > 0 else clips))
+
+
 def pin(seconds: Sequence[float], memory: Sequence[int], stations: Sequence[int]) -> list[tuple[int, ...]]:
     """The stages (numbers, ascending) of each station, given the stations' memory in bytes.
 

@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 
 from show1_ray.line.load import UNKNOWN_TOTAL, Assignment, StageLoad, StationLoad
-from show1_ray.line.plan import shares
+from show1_ray.line.plan import shares, useful
 
 # Tuned in simulation, over swap prices from a thousandth of a batch to one batch and 2 to 1,000 stations.
 STARVED_DEFICIT = (0.5, 0.1)
@@ -55,6 +55,7 @@ class Schedule:
         self._freed: dict[int, None] = {}
         self._idle: dict[int, None] = {}
         self._idle_blank: dict[int, None] = {}
+        self._idle_small: dict[int, None] = {}  # those that have no room for some stage
         self._idle_holding: list[dict[int, None]] = [{} for _ in self.stages]
         self._idle_hosting: list[dict[int, None]] = [{} for _ in self.stages]
         self.open(total)
@@ -107,10 +108,19 @@ class Schedule:
             self.cpu_free += 1
 
     def add_station(
-        self, number: int, memory: int, host_memory: int, now: float, pins: tuple[int, ...] | None = None
+        self,
+        number: int,
+        memory: int,
+        host_memory: int,
+        now: float,
+        pins: tuple[int, ...] | None = None,
+        kind: str = "",
     ) -> None:
-        """A station is up; it holds nothing and is idle."""
-        self.stations[number] = StationLoad(number, memory, host_memory, pins)
+        """A station is up; it holds nothing and is idle. Stages that do not fit its memory never go there."""
+        too_big = frozenset(
+            index for index, stage in enumerate(self.stages) if stage.on_station and stage.memory > memory
+        )
+        self.stations[number] = StationLoad(number, memory, host_memory, pins, kind, too_big)
         self.free(number, now)
         del self._freed[number]
 
@@ -129,6 +139,8 @@ class Schedule:
         self._idle[number] = None
         if not station.held:
             self._idle_blank[number] = None
+        if station.too_big:
+            self._idle_small[number] = None
         for stage in station.held:
             self._idle_holding[stage][number] = None
         for stage in station.hosted:
@@ -147,6 +159,10 @@ class Schedule:
         if self.closed:
             return None
         ready = [(stage, clips) for stage, clips in ready if self.stages[stage].on_station]
+        for small in self._idle_small:
+            # It is idle beside work that it has no room for: those that have do that first, and leave it the rest.
+            ready.sort(key=lambda batch: batch[0] not in self.stations[small].too_big)
+            break
         wanted = self._wanted()
         while self._freed:
             freed = next(iter(self._freed))
@@ -171,6 +187,25 @@ class Schedule:
         joins = station.may_run(stage)
         return joins and not (group is self._idle and (stage in station.held or stage in station.hosted))
 
+    def homeless(self) -> list[int]:
+        """Stages that fit none of the stations that are up."""
+        stations = self.stations.values()
+        return [
+            index
+            for index, stage in enumerate(self.stages)
+            if stage.on_station and stations and all(index in station.too_big for station in stations)
+        ]
+
+    def useful_stations(self) -> int:
+        """How many stations the work that is left can use, those included that it has; 1 at least."""
+        cost = max(stage.seconds + stage.load_seconds for stage in self.stages if stage.on_station)
+        return useful(sum(self._work()), self.unadmitted + self.in_flight, cost)
+
+    def idle_since(self, time: float) -> list[int]:
+        """Stations that have been idle since `time` or longer, the longest first."""
+        since = {number: self.stations[number].idle_since for number in self._idle}
+        return sorted((n for n, at in since.items() if at is not None and at <= time), key=lambda n: (since[n], n))
+
     def seconds_left(self) -> float:
         """Seconds of work that is left for each station, if all of them work all the time."""
         return sum(self._work()) / len(self.stations) if self.stations else math.inf
@@ -179,7 +214,7 @@ class Schedule:
         """Seconds until `stage` is on the station's device: never more from host memory than from disk."""
         if stage in station.held:
             return 0.0
-        prices = self.stages[stage]
+        prices = self.stages[stage].on(station.kind)
         return min(prices.swap_seconds, prices.load_seconds) if stage in station.hosted else prices.load_seconds
 
     def _ready(self, now: float) -> list[tuple[int, int]]:
@@ -259,7 +294,9 @@ class Schedule:
             if index in station.held or not station.may_run(index):
                 continue
             stage = self.stages[index]
-            run = stage.queued * stage.seconds / (stage.holders + 1)
+            # What this kind of station does well comes first: the same queue counts by what it saves the others.
+            advantage = stage.seconds / stage.on(station.kind).seconds if stage.kinds and stage.seconds else 1.0
+            run = stage.queued * stage.seconds * advantage / (stage.holders + 1)
             if best is not None and run <= best[0]:
                 continue
             if own is None:
@@ -369,6 +406,7 @@ class Schedule:
         number = station.number
         del self._idle[number]
         self._idle_blank.pop(number, None)
+        self._idle_small.pop(number, None)
         for stage in (*station.held, *station.hosted):
             self._idle_holding[stage].pop(number, None)
             self._idle_hosting[stage].pop(number, None)

@@ -62,6 +62,7 @@ class Progress:
             time.time(),
             tuple(StageView(s.name, s.queued, s.running, s.holders, s.seconds, s.batch_size) for s in schedule.stages),
             tuple(stations),
+            len(fleet.starting),
             schedule.in_flight,
             self.done,
             self.failed,

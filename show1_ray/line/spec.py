@@ -69,8 +69,9 @@ class StageSpec:
 class LineSettings:
     """How the line runs its stages."""
 
-    stations: int | None = None
-    """None: one for each GPU of the cluster or, without GPUs, one for each `threads` CPUs."""
+    stations: int | tuple[int, int] | None = None
+    """How many; or at least and at most so many, as the work that is left can use; None: one for each GPU of the
+    cluster, as they come and go, or, without GPUs, one for each `threads` CPUs."""
     gpus: bool | None = None
     """Whether each station owns a GPU; None: if the cluster has any."""
     threads: int = 1
@@ -95,7 +96,9 @@ class LineSettings:
     """… or this many seconds, whichever is more …"""
     first_deadline: float = 1800.0
     """… plus this many where the stage is loaded first, or has not been measured yet."""
-    start_deadline: float = 900.0
+    idle_seconds: float = 10.0
+    """A station that has had no work for so long ends, if there are more than the work that is left can use."""
+    start_deadline: float = 1800.0
     """Seconds that the line goes on without any station before it gives up."""
     max_dead_starts: int = 5
     """Stations in a row that die or fail to load a stage, with no batch done in between."""

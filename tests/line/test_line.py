@@ -90,6 +90,23 @@ def test_more_stations_than_clips_split_what_there_is() -> None:
     assert {done.batch_size for done in outcome.batches if done.stage == "stage2"} == {1}
 
 
+def test_stations_without_work_end_in_the_tail_down_to_the_least() -> None:
+    batch, ended = clips(17), 0
+    stages = [spec(0), spec(1), spec(2, seconds=1.0, batch_size=1), land()]
+    outcome = Outcome()
+    with Line(stages, settings(stations=(2, 4), idle_seconds=0.5)) as line:
+        sizes = []
+        for event in line.run(batch):
+            outcome.add(event)
+            ended += isinstance(event, StationEnded)
+            sizes.append(len(line.fleet.stations))
+    outcome.assert_done(batch)
+    assert max(sizes) > 2
+    assert sizes[-1] >= 2
+    assert ended == max(sizes) - sizes[-1]
+    assert not outcome.lost
+
+
 def test_a_clip_that_raises_fails_alone_after_three_attempts() -> None:
     def act(clip: Clip, size: int) -> None:
         raise RuntimeError(f"boom {clip.seed}")
@@ -252,5 +269,5 @@ def test_stages_that_do_not_fit_together_are_refused() -> None:
 
 
 def test_a_stage_too_big_for_a_station_is_refused() -> None:
-    with pytest.raises(UserError, match=r"0.0 GB are too little for stage0 \(2.0 GB\)"):
+    with pytest.raises(UserError, match=r"0.0 GB, the most that one has, are too little for stage0 \(2.0 GB\)"):
         render([spec(0, memory=2 * 10**9), spec(1), spec(2), land()], clips(2), station_memory=100)

@@ -1,0 +1,105 @@
+"""Stations come and go with the work and with the nodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from show1_ray.clip import Clip
+from show1_ray.line.events import StageDone, StationUp
+from show1_ray.line.line import Line
+from tests.line.autoscaling import AutoscalingCluster
+from tests.line.sleepers import Outcome, clips, land, settings, spec
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 150_000_000})
+    cluster.add_node(num_gpus=1, num_cpus=1, object_store_memory=150_000_000, labels={"size": "large"})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def autoscaling() -> Iterator[AutoscalingCluster]:
+    cluster = AutoscalingCluster(most=3, idle_minutes=0.02)
+    ray.init(address=cluster.address, log_to_driver=False, _node_ip_address="127.0.0.1")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_node_that_joins_is_used(cluster: Cluster) -> None:
+    batch, outcome, joined = clips(48), Outcome(), None
+    nodes: dict[int, str] = {}
+    worked: set[str] = set()
+    with Line([spec(0), spec(1, seconds=0.3), spec(2), land()], settings(stations=None)) as line:
+        for event in line.run(batch):
+            outcome.add(event)
+            if isinstance(event, StationUp):
+                nodes[event.station] = event.node
+            if isinstance(event, StageDone) and event.station is not None:
+                worked.add(nodes[event.station])
+                joined = joined or cluster.add_node(num_gpus=1, num_cpus=1, object_store_memory=150_000_000)
+    outcome.assert_done(batch)
+    assert joined is not None
+    assert joined.node_id in worked
+
+
+def memory_of_node(device: str) -> int:
+    """Of the node's label."""
+    return 100 if ray.get_runtime_context().get_node_labels().get("size") == "large" else 10
+
+
+def test_a_stage_runs_only_where_it_fits_and_costs_are_kept_by_kind_of_gpu(cluster: Cluster) -> None:
+    cluster.add_node(
+        num_gpus=1,
+        num_cpus=1,
+        object_store_memory=150_000_000,
+        labels={"size": "small"},
+        resources={"accelerator_type:T4": 1},
+    )
+    batch, outcome = clips(24), Outcome()
+    large: set[int] = set()
+    stages = [spec(0, memory=1), spec(1, memory=50), spec(2, memory=1, seconds=0.2), land()]
+    with Line(stages, settings(stations=2, measure_memory=memory_of_node)) as line:
+        line.wait_for_stations()
+        for event in line.run(batch):
+            outcome.add(event)
+            if isinstance(event, StationUp) and event.memory == 100:
+                large.add(event.station)
+        kinds = [set(stage.kinds) for stage in line.schedule.stages[:3]]
+    outcome.assert_done(batch)
+    where = {name: {b.station for b in outcome.batches if b.stage == name} for name in ("stage1", "stage2")}
+    assert where["stage1"] == large
+    assert len(where["stage2"]) == 2
+    assert kinds[1] == {""}
+    assert kinds[2] == {"", "T4"}
+
+
+def test_the_autoscaler_gives_nodes_up_to_the_most_and_gets_them_back(autoscaling: AutoscalingCluster) -> None:
+    outcome, taken = Outcome(), clips(2000)
+    worked: set[int] = set()
+
+    def until_all_work() -> Iterator[Clip]:
+        for clip in taken:
+            if len(worked) == 3:
+                return
+            yield clip
+
+    with Line([spec(0), spec(1, seconds=0.1), spec(2), land()], settings(stations=(1, 3), idle_seconds=1.0)) as line:
+        for event in line.run(until_all_work()):
+            outcome.add(event)
+            if isinstance(event, StageDone) and event.station is not None:
+                worked.add(event.station)
+    outcome.assert_done(taken[: len(outcome.done)])
+    assert len(worked) == 3
+    assert not outcome.lost
+    while [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]:
+        time.sleep(0.5)  # what never ends is ended by pytest's timeout
