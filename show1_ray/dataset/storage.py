@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
 import tempfile
 import time
@@ -23,6 +24,8 @@ A = TypeVar("A")
 T = TypeVar("T")
 TEMPORARY = ".tmp"
 SIMULTANEOUS = 16  # object stores answer slowly, but many at once
+MEDIA_TYPE = {"s3": "ContentType", "gs": "content_type"}
+"""How fsspec's filesystems take a file's media type, without which a browser saves a report instead of showing it."""
 
 
 class StorageError(UserError):
@@ -75,8 +78,7 @@ class Storage:
     @property
     def is_local(self) -> bool:
         """Whether this is a folder of this machine's file tree."""
-        protocol = self._place[0].protocol
-        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+        return "file" in _protocols(self._place[0])
 
     def full(self, path: str) -> str:
         """The path that the filesystem knows."""
@@ -102,7 +104,7 @@ class Storage:
         if self.is_local:
             self._try("write", path, lambda _, full: _write_local(Path(full), data))
         else:
-            self._try("write", path, lambda fs, full: fs.pipe_file(full, data))
+            self._try("write", path, lambda fs, full: fs.pipe_file(full, data, **_media_type(fs, path)))
 
     def upload(self, path: str, local: Path) -> None:
         """Put a file of this machine in its place, whole; large ones in parts where the store can."""
@@ -166,6 +168,15 @@ class Storage:
             time.sleep(wait)
             wait *= 2
         raise ValueError(f"retries.attempts is {self.retries.attempts}, not a number from 1")
+
+
+def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _media_type(fs: AbstractFileSystem, path: str) -> dict[str, str]:
+    kind = mimetypes.guess_type(path)[0]
+    return {MEDIA_TYPE[protocol]: kind for protocol in _protocols(fs) if kind and protocol in MEDIA_TYPE}
 
 
 def _write_local(path: Path, data: bytes) -> None:
