@@ -131,12 +131,13 @@ def keyframes(texts: Texts, images: Any) -> Phase:
     diffusion = Diffusion.of("show-1-base", lambda_min=LAMBDA_MIN)
     unet = new_unet("keyframes", texts)
     unet.load_state_dict(images.state_dict())
+    networks.number_frames(unet)
 
     def loss(unet: Any, draw: Draw, batch: int) -> Tensor:
         scenes, captions = scenes_and_captions(draw, batch, NO_CAPTION)
         return video_loss(unet, diffusion, pixels(scenes, moments(KEYFRAMES), 1, draw.device), texts, captions, draw)
 
-    return Phase("keyframes", 4500, 8, 5e-4, unet, loss, new=_temporal)
+    return Phase("keyframes", 3500, 8, 5e-4, unet, loss, new=_temporal)
 
 
 def video_loss(
