@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import json
 import platform
 import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,11 +26,8 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from show1_ray.clip import Clip
 from show1_ray.models.loading import Checkpoints
@@ -42,6 +37,7 @@ from show1_ray.stages.cascade import load_stage
 from show1_ray.stages.interpolation import Interpolation
 from show1_ray.stages.latent_super_resolution import LatentSuperResolution
 from show1_ray.stages.noise import draw_batch, seeded_noise
+from show1_ray.stages.operations import counted, operations_of
 from show1_ray.stages.stage import Stage, Tensors
 from show1_ray.stages.super_resolution import SuperResolution, window_slices
 from show1_ray.stages.text import Text
@@ -201,52 +197,6 @@ def on_device(stage: Stage) -> Iterator[None]:
     yield
     stage.to("cpu")
     stage.to(device)
-
-
-Call = tuple[Any, ...]
-
-
-@contextlib.contextmanager
-def counted(stage: Stage) -> Iterator[Counter[Call]]:
-    """Counts calls of the stage's networks by their arguments' shapes: (network, positional, by name)."""
-    calls: Counter[Call] = Counter()
-    networks: list[nn.Module] = []
-    for network in stage.networks.values():  # of a VAE the parts are called, not the whole
-        networks += [network.encoder, network.decoder] if isinstance(network, AutoencoderKL) else [network]
-
-    def record(network: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        calls[network, tuple(map(signature, positional)), tuple((k, signature(v)) for k, v in named.items())] += 1
-
-    handles = [network.register_forward_pre_hook(record, with_kwargs=True) for network in networks]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def signature(value: Any) -> Any:
-    return (tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else value
-
-
-def operations_of(network: nn.Module, positional: Sequence[Any], named: Sequence[tuple[str, Any]]) -> int:
-    """Floating-point operations (a multiplication and an addition are two) of one call, counted on the meta device."""
-
-    def argument(value: Any) -> Any:
-        return torch.empty(value[0], dtype=value[1], device="meta") if isinstance(value, tuple) else value
-
-    meta = meta_copy(network)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        # A mask costs no operations, and transformers looks at its values.
-        meta(*map(argument, positional), **{k: argument(value) for k, value in named if k != "attention_mask"})
-    return counter.get_total_flops()
-
-
-def meta_copy(network: nn.Module) -> nn.Module:
-    """The network on the meta device, without a copy of its weights in between."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in network.parameters()}
-    memo |= {id(buffer): buffer.to("meta") for buffer in network.buffers()}
-    return copy.deepcopy(network, memo)
 
 
 def keep(report: dict[str, Any], row: Row, out: Path | None) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from show1_ray import pipeline as pipelines_module
@@ -31,6 +33,13 @@ class Format(StrEnum):
     WEBDATASET = "webdataset"
 
 
+class LogFormat(StrEnum):
+    """How a job tells what it does."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 app = typer.Typer(
     help="Render text-to-video datasets: the Show-1 cascade as an assembly line on Ray.",
     no_args_is_help=True,
@@ -43,6 +52,11 @@ SetOption = Annotated[
     typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a setting of the pipeline."),
 ]
 
+GpusOption = Annotated[
+    str | None,
+    typer.Option(metavar="N|MIN:MAX", help="GPUs to use; a range grows and shrinks with the work. [default: all]"),
+]
+
 
 @app.command()
 def render(
@@ -52,7 +66,7 @@ def render(
     address: Annotated[
         str | None, typer.Option(metavar="auto|HOST:PORT", help="A Ray cluster. [default: this machine]")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs to use. [default: all]")] = None,
+    gpus: GpusOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Clips at most.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Clips for each row, with different seeds.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seeds of rows without one are derived from it.")] = 0,
@@ -62,11 +76,15 @@ def render(
     max_failures: Annotated[int, typer.Option(min=1, help="Stop if this many fail before one is done.")] = 20,
     changes: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, render nothing.")] = False,
+    log: Annotated[
+        LogFormat, typer.Option(help="A table, or a JSON object a line with job and clip ids.")
+    ] = LogFormat.TEXT,
     json_output: Annotated[bool, typer.Option("--json", help="The summary as JSON on standard output.")] = False,
 ) -> None:
     """Render a manifest to a dataset. Run it again to render what is missing."""
-    from show1_ray.progress import Progress, summary_lines  # Ray, which takes a second
-    from show1_ray.render import Control, Summary
+    from show1_ray.log import Log  # Ray, which takes a second
+    from show1_ray.progress import Progress, summary_lines
+    from show1_ray.render import Control, Summary, job_name
     from show1_ray.render import render as render_manifest
 
     console = Console(stderr=True)
@@ -78,14 +96,15 @@ def render(
         else:
             progress.observe(event)
 
-    with Progress(console) as progress, stopped_by_signals(control, console):
+    watch = Log(sys.stderr, job_name() or out) if log == LogFormat.JSON else Progress(console)
+    with watch as progress, stopped_by_signals(control, console):
         summary = render_manifest(
             manifest,
             out,
             pipeline,
             overrides=changes or (),
             address=address,
-            gpus=gpus,
+            gpus=None if gpus is None else stations_of(gpus),
             limit=limit,
             samples=samples,
             seed=seed,
@@ -102,6 +121,79 @@ def render(
     elif not dry_run:
         console.print(summary_lines(summary), highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(summary.exit_code)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def submit(
+    context: typer.Context,
+    manifest: Annotated[str | None, typer.Argument(help="As for `render`; a file of this machine is shipped.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="WHERE", help="The dataset: a URL that all nodes reach.")] = None,
+    address: Annotated[
+        str, typer.Option(metavar="http://HEAD:8265", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard.")
+    ] = "http://127.0.0.1:8265",
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job; print its id.")] = False,
+    follow: Annotated[str | None, typer.Option(metavar="JOB", help="Follow a job that was submitted.")] = None,
+    status: Annotated[str | None, typer.Option(metavar="JOB", help="How a job stands.")] = None,
+    stop: Annotated[str | None, typer.Option(metavar="JOB", help="Stop a job; its dataset can be continued.")] = None,
+) -> None:
+    """Hand a manifest to a cluster and follow it there; takes all options of `render`. Submitted again, it goes on."""
+    from show1_ray.submit import Cluster
+    from show1_ray.submit import submit as submit_manifest
+
+    asked = [job for job in (follow, status, stop) if job is not None]
+    if len(asked) + (manifest is not None) != 1:
+        raise typer.BadParameter("give a MANIFEST, or one of --follow, --status and --stop")
+    if manifest is None:
+        refuse_extra(context)
+    if status is not None:
+        job = Cluster(address).job(status)
+        print(f"{job.id}: {job.status}{'' if job.exit_code is None else f' (exit code {job.exit_code})'}")
+        raise typer.Exit(0)
+    if stop is not None:
+        Cluster(address).stop(stop)
+        raise typer.Exit(0)
+    if follow is None:
+        if manifest is None or out is None:
+            raise typer.BadParameter("--out is missing")
+        options, pipeline, changes = options_of_render([manifest, "--out", out, *context.args])
+        follow = submit_manifest(manifest, out, address, options, pipeline, changes)
+        if detach:
+            print(follow)
+            raise typer.Exit(0)
+        print(f"job {follow}; Ctrl-C leaves it running, `show1-ray submit --stop {follow}` stops it", file=sys.stderr)
+    raise typer.Exit(Cluster(address).follow(follow, sys.stdout))
+
+
+def refuse_extra(context: typer.Context) -> None:
+    """Raises typer.BadParameter for arguments that nobody asked for."""
+    if context.args:
+        raise typer.BadParameter(f"{context.args[0]}: not with --follow, --status or --stop")
+
+
+def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str]]:
+    """Checks the arguments of a `render` that will run elsewhere.
+
+    Returns:
+        The options but for --out, --pipeline and --set; the pipeline; its changes.
+
+    Raises:
+        click.UsageError: `render` would not take them; UserError: a wrong --gpus.
+    """
+    command = typer.main.get_command(app).commands["render"]  # type: ignore[attr-defined]
+    with command.make_context("render", list(arguments)) as context:
+        given = dict(context.params)
+    if given["address"] is not None:
+        raise UserError("--address: of the cluster's dashboard, once")
+    if given["gpus"] is not None:
+        stations_of(given["gpus"])
+    options = []
+    for parameter in command.params:
+        value = given[parameter.name]
+        if parameter.name in ("manifest", "out", "pipeline", "address", "changes") or value == parameter.default:
+            continue
+        flag = parameter.opts[-1]
+        options += [flag] if value is True else [flag, value.value if isinstance(value, StrEnum) else str(value)]
+    return options, given["pipeline"], list(given["changes"] or ())
 
 
 @app.command()
@@ -145,6 +237,84 @@ def fetch(pipeline: Annotated[str, typer.Argument(metavar="PIPELINE")], changes:
     loaded.fetch()
     for checkpoint in loaded.checkpoints():
         print(f"{checkpoint.repo} {resolve(checkpoint)}")
+
+
+@app.command()
+def profile(
+    pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="See `show1-ray pipelines`.")],
+    batch_sizes: Annotated[
+        str, typer.Option(metavar="1,2,4", help="Clips a batch. [default: 1,2,4,8; on a CPU 1]")
+    ] = "",
+    device: Annotated[str | None, typer.Option(metavar="cpu|cuda:0", help="[default: the first GPU, or cpu]")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each batch.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="[default: in profiles/ beside the pipeline file]")
+    ] = None,
+    changes: SetOption = None,
+) -> None:
+    """Measure seconds and memory of a pipeline's stages on the GPU at hand, for `plan` and for the start of jobs."""
+    from show1_ray.profile import CPU, local_gpu, measure, profile_path, save_profile
+    from show1_ray.tables import profile_report
+
+    if not re.fullmatch(r"([1-9]\d*(,[1-9]\d*)*)?", batch_sizes):
+        raise UserError(f"--batch-sizes {batch_sizes}: give numbers of clips with commas between them, such as 1,2,4")
+    loaded = Pipeline.load(pipeline, changes or ())
+    sizes = [int(size) for size in batch_sizes.split(",") if size]
+    found = measure(loaded, device or ("cuda:0" if local_gpu() else CPU), sizes, repeats)
+    _print_all(profile_report(found))
+    path = out or profile_path(loaded, found.device)
+    save_profile(found, path)
+    print(f"kept in {path}")
+
+
+@app.command()
+def plan(
+    manifest: Annotated[str, typer.Argument(help="Parquet, CSV or JSON Lines; a file, a folder or a glob; any URL.")],
+    pipeline: Annotated[str, typer.Option(metavar="NAME|FILE", help="See `show1-ray pipelines`.")] = "nano",
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs; or CPU cores, with --gpu-type cpu.")] = 1,
+    gpu_type: Annotated[
+        str | None, typer.Option(metavar="NAME|cpu", help="Such as A100-80G. [default: this machine's]")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU-hour.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `profile` wrote. [default: kept with the pipeline]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Clips at most.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Clips for each row, with different seeds.")] = 1,
+    changes: SetOption = None,
+    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Predict what rendering a manifest takes: hours, GPU-hours, cost; and the best number of GPUs."""
+    from show1_ray.estimate import estimate
+    from show1_ray.manifest import open_manifest
+    from show1_ray.profile import CPU, local_gpu, read_profile
+    from show1_ray.tables import plan_report
+
+    loaded = Pipeline.load(pipeline, changes or ())
+    given = None if profile is None else read_profile(profile)
+    gpu_type = gpu_type or (local_gpu() or CPU if given is None else given.gpu_type)
+    clips = open_manifest(manifest, samples=samples, limit=limit).count
+    found = estimate(loaded, clips, gpus, gpu_type, price, given)
+    if json_output:
+        print(json.dumps(found.as_dict()))
+    else:
+        _print_all(plan_report(found))
+
+
+def _print_all(parts: Iterable[RenderableType]) -> None:
+    console = Console(soft_wrap=True)
+    for part in parts:
+        console.print(part, highlight=False, markup=False)
+
+
+def stations_of(gpus: str) -> int | tuple[int, int]:
+    """ "4" or "1:8". Raises UserError."""
+    least, colon, most = gpus.partition(":")
+    if least.isdecimal() and int(least) >= 1 and not colon:
+        return int(least)
+    if least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most):
+        return int(least), int(most)
+    raise UserError(f"--gpus {gpus}: neither a number nor MIN:MAX with 1 <= MIN <= MAX")
 
 
 @contextmanager

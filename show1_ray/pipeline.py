@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from show1_ray.errors import ConfigError
 from show1_ray.models.checkpoints import Checkpoint, check_access, folder_of, published_or_local_config, resolve
@@ -162,6 +162,12 @@ class Pipeline(_Settings):
     fps: Annotated[float, Field(gt=0, le=240)] = 8
     stages: Stages
     execution: StagesExecution = StagesExecution()
+    _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> Path | None:
+        """The file that it was loaded from."""
+        return self._file
 
     @classmethod
     def load(cls, name: str | Path, overrides: Iterable[str] = ()) -> Self:
@@ -188,6 +194,7 @@ class Pipeline(_Settings):
         faults = [f"{path}: {key}: {reason}" for key, reason in pipeline._misfits()]
         if faults:
             raise ConfigError("\n".join(faults))
+        pipeline._file = path.resolve()
         return pipeline
 
     @property

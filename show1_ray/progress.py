@@ -64,7 +64,7 @@ def line(snapshot: Snapshot) -> str:
     failed = f", {snapshot.failed} failed" if snapshot.failed else ""
     return (
         f"{snapshot.done}{of(snapshot.total)} clips{failed}, {snapshot.clips_an_hour:.0f} an hour, "
-        f"{left(snapshot.seconds_left)}, {len(snapshot.stations)} stations {snapshot.busy_share:.0%} busy; "
+        f"{left(snapshot.seconds_left)}, {stations(snapshot)} {snapshot.busy_share:.0%} busy; "
         f"waiting+running: {queues}"
     )
 
@@ -83,7 +83,7 @@ def table(snapshot: Snapshot) -> RenderableType:
     failed = f"  [red]{snapshot.failed} failed[/]" if snapshot.failed else ""
     head = Text.from_markup(
         f"[bold]{snapshot.done}{of(snapshot.total)}[/] clips{failed}  [bold]{snapshot.clips_an_hour:.0f}[/] an hour  "
-        f"{left(snapshot.seconds_left)}  stations [bold]{snapshot.busy_share:.0%}[/] busy  "
+        f"{left(snapshot.seconds_left)}  {stations(snapshot)} [bold]{snapshot.busy_share:.0%}[/] busy  "
         f"{snapshot.in_flight} in flight"
     )
     return Group(head, stages)
@@ -107,6 +107,12 @@ def summary_lines(summary: Summary, before: bool = False) -> str:
 def of(total: int | None) -> str:
     """ " of 12", if it is known."""
     return "" if total is None else f" of {total}"
+
+
+def stations(snapshot: Snapshot) -> str:
+    """Those that are up, and those that the cluster is asked for."""
+    more = f" ({snapshot.starting} more asked for)" if snapshot.starting else ""
+    return f"{len(snapshot.stations)} stations{more}"
 
 
 def left(seconds: float | None) -> str:

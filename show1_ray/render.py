@@ -17,24 +17,34 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from show1_ray.clip import Clip
-from show1_ray.dataset import Dataset, Lander, Origin, Rendering, StorageError, Weights
+from show1_ray.costs import Costs, costs_of_job
+from show1_ray.dataset import Dataset, Lander, Origin, Rendering, StorageError, Weights, look
+from show1_ray.dataset.report import About, Report
 from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
-from show1_ray.line.events import ClipDone, ClipFailed, Event
+from show1_ray.line.events import (
+    ClipDone,
+    ClipFailed,
+    Event,
+    Snapshot,
+    StageDone,
+    StationEnded,
+    StationLost,
+    StationUp,
+)
 from show1_ray.line.line import Line
 from show1_ray.line.spec import RENDERING, FatalError, LineSettings, Order, StageSpec
 from show1_ray.manifest import Entry, open_manifest
+from show1_ray.metrics import Metrics
 from show1_ray.models.checkpoints import published_or_local_config
 from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.profile import CPU, local_gpu
 
-RELATIVE_SECONDS = {
-    "text": 0.05,
-    "keyframes": 1.0,
-    "interpolation": 3.0,
-    "super_resolution": 7.0,
-    "latent_super_resolution": 2.5,
-}
-"""What stages cost beside one another, until the line has measured it: the operations of the published demo."""
+STAGES_SHARE = 0.92
+"""The part of a GPU's memory that stages may take; the rest is CUDA's own."""
+
+LAND_SECONDS = 0.05
+"""What it takes to write a clip's file, until the line has measured it."""
 
 FRAMES_OF = {"keyframes": "keyframes", "interpolation": "frames", "super_resolution": "frames_sr"}
 """Stages whose frames can be saved, and the tensors that hold them."""
@@ -103,7 +113,7 @@ def render(
     *,
     overrides: Sequence[str] = (),
     address: str | None = None,
-    gpus: int | None = None,
+    gpus: int | tuple[int, int] | None = None,
     limit: int | None = None,
     samples: int = 1,
     seed: int = 0,
@@ -124,7 +134,9 @@ def render(
         pipeline: a pipeline, its name, or a pipeline file.
         overrides: `stage.key=value` changes to the pipeline; see `Pipeline.load`.
         address: a Ray cluster, "auto" or HOST:PORT. None: what RAY_ADDRESS says, or this machine.
-        gpus: stations, a GPU each; None: all GPUs of the cluster, or its CPU cores where there are none.
+        gpus: stations, a GPU each; (least, most): as many as the work that is left can use, asked of the cluster's
+            autoscaler and given back; None: all GPUs of the cluster, also those that join, or its CPU cores where
+            there are none.
         limit: clips at most.
         samples: clips for each row, with different seeds.
         seed: rows without a seed get one derived from this one and their id.
@@ -158,25 +170,37 @@ def render(
     began = time.monotonic()
     summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
-    with Dataset.open(
-        out, origin=origin(pipeline), format=format, columns=entries.columns, manifest=about, job=job_name()
-    ) as dataset:
+    place: dict[str, Any] = {"origin": origin(pipeline), "format": format, "columns": entries.columns}
+    if dry_run:
+        survey = look(out, entries, retry_failed=retry_failed, **place)
+        summary.done_before, summary.skipped_failures = survey.done, survey.failed
+        observe(summary)
+        return summary
+    with Dataset.open(out, manifest=about, job=job_name(), **place) as dataset:
         if not dataset.is_new:
             survey = dataset.survey(entries, retry_failed)
             summary.done_before, summary.skipped_failures = survey.done, survey.failed
         left = summary.total - summary.done_before - summary.skipped_failures
         observe(summary)
-        if dry_run:
-            return summary
         if left:
             # Shows licences, and refuses here what stations would stumble over.
             pipeline.fetch() if address == "local" else pipeline.check_access()
-            stages = specs(pipeline, dataset.lander, save_stages)
+            costs = costs_of_job(pipeline, job_device(address, settings))
+            stages = specs(pipeline, dataset.lander, save_stages, costs)
             with cluster(address), Line(stages, settings) as running:
                 check_shared(out)
-                with (control or Control()).over(running):
+                subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
+                metrics = Metrics(job_name() or out)
+                with Report(dataset.lander.storage, subject) as report, (control or Control()).over(running):
+
+                    def tell(event: Event | Summary) -> None:
+                        tell_report(report, event)
+                        metrics.observe(event)
+                        observe(event)
+
                     missing = dataset.missing(entries, retry_failed)
-                    _run(running, missing, left, dataset, summary, observe, max_failures)
+                    _run(running, missing, left, dataset, summary, tell, max_failures)
+                    report.end(interrupted=control is not None and control.asked, stopped=summary.stopped)
         summary.interrupted = control is not None and control.asked
         summary.seconds = time.monotonic() - began
         if not summary.interrupted and not summary.stopped:
@@ -215,6 +239,44 @@ def _run(
         raise UserError(str(error)) from error
 
 
+def report_subject(
+    origin: Origin, summary: Summary, manifest: str, format: str, stages: Sequence[StageSpec], began: float
+) -> About:
+    """What the report is about; `began` is of the monotonic clock."""
+    return About(
+        out=summary.out,
+        manifest=manifest,
+        pipeline=origin.name,
+        recipe_hash=origin.recipe_hash,
+        format=format,
+        stages=tuple(stage.name for stage in stages),
+        total=summary.total,
+        began=time.time() - (time.monotonic() - began),
+        done_before=summary.done_before,
+        failed_before=summary.skipped_failures,
+        job=job_name(),
+    )
+
+
+def tell_report(report: Report, event: Event | Summary) -> None:
+    """The line's events, as the report takes them."""
+    match event:
+        case StationUp():
+            report.station_up(event.station)
+        case StationLost():
+            report.station_lost(event.station, event.reason)
+        case StationEnded():
+            report.station_ended(event.station)
+        case StageDone():
+            report.batch_done(event.clips, event.stage, event.station, event.started, event.seconds, event.load_seconds)
+        case ClipDone():
+            report.clip_done(event.result["row"])
+        case ClipFailed():
+            report.clip_failed(event.clip, event.stage, event.attempts, event.error)
+        case Snapshot():
+            report.working([station.number for station in event.stations if station.doing is not None])
+
+
 def origin(pipeline: Pipeline) -> Origin:
     """What a dataset keeps of the pipeline that makes it; `pipeline` must be resolved."""
     weights = [Weights(one.name, one.revision or "", one.licence or "") for one in pipeline.checkpoints()]
@@ -228,25 +290,10 @@ def origin(pipeline: Pipeline) -> Origin:
     )
 
 
-def specs(pipeline: Pipeline, lander: Lander, save_stages: Sequence[str] = ()) -> list[StageSpec]:
-    """The pipeline's stages as the line sees them, and the landing of clips behind them."""
-    from show1_ray.stages.cascade import STAGE_CLASSES  # torch, which takes seconds
-
-    stages, sizes = [], output_bytes(pipeline)
-    for name in STAGES:
-        execution = getattr(pipeline.execution, name)
-        stages.append(
-            StageSpec(
-                name=name,
-                build=partial(build_stage, pipeline, name),
-                takes=tuple(STAGE_CLASSES[name].takes),
-                gives=tuple(STAGE_CLASSES[name].gives),
-                batch_size=execution.batch_size,
-                seconds=RELATIVE_SECONDS[name],
-                output_bytes=sizes[name],
-                memory=int(execution.memory * 2**30),
-            )
-        )
+def specs(
+    pipeline: Pipeline, lander: Lander, save_stages: Sequence[str] = (), costs: Costs | None = None
+) -> list[StageSpec]:
+    """The pipeline's stages as the line sees them, and the landing of clips behind them; costs default to a CPU's."""
     saved = {stage: FRAMES_OF[stage] for stage in save_stages}
     land = StageSpec(
         name="land",
@@ -255,9 +302,38 @@ def specs(pipeline: Pipeline, lander: Lander, save_stages: Sequence[str] = ()) -
         values=("extra", RENDERING),
         gives=("row",),
         on="cpu",
-        seconds=0.05,
+        seconds=LAND_SECONDS,
     )
-    return [*stages, land]
+    return [*stage_specs(pipeline, costs or costs_of_job(pipeline, CPU)), land]
+
+
+def stage_specs(pipeline: Pipeline, costs: Costs) -> list[StageSpec]:
+    """The pipeline's stages as the line sees them."""
+    from show1_ray.stages.cascade import STAGE_CLASSES  # torch, which takes seconds
+
+    sizes = output_bytes(pipeline)
+    return [
+        StageSpec(
+            name=name,
+            build=partial(build_stage, pipeline, name),
+            takes=tuple(STAGE_CLASSES[name].takes),
+            gives=tuple(STAGE_CLASSES[name].gives),
+            batch_size=getattr(pipeline.execution, name).batch_size,
+            seconds=costs[name].seconds,
+            load_seconds=costs[name].load_seconds,
+            swap_seconds=costs[name].swap_seconds,
+            memory=costs[name].memory,
+            output_bytes=sizes[name],
+        )
+        for name in STAGES
+    ]
+
+
+def job_device(address: str, settings: LineSettings) -> str | None:
+    """What the stations of a job compute on, as far as this machine knows: for `costs_of_job`."""
+    if settings.gpus is False:
+        return CPU
+    return local_gpu() or (CPU if address == "local" else None)
 
 
 def output_bytes(pipeline: Pipeline) -> dict[str, int]:
@@ -281,7 +357,7 @@ def memory_for_stages(device: str) -> int:
         return sys.maxsize
     import torch
 
-    return int(0.92 * torch.cuda.get_device_properties(device).total_memory)
+    return int(STAGES_SHARE * torch.cuda.get_device_properties(device).total_memory)
 
 
 def build_stage(pipeline: Pipeline, name: str, device: str) -> OnArrays:

@@ -31,6 +31,8 @@ READ_ERRORS = (
     zlib.error,
     lzma.LZMAError,
 )
+CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google")
+"""Packages through which fsspec talks to object stores; their errors have no base of the standard library."""
 
 
 class UnreadableError(Exception):
@@ -61,7 +63,9 @@ class Table:
         read = READERS[self.format]
         try:
             yield from read(self.url, extra)
-        except READ_ERRORS as error:
+        except Exception as error:
+            if not is_read_error(error):
+                raise
             raise self._unreadable(error) from error
 
     def other_columns(self) -> pa.Schema:
@@ -71,7 +75,9 @@ class Table:
         """
         try:
             schema = _declared(self.url, self.format)
-        except READ_ERRORS as error:
+        except Exception as error:
+            if not is_read_error(error):
+                raise
             raise self._unreadable(error) from error
         if schema is None:
             return pa.schema([])
@@ -101,7 +107,9 @@ def find_tables(url: str) -> list[Table]:
             paths = [p for p in fs.find(path) if format_of(p) and not _hidden(p.removeprefix(path))]
         else:
             paths = [p for p in fs.glob(path) if fs.isfile(p)] if re.search(r"[*?\[]", path) else []
-    except READ_ERRORS as error:
+    except Exception as error:
+        if not is_read_error(error):
+            raise
         raise UnreadableError(f"{url}: cannot be opened: {one_line(error)}") from error
     if not paths:
         raise UnreadableError(f"{url}: no such file, nor a folder or glob with .parquet, .csv or .jsonl files")
@@ -115,6 +123,11 @@ def format_of(path: str) -> str | None:
     if name.suffix in PACKED and SUFFIXES.get(name.with_suffix("").suffix) in ("csv", "jsonl"):
         name = name.with_suffix("")
     return SUFFIXES.get(name.suffix)
+
+
+def is_read_error(error: BaseException) -> bool:
+    """Whether this is the file's or the storage's fault, and not ours."""
+    return isinstance(error, READ_ERRORS) or type(error).__module__.partition(".")[0] in CLIENTS
 
 
 def one_line(error: BaseException) -> str:

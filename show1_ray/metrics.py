@@ -1,0 +1,76 @@
+"""Prometheus metrics of a job. Ray's agents export them, each name with `ray_` before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from show1_ray.line.events import ClipDone, ClipFailed, Snapshot, StageDone
+
+CLIPS = "show1_clips_total"
+STAGE_CLIPS = "show1_stage_clips"
+STAGE_DONE = "show1_stage_done_total"
+BATCH_SECONDS = "show1_batch_seconds"
+BUSY_SHARE = "show1_busy_share"
+STATIONS = "show1_stations"
+IN_FLIGHT = "show1_in_flight"
+FAILURES = "show1_failures_total"
+BYTES = "show1_bytes_total"
+NAMES = (CLIPS, STAGE_CLIPS, STAGE_DONE, BATCH_SECONDS, BUSY_SHARE, STATIONS, IN_FLIGHT, FAILURES, BYTES)
+
+BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
+"""Seconds; of the histogram's buckets."""
+
+
+class Metrics:
+    """What the line's events say, as metrics with the label `job`. Ray has to be initialized.
+
+    Clips done and failed, in all and by stage; clips that wait and run, by stage; seconds a batch; the busy share of
+    the stations (0 to 1), their number, those asked for; clips in flight; bytes of videos landed.
+    """
+
+    def __init__(self, job: str) -> None:
+        self._labels = {"job": job}
+
+        def keys(*names: str) -> dict[str, Any]:
+            return {"tag_keys": ("job", *names)}
+
+        self._clips = Counter(CLIPS, "Clips that left the line, done or failed.", **keys("state"))
+        self._stage_clips = Gauge(STAGE_CLIPS, "Clips before a stage, or in it.", **keys("stage", "state"))
+        self._stage_done = Counter(STAGE_DONE, "Clips that a stage has done.", **keys("stage"))
+        self._batch_seconds = Histogram(
+            BATCH_SECONDS, "Seconds that a batch took.", boundaries=BOUNDARIES, **keys("stage")
+        )
+        self._busy_share = Gauge(BUSY_SHARE, "Share of the stations' time that went into batches.", **keys())
+        self._stations = Gauge(STATIONS, "Stations that are up, or asked for.", **keys("state"))
+        self._in_flight = Gauge(IN_FLIGHT, "Clips in the line.", **keys())
+        self._failures = Counter(FAILURES, "Clips that a stage failed on.", **keys("stage"))
+        self._bytes = Counter(BYTES, "Bytes of videos landed.", **keys())
+
+    def observe(self, event: object) -> None:
+        """Takes note of one of the line's events."""
+        match event:
+            case StageDone():
+                self._stage_done.inc(len(event.clips), self._with(stage=event.stage))
+                self._batch_seconds.observe(max(event.seconds, 1e-6), self._with(stage=event.stage))
+            case ClipDone():
+                self._clips.inc(1, self._with(state="done"))
+                self._bytes.inc(event.result["row"]["bytes"], self._labels)
+            case ClipFailed():
+                self._clips.inc(1, self._with(state="failed"))
+                self._failures.inc(1, self._with(stage=event.stage))
+            case Snapshot():
+                self._observe_snapshot(event)
+
+    def _observe_snapshot(self, snapshot: Snapshot) -> None:
+        for stage in snapshot.stages:
+            self._stage_clips.set(stage.waiting, self._with(stage=stage.name, state="waiting"))
+            self._stage_clips.set(stage.running, self._with(stage=stage.name, state="running"))
+        self._busy_share.set(snapshot.busy_share, self._labels)
+        self._stations.set(len(snapshot.stations), self._with(state="up"))
+        self._stations.set(snapshot.starting, self._with(state="starting"))
+        self._in_flight.set(snapshot.in_flight, self._labels)
+
+    def _with(self, **labels: str) -> dict[str, str]:
+        return {**self._labels, **labels}
