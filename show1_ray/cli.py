@@ -82,9 +82,10 @@ def render(
     json_output: Annotated[bool, typer.Option("--json", help="The summary as JSON on standard output.")] = False,
 ) -> None:
     """Render a manifest to a dataset. Run it again to render what is missing."""
-    from show1_ray.log import Log  # Ray, which takes a second
+    from show1_ray.cluster import job_name  # Ray, which takes a second
+    from show1_ray.log import Log
     from show1_ray.progress import Progress, summary_lines
-    from show1_ray.render import Control, Summary, job_name
+    from show1_ray.render import Control, Summary
     from show1_ray.render import render as render_manifest
 
     console = Console(stderr=True)

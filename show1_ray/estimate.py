@@ -198,7 +198,7 @@ def find_basis(pipeline: Pipeline, gpu_type: str, profile: Profile | None = None
 
 
 def _measured_basis(pipeline: Pipeline, profile: Profile, gpu: Gpu | None) -> Basis:
-    from show1_ray.render import STAGES_SHARE
+    from show1_ray.work import STAGES_SHARE
 
     memory = profile.device_memory or (gpu.memory if gpu else 0)
     start = 2 * profile.import_seconds + RAY_SECONDS
@@ -213,7 +213,7 @@ def _measured_basis(pipeline: Pipeline, profile: Profile, gpu: Gpu | None) -> Ba
 
 
 def _counted_basis(pipeline: Pipeline, gpu: Gpu, ignored: Sequence[str]) -> Basis:
-    from show1_ray.render import STAGES_SHARE
+    from show1_ray.work import STAGES_SHARE
 
     rate = gpu.rate(pipeline.dtype) / 1e12
     start = 2 * IMPORT_SECONDS + RAY_SECONDS
@@ -245,7 +245,7 @@ def check_memory(pipeline: Pipeline, basis: Basis) -> None:
 
 def line_specs(pipeline: Pipeline, costs: Costs) -> list[StageSpec]:
     """What the line is given, and a stand-in for the landing of clips."""
-    from show1_ray.render import LAND_SECONDS, stage_specs
+    from show1_ray.work import LAND_SECONDS, stage_specs
 
     land = StageSpec("land", lambda device: lambda clips, tensors: [], ("video",), on="cpu", seconds=LAND_SECONDS)
     return [*stage_specs(pipeline, costs), land]

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any, Literal
 
-import numpy as np
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from show1_ray.clip import Clip
-from show1_ray.costs import Costs, costs_of_job
-from show1_ray.dataset import Dataset, Lander, Origin, Rendering, StorageError, Weights, look
+from show1_ray.cluster import check_shared, checked_address, cluster, job_name
+from show1_ray.costs import costs_of_job
+from show1_ray.dataset import Dataset, Origin, Weights, look
 from show1_ray.dataset.report import About, Report
-from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
 from show1_ray.line.events import (
     ClipDone,
@@ -33,21 +24,11 @@ from show1_ray.line.events import (
     StationUp,
 )
 from show1_ray.line.line import Line
-from show1_ray.line.spec import RENDERING, FatalError, LineSettings, Order, StageSpec
+from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec
 from show1_ray.manifest import Entry, open_manifest
 from show1_ray.metrics import Metrics
-from show1_ray.models.checkpoints import published_or_local_config
-from show1_ray.pipeline import STAGES, Pipeline
-from show1_ray.profile import CPU, local_gpu
-
-STAGES_SHARE = 0.92
-"""The part of a GPU's memory that stages may take; the rest is CUDA's own."""
-
-LAND_SECONDS = 0.05
-"""What it takes to write a clip's file, until the line has measured it."""
-
-FRAMES_OF = {"keyframes": "keyframes", "interpolation": "frames", "super_resolution": "frames_sr"}
-"""Stages whose frames can be saved, and the tensors that hold them."""
+from show1_ray.pipeline import Pipeline
+from show1_ray.work import FRAMES_OF, job_device, memory_for_stages, specs
 
 
 @dataclass
@@ -187,20 +168,15 @@ def render(
             pipeline.fetch() if address == "local" else pipeline.check_access()
             costs = costs_of_job(pipeline, job_device(address, settings))
             stages = specs(pipeline, dataset.lander, save_stages, costs)
+            subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
+            control = control or Control()
             with cluster(address), Line(stages, settings) as running:
                 check_shared(out)
-                subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
-                metrics = Metrics(job_name() or out)
-                with Report(dataset.lander.storage, subject) as report, (control or Control()).over(running):
-
-                    def tell(event: Event | Summary) -> None:
-                        tell_report(report, event)
-                        metrics.observe(event)
-                        observe(event)
-
+                with Report(dataset.lander.storage, subject) as report, control.over(running):
+                    watched = watching(observe, report, Metrics(job_name() or out))
                     missing = dataset.missing(entries, retry_failed)
-                    _run(running, missing, left, dataset, summary, tell, max_failures)
-                    report.end(interrupted=control is not None and control.asked, stopped=summary.stopped)
+                    _run(running, missing, left, dataset, summary, watched, max_failures)
+                    report.end(interrupted=control.asked, stopped=summary.stopped)
         summary.interrupted = control is not None and control.asked
         summary.seconds = time.monotonic() - began
         if not summary.interrupted and not summary.stopped:
@@ -258,6 +234,19 @@ def report_subject(
     )
 
 
+def watching(
+    observe: Callable[[Event | Summary], None], report: Report, metrics: Metrics
+) -> Callable[[Event | Summary], None]:
+    """`observe`, with the report and the metrics told too."""
+
+    def tell(event: Event | Summary) -> None:
+        tell_report(report, event)
+        metrics.observe(event)
+        observe(event)
+
+    return tell
+
+
 def tell_report(report: Report, event: Event | Summary) -> None:
     """The line's events, as the report takes them."""
     match event:
@@ -288,201 +277,3 @@ def origin(pipeline: Pipeline) -> Origin:
         fps=pipeline.fps,
         weights=weights,
     )
-
-
-def specs(
-    pipeline: Pipeline, lander: Lander, save_stages: Sequence[str] = (), costs: Costs | None = None
-) -> list[StageSpec]:
-    """The pipeline's stages as the line sees them, and the landing of clips behind them; costs default to a CPU's."""
-    saved = {stage: FRAMES_OF[stage] for stage in save_stages}
-    land = StageSpec(
-        name="land",
-        build=lambda device: Land(lander, saved),
-        takes=("video", *saved.values()),
-        values=("extra", RENDERING),
-        gives=("row",),
-        on="cpu",
-        seconds=LAND_SECONDS,
-    )
-    return [*stage_specs(pipeline, costs or costs_of_job(pipeline, CPU)), land]
-
-
-def stage_specs(pipeline: Pipeline, costs: Costs) -> list[StageSpec]:
-    """The pipeline's stages as the line sees them."""
-    from show1_ray.stages.cascade import STAGE_CLASSES  # torch, which takes seconds
-
-    sizes = output_bytes(pipeline)
-    return [
-        StageSpec(
-            name=name,
-            build=partial(build_stage, pipeline, name),
-            takes=tuple(STAGE_CLASSES[name].takes),
-            gives=tuple(STAGE_CLASSES[name].gives),
-            batch_size=getattr(pipeline.execution, name).batch_size,
-            seconds=costs[name].seconds,
-            load_seconds=costs[name].load_seconds,
-            swap_seconds=costs[name].swap_seconds,
-            memory=costs[name].memory,
-            output_bytes=sizes[name],
-        )
-        for name in STAGES
-    ]
-
-
-def job_device(address: str, settings: LineSettings) -> str | None:
-    """What the stations of a job compute on, as far as this machine knows: for `costs_of_job`."""
-    if settings.gpus is False:
-        return CPU
-    return local_gpu() or (CPU if address == "local" else None)
-
-
-def output_bytes(pipeline: Pipeline) -> dict[str, int]:
-    """Bytes of what each stage gives for a clip, from the recipe's geometry."""
-    stages, item = pipeline.stages, 4 if pipeline.dtype == "float32" else 2
-    encoder = published_or_local_config(stages.text.checkpoint, "text_encoder") or {"d_model": 4096}
-    pixels = 3 * stages.keyframes.height * stages.keyframes.width
-    last = stages.latent_super_resolution
-    return {
-        "text": 2 * stages.text.max_tokens * encoder["d_model"] * item,
-        "keyframes": stages.keyframes.frames * pixels * item,
-        "interpolation": pipeline.total_frames * pixels * item,
-        "super_resolution": pipeline.total_frames * pixels * stages.super_resolution.scale**2 * item,
-        "latent_super_resolution": pipeline.total_frames * 3 * last.height * last.width,
-    }
-
-
-def memory_for_stages(device: str) -> int:
-    """Bytes of a station's device that its stages may take: most of a GPU's; host memory is not counted."""
-    if device == "cpu":
-        return sys.maxsize
-    import torch
-
-    return int(STAGES_SHARE * torch.cuda.get_device_properties(device).total_memory)
-
-
-def build_stage(pipeline: Pipeline, name: str, device: str) -> OnArrays:
-    """Loads a stage on a station."""
-    from show1_ray.stages.cascade import load_stage
-
-    return OnArrays(load_stage(pipeline, name, device))
-
-
-class OnArrays:
-    """A stage whose tensors come and go as NumPy arrays, which Ray's object store shares without copying."""
-
-    def __init__(self, stage: Any) -> None:
-        self.stage = stage
-
-    def __call__(self, clips: Sequence[Clip], arrays: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """See `Stage.__call__`."""
-        given = [{name: to_tensor(array) for name, array in clip.items()} for clip in arrays]
-        return [{name: to_array(tensor) for name, tensor in clip.items()} for clip in self.stage(clips, given)]
-
-    def to(self, device: str) -> None:
-        """See `Stage.to`; what the device does not need any more, others may have."""
-        import torch
-
-        self.stage.to(device)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def to_tensor(array: Any) -> Any:
-    """The tensor of an array out of the object store, whose memory is read-only; see `to_array`."""
-    import torch
-
-    tensor = torch.from_numpy(array.copy())
-    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
-
-
-def to_array(tensor: Any) -> Any:
-    """A tensor's array. NumPy has no bfloat16: it travels as the int16 of the same bits."""
-    import torch
-
-    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).contiguous().numpy()
-
-
-def to_uint8(frames: np.ndarray) -> np.ndarray:
-    """C F H W in [−1, 1], of `to_array` → F H W C, uint8, without waiting for torch."""
-    if frames.dtype == np.int16:  # bfloat16 is the upper half of a single
-        frames = (frames.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    levels = (frames.astype(np.float32) * 0.5 + 0.5).clip(0, 1) * 255
-    return levels.astype(np.uint8).transpose(1, 2, 3, 0)
-
-
-class Land:
-    """The end of the line: frames become a file of the dataset, and a row."""
-
-    def __init__(self, lander: Lander, saved: Mapping[str, str]) -> None:
-        self.lander, self.saved = lander, saved
-
-    def __call__(self, clips: Sequence[Clip], arrays: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Takes each clip's `video` (F H W 3, uint8), `extra` and `rendering`; gives its `row`.
-
-        Raises:
-            FatalError: the storage fails, after retries.
-        """
-        return [{"row": self._land(clip, given)} for clip, given in zip(clips, arrays, strict=True)]
-
-    def _land(self, clip: Clip, given: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            for stage, name in self.saved.items():
-                self.lander.save_stage(clip, stage, to_uint8(given[name]))
-            return self.lander(clip, given["video"], Rendering(**given[RENDERING]), given["extra"])
-        except StorageError as error:
-            raise FatalError(str(error)) from error
-
-
-def checked_address(address: str | None) -> str:
-    """Where Ray is: `address`, what RAY_ADDRESS says, or "local" for one of our own on this machine.
-
-    Raises:
-        UserError: an address of the thin client.
-    """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address.startswith("ray://"):
-        raise UserError(f"--address {address}: jobs run on the cluster, not through a client; see `ray job submit`")
-    return address
-
-
-@contextmanager
-def cluster(address: str) -> Iterator[None]:
-    """Connects to Ray, or starts it on this machine; a connection that was there before stays.
-
-    Raises:
-        UserError: no cluster there.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        dashboard = False if address == "local" else None
-        ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"--address {address}: no Ray cluster there: {' '.join(str(error).split())}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def check_shared(out: str) -> None:
-    """Sees that every node finds the dataset, where it is a folder of a file system: clips land on any node.
-
-    Raises:
-        UserError: a node does not.
-    """
-    storage = Storage.at(out)
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if not storage.is_local or len(nodes) < 2:
-        return
-    look = ray.remote(num_cpus=0)(lambda: bool(storage.sizes("")))
-    strategies = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
-    found = ray.get([look.options(scheduling_strategy=strategy).remote() for strategy in strategies])
-    if not all(found):
-        raise UserError(f"--out {out}: not all nodes of the cluster share this folder; give a URL that they do")
-
-
-def job_name() -> str:
-    """How this job is called where another one is refused: the Ray job's id, if it is one."""
-    return os.environ.get("RAY_JOB_SUBMISSION_ID", "")

@@ -17,8 +17,8 @@ from show1_ray.line.load import StageLoad
 from show1_ray.line.simulate import simulate
 from show1_ray.pipeline import STAGES, Pipeline
 from show1_ray.profile import BatchCost, Profile, StageProfile, profile_path, save_profile
-from show1_ray.render import LAND_SECONDS
 from show1_ray.stages.operations import count_stages
+from show1_ray.work import LAND_SECONDS
 
 PETA = 1e15
 

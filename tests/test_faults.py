@@ -22,7 +22,8 @@ from show1_ray.dataset import Dataset, read_status
 from show1_ray.line.line import Line
 from show1_ray.line.spec import LineSettings
 from show1_ray.manifest import open_manifest
-from show1_ray.render import Summary, _run, origin, specs
+from show1_ray.render import Summary, _run, origin
+from show1_ray.work import specs
 
 COUNT, GUILTY = 8, "clip-5"
 

@@ -25,8 +25,8 @@ from show1_ray.profile import (
     read_profile,
     save_profile,
 )
-from show1_ray.render import stage_specs
 from show1_ray.stages.operations import weights_of
+from show1_ray.work import stage_specs
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ class Dataset:
         self._background = Background()
         self._next_shard = 0
         self._contents = Contents(storage)
-        self._about: Mapping[str, Any] = {}
+        self._about: dict[str, Any] = {}
 
     @classmethod
     def open(

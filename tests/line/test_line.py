@@ -10,7 +10,7 @@ import pytest
 
 from show1_ray.clip import Clip
 from show1_ray.errors import UserError
-from show1_ray.line.events import StageDone, StationUp
+from show1_ray.line.events import StageDone, StationEnded, StationUp
 from show1_ray.line.line import Line
 from show1_ray.line.spec import RENDERING, FatalError, Order, StageSpec, Tensors
 from tests.line.sleepers import Adds, Fails, Outcome, clips, land, once, render, settings, spec

@@ -1,0 +1,69 @@
+"""The Ray cluster of a job: connected to, or started; what it must share with this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from show1_ray.dataset.storage import Storage
+from show1_ray.errors import UserError
+
+
+def checked_address(address: str | None) -> str:
+    """Where Ray is: `address`, what RAY_ADDRESS says, or "local" for one of our own on this machine.
+
+    Raises:
+        UserError: an address of the thin client.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://"):
+        raise UserError(f"--address {address}: jobs run on the cluster, not through a client; see `ray job submit`")
+    return address
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[None]:
+    """Connects to Ray, or starts it on this machine; a connection that was there before stays.
+
+    Raises:
+        UserError: no cluster there.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        dashboard = False if address == "local" else None
+        ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"--address {address}: no Ray cluster there: {' '.join(str(error).split())}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_shared(out: str) -> None:
+    """Sees that every node finds the dataset, where it is a folder of a file system: clips land on any node.
+
+    Raises:
+        UserError: a node does not.
+    """
+    storage = Storage.at(out)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if not storage.is_local or len(nodes) < 2:
+        return
+    look = ray.remote(num_cpus=0)(lambda: bool(storage.sizes("")))
+    strategies = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    found = ray.get([look.options(scheduling_strategy=strategy).remote() for strategy in strategies])
+    if not all(found):
+        raise UserError(f"--out {out}: not all nodes of the cluster share this folder; give a URL that they do")
+
+
+def job_name() -> str:
+    """How this job is called where another one is refused: the Ray job's id, if it is one."""
+    return os.environ.get("RAY_JOB_SUBMISSION_ID", "")
