@@ -17,6 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 render: install
 	$(BIN)/show1-ray render examples/prompts.parquet --out $(OUT)
+	$(BIN)/show1-ray sheet $(OUT) --out $(OUT)/sheet.png
 
 test: lint types
 	$(BIN)/pytest

@@ -219,6 +219,18 @@ def status(
 
 
 @app.command()
+def sheet(
+    where: Annotated[str, typer.Argument(metavar="WHERE", help="A dataset.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="In a .gif or .webp the clips play.")] = Path("sheet.png"),
+    count: Annotated[int, typer.Option(min=1, help="Clips at most.")] = 12,
+) -> None:
+    """A picture of a dataset's clips."""
+    from show1_ray.dataset.contact_sheet import write_sheet
+
+    print(f"{out}: {write_sheet(where, out, count)} clips")
+
+
+@app.command()
 def pipelines() -> None:
     """The pipelines there are."""
     table = Table("name", "what it renders", "frames", "size", "weights", box=None, pad_edge=False)

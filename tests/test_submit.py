@@ -95,7 +95,7 @@ def test_a_job_is_followed_killed_submitted_again_and_its_dataset_is_complete(he
             if str(out) in line and "submit" not in line and "render" in line:
                 process.send_signal(signal.SIGKILL)
         log = first.communicate(timeout=120)[0]
-    assert first.returncode == 1
+    assert first.returncode == 128 + signal.SIGKILL
     assert f"0 of {COUNT} clips done, {COUNT} to render" in log
     before = rendered(out)
     assert 2 <= len(before) < COUNT

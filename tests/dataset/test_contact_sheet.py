@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from show1_ray.dataset.contact_sheet import CAPTION, GAP, contact_sheet
+from show1_ray.dataset.contact_sheet import CAPTION, GAP, contact_sheet, playing_sheet, write_sheet
+from show1_ray.errors import UserError
 
 
 def test_a_sheet_shows_each_clips_frames_from_first_to_last():
@@ -21,5 +25,31 @@ def test_a_sheet_shows_each_clips_frames_from_first_to_last():
 
 
 def test_a_sheet_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="no clips"):
-        contact_sheet([], [])
+    for sheet in (contact_sheet, lambda clips, captions: playing_sheet(clips, captions, 8)):
+        with pytest.raises(ValueError, match="no clips"):
+            sheet([], [])
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_clips_play_side_by_side_at_their_pace(suffix):
+    clips = [np.full((length, 16, 24, 3), 40, np.uint8) for length in (5, 3, 5, 5, 5)]
+    clips[1][2] = 200
+    clips[0] += 30 * np.arange(5, dtype=np.uint8)[:, None, None, None]  # no two frames alike, which a GIF joins
+    picture = Image.open(io.BytesIO(playing_sheet(clips, ["one two three four five six"] * 5, 8, suffix)))
+    picture.load()
+    assert (picture.n_frames, picture.info["duration"]) == (5, 125 if suffix == ".webp" else 120)
+    shades = []
+    for frame in range(5):
+        picture.seek(frame)
+        shades.append(int(np.asarray(picture.convert("RGB"))[2 * CAPTION + 8, 24 + GAP + 12, 0]))
+    assert np.allclose(shades, [40, 40, 200, 200, 200], atol=3)
+
+
+def test_a_dataset_gets_a_sheet_of_its_clips(job, tmp_path):
+    job.run(5)
+    assert write_sheet(job.url, tmp_path / "sheet.png", count=3) == 3
+    assert write_sheet(job.url, tmp_path / "sheet.gif") == 5
+    with pytest.raises(UserError, match="no clips"):
+        write_sheet(str(tmp_path / "nothing"), tmp_path / "sheet.png")
+    with pytest.raises(UserError, match=r"sheet\.what"):
+        write_sheet(job.url, tmp_path / "sheet.what")
