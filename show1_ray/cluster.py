@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,7 +24,7 @@ def checked_address(address: str | None) -> str:
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
-        raise UserError(f"--address {address}: jobs run on the cluster, not through a client; see `ray job submit`")
+        raise UserError(f"--address {address}: jobs run on the cluster, not through a client; see `show1-ray submit`")
     return address
 
 
@@ -36,11 +38,14 @@ def cluster(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         dashboard = False if address == "local" else None
         ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise UserError(f"--address {address}: no Ray cluster there: {' '.join(str(error).split())}") from None
+    if callable(on_sigterm):  # Ray has put one in its place that ends the process
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
@@ -66,4 +71,5 @@ def check_shared(out: str) -> None:
 
 def job_name() -> str:
     """How this job is called where another one is refused: the Ray job's id, if it is one."""
-    return os.environ.get("RAY_JOB_SUBMISSION_ID", "")
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))  # what Ray's Jobs API gives a driver
+    return str(config.get("metadata", {}).get("job_submission_id", ""))

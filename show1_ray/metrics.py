@@ -24,17 +24,18 @@ BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 
 
 class Metrics:
-    """What the line's events say, as metrics with the label `job`. Ray has to be initialized.
+    """What the line's events say, as metrics with the label `run` (Prometheus keeps `job` for itself). Ray has to be
+    initialized.
 
     Clips done and failed, in all and by stage; clips that wait and run, by stage; seconds a batch; the busy share of
     the stations (0 to 1), their number, those asked for; clips in flight; bytes of videos landed.
     """
 
-    def __init__(self, job: str) -> None:
-        self._labels = {"job": job}
+    def __init__(self, run: str) -> None:
+        self._labels = {"run": run}
 
         def keys(*names: str) -> dict[str, Any]:
-            return {"tag_keys": ("job", *names)}
+            return {"tag_keys": ("run", *names)}
 
         self._clips = Counter(CLIPS, "Clips that left the line, done or failed.", **keys("state"))
         self._stage_clips = Gauge(STAGE_CLIPS, "Clips before a stage, or in it.", **keys("stage", "state"))

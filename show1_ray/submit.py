@@ -179,6 +179,7 @@ class Cluster:
     def _patiently(self, ask: Callable[[], T], passing: str, seconds: float) -> T:
         """Asks again while the cluster is not there, or says `passing`. Raises UserError when it is over."""
         import requests
+        from ray.exceptions import RayError
 
         end = time.monotonic() + seconds
         told = False
@@ -188,7 +189,7 @@ class Cluster:
             except (requests.ConnectionError, ConnectionError, requests.Timeout) as error:
                 problem = f"--address {self.address}: no answer: {_one_line(error)}"
                 wait = hasattr(self, "_client")  # a first connection that fails is a wrong address
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, ValueError, RayError) as error:
                 problem = f"--address {self.address}: {_explained(error)}"
                 wait = bool(passing) and passing in str(error)
             if not wait or time.monotonic() > end:

@@ -320,12 +320,13 @@ def test_the_driver_killed_at_five_moments_and_run_again_loses_and_repeats_nothi
     assert_complete(out, encoded)
 
 
-def test_ctrl_c_lets_clips_land_and_ends_with_130(tiny, manifest, tmp_path, encoded):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_lets_clips_land_and_ends_with_130(tiny, manifest, tmp_path, encoded, number):
     out = tmp_path / "out"
     process = subprocess.Popen(command(manifest, out, tiny), stderr=subprocess.PIPE, text=True)
     while process.poll() is None and landed(out) < 1:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "interrupted; run the same command again to go on" in errors
@@ -334,6 +335,24 @@ def test_ctrl_c_lets_clips_land_and_ends_with_130(tiny, manifest, tmp_path, enco
     final = subprocess.run(command(manifest, out, tiny), capture_output=True, text=True, timeout=240)
     assert final.returncode == 0, final.stderr
     assert_complete(out, encoded)
+
+
+def test_a_second_ctrl_c_waits_for_nothing(tiny, manifest, tmp_path):
+    out = tmp_path / "out"
+    line = command(manifest, out, tiny, "--samples", "100")
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and landed(out) < 1:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        while "once more to stop at once" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "stopping at once" in errors
+    assert landed(out) < 100
+    assert read_status(str(out)).holder is None
 
 
 def test_ctrl_c_before_anything_runs_ends_at_once_with_130(tiny, manifest, tmp_path):
@@ -362,7 +381,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(tiny, tmp_path):
     ("arguments", "message"),
     [
         (["--pipeline", "nope"], "no pipeline 'nope'"),
-        (["--address", "ray://head:10001"], "ray job submit"),
+        (["--address", "ray://head:10001"], "show1-ray submit"),
         (["--set", "keyframes.stepz=1"], "keyframes.stepz: unknown key"),
         (["--save-stages", "text"], "no such stage"),
         (["--limit", "0"], "limit"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -105,13 +106,13 @@ def test_a_job_is_followed_killed_submitted_again_and_its_dataset_is_complete(he
     lines = [json.loads(line) for line in second.stdout.splitlines() if line.startswith("{")]
     again = {line["clip"] for line in lines if line["event"] == "clip done"}
     assert again == {f"clip-{i:02}" for i in range(COUNT)} - before
-    assert {line["job"] for line in lines} == {second.stderr.split()[1].rstrip(";")}
+    assert {line["job"] for line in lines} == set(re.findall(r"^job (raysubmit_\w+);", second.stderr, re.MULTILINE))
     assert sorted(row["id"] for row in pq.read_table(out / "metadata.parquet").to_pylist()) == sorted(rendered(out))
     assert len(rendered(out)) == COUNT
 
     with urllib.request.urlopen(f"http://127.0.0.1:{head.metrics_port}/metrics") as answer:
         exported = answer.read().decode()
-    for name in metrics.NAMES:
+    for name in set(metrics.NAMES) - {metrics.FAILURES}:  # nothing failed
         assert f"ray_{name}" in exported
 
 
@@ -164,7 +165,8 @@ def test_a_dropped_connection_is_taken_up_again_and_a_stopped_job_ends_with_130(
     command = submit(there, "--follow", job)
     with subprocess.Popen(command, env=head.environment, stdout=subprocess.PIPE, text=True) as follower:
         assert follower.stdout is not None
-        assert "to render" in follower.stdout.readline()
+        while "to render" not in follower.stdout.readline():
+            assert follower.poll() is None, "it ended before it showed anything"
         while not rendered(out):
             time.sleep(0.2)
         assert wire.cut() > 0

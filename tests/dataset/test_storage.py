@@ -12,10 +12,11 @@ from show1_ray.dataset.storage import Storage, StorageError
 from tests.dataset.toys import QUICK
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    url = str(tmp_path / "out") if request.param == "local" else f"memory://{tmp_path.name}/out"
-    return Storage(url, QUICK)
+    if request.param == "s3":
+        return Storage(f"{request.getfixturevalue('s3')}/{tmp_path.name}/out", QUICK)
+    return Storage(str(tmp_path / "out") if request.param == "local" else f"memory://{tmp_path.name}/out", QUICK)
 
 
 def test_files_are_written_read_listed_and_deleted(storage, tmp_path):
