@@ -63,14 +63,15 @@ def plan_report(plan: Estimate) -> Iterator[RenderableType]:
         names = "every stage" if len(pinned) == len(plan.stages) else ", ".join(pinned) or "whatever is waiting"
         yield f"pinned to {count} {unit}{'s' if count > 1 else ''}: {names}"
     yield ""
-    choices = _table(f"{unit}s", "hours", f"{unit}-hours", "cost", "clips/hour", "busy", "")
+    has_price = asked.cost is not None
+    choices = _table(f"{unit}s", "hours", f"{unit}-hours", *(["cost"] if has_price else []), "clips/hour", "busy", "")
     for choice in plan.choices:
         notes = [*(["asked"] if choice == asked else []), *(["best"] if choice.gpus == plan.best else [])]
         choices.add_row(
             str(choice.gpus),
             f"{choice.hours:,.3g}",
             f"{choice.gpu_hours:,.3g}",
-            "" if choice.cost is None else f"{choice.cost:,.2f}",
+            *([f"{choice.cost:,.2f}"] if choice.cost is not None else []),
             f"{choice.clips_an_hour:,.0f}",
             f"{choice.busy_share:.0%}",
             ", ".join(notes),
