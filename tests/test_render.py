@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +24,7 @@ import torch
 from show1_ray import Pipeline, UserError, render
 from show1_ray.clip import Clip
 from show1_ray.dataset import read_status
+from show1_ray.dataset.video import decode_video
 from show1_ray.line.events import StageDone, StationLost, StationUp
 from show1_ray.line.spec import LineSettings
 from show1_ray.render import Control
@@ -74,7 +74,7 @@ def local_ray():
 
 
 def frames_of(path: Path) -> np.ndarray:
-    return iio.imread(path, plugin="pyav")
+    return decode_video(path.read_bytes())
 
 
 @pytest.fixture(scope="module")

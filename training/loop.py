@@ -54,6 +54,7 @@ class Phase:
         loss: (network, draw, batch size) → the step's loss.
         frozen: says which parameters rest.
         new: says which parameters begin untrained among trained ones: they learn at `NEW_RATE` times the rate.
+        after: called with the network after each step, to set weights that are not to be learned.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Phase:
     loss: Callable[[Any, Draw, int], Tensor]
     frozen: Callable[[str], bool] = field(default=lambda name: False)
     new: Callable[[str], bool] = field(default=lambda name: False)
+    after: Callable[[Any], None] = field(default=lambda network: None)
 
 
 class Trainer:
@@ -151,6 +153,7 @@ class Trainer:
             loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
+        phase.after(self.network)
         self.step += 1
         decay = min(AVERAGE, (1 + self.step) / (10 + self.step))
         with torch.no_grad():

@@ -163,6 +163,7 @@ def number_frames(unet: Any, channel: int = 8, size: float = 0.5) -> None:
                     for out, source, tap in ((), steps, later)[number]:
                         weight[out, source, tap], weight[out + 1, source, tap] = 1, -1
                 for out, sign in ((channel, size), (channel + 1, -size)):
+                    convolutions[3].weight[out], convolutions[3].bias[out] = 0, 0
                     for source in up:
                         convolutions[3].weight[out, source, before] += sign / 3
                     for source in down:

@@ -135,9 +135,11 @@ def keyframes(texts: Texts, images: Any) -> Phase:
 
     def loss(unet: Any, draw: Draw, batch: int) -> Tensor:
         scenes, captions = scenes_and_captions(draw, batch, NO_CAPTION)
-        return video_loss(unet, diffusion, pixels(scenes, moments(KEYFRAMES), 1, draw.device), texts, captions, draw)
+        x0 = pixels(scenes, moments(KEYFRAMES), 1, draw.device)
+        return video_loss(unet, diffusion, x0, texts, captions, draw, most_noise=0.5)
 
-    return Phase("keyframes", 3500, 8, 5e-4, unet, loss, new=_temporal)
+    # The ramp is set again after each step: before it is of use it is in the way, and would be unlearned.
+    return Phase("keyframes", 5200, 8, 5e-4, unet, loss, new=_temporal, after=networks.number_frames)
 
 
 def video_loss(
@@ -148,6 +150,7 @@ def video_loss(
     captions: Sequence[str],
     draw: Draw,
     condition: Tensor | None = None,
+    most_noise: float = 0.0,
     **inputs: Tensor,
 ) -> Tensor:
     """The loss of a pixel video UNet: a number.
@@ -159,9 +162,12 @@ def video_loss(
         texts, captions: B captions, and what embeds them.
         draw: timesteps and noise.
         condition: joined to the noised sample's channels.
+        most_noise: share of the batch that has timesteps of the last third, where only the text says what moves where.
         inputs: more of the UNet's.
     """
     timesteps = diffusion.sample_timesteps(len(x0), draw.generator)
+    noisier = torch.rand(len(x0), generator=draw.generator) < most_noise
+    timesteps = torch.where(noisier, diffusion.last - (diffusion.last - timesteps) // 3, timesteps)
     noise = draw.noise(x0)
     noisy = diffusion.noised(x0, noise, timesteps)
     if condition is not None:
