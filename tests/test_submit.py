@@ -55,7 +55,7 @@ def head() -> Iterator[Head]:
     environment |= {"RAY_ADDRESS": "", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
     head = Head(free_port(), free_port(), environment)
     gcs = free_port()
-    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--num-cpus=2", f"--port={gcs}"]
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--num-cpus=2", f"--port={gcs}"]
     command += [f"--dashboard-port={head.port}", "--include-dashboard=true", f"--temp-dir={folder}"]
     command += [f"--metrics-export-port={head.metrics_port}", "--object-store-memory=200000000"]
     command += [f"--dashboard-agent-listen-port={free_port()}", "--node-ip-address=127.0.0.1"]

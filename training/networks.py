@@ -137,13 +137,14 @@ def start_as_identity(unet: Any, first: int = 0, sign: float = 1.0) -> None:
 
 
 def number_frames(unet: Any, channel: int = 8, size: float = 0.5) -> None:
-    """Sets weights so that each temporal convolution adds a ramp over the frames to two channels, `channel` and the next.
+    """Sets weights so that each temporal convolution adds a ramp over the frames to `channel`, and its negative to the
+    next one.
 
     Temporal attention does not know the order of frames, and a text is the same for all of them. That leaves the zeros
     that temporal convolutions pad with: a network that starts without a ramp learns that a shape moves sideways long
     before it learns which side (after 4,500 steps, left and right were still a coin's toss). Out of the padding four
-    convolutions in a row make steps that begin or end at the third, second and first frame from either end; their sum is
-    odd in time and grows with it. Channels go in pairs of opposite sign, as the normalisation's groups do.
+    convolutions in a row make steps that begin or end at the third, second and first frame from either end; their sum
+    is odd in time and grows with it. Channels go in pairs of opposite sign, as the normalisation's groups do.
     """
     constant, risen, risen_2, falling, falling_2 = range(0, 10, 2)
     before, now, after = range(3)  # taps of a kernel
