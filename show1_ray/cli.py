@@ -253,6 +253,23 @@ def fetch(pipeline: Annotated[str, typer.Argument(metavar="PIPELINE")], changes:
 
 
 @app.command()
+def demo(
+    pipeline: Annotated[str, typer.Option(metavar="NAME|FILE", help="See `show1-ray pipelines`.")] = "nano",
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: for other machines too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7860,
+    address: Annotated[
+        str | None, typer.Option(metavar="auto|HOST:PORT", help="A Ray cluster. [default: this machine]")
+    ] = None,
+    auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="What the page asks for.")] = None,
+    changes: SetOption = None,
+) -> None:
+    """Serve a page on which people type prompts and watch the cascade work. Needs the extra `demo`."""
+    from show1_ray.demo.server import serve
+
+    serve(pipeline, overrides=changes or (), host=host, port=port, address=address, auth=auth)
+
+
+@app.command()
 def profile(
     pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="See `show1-ray pipelines`.")],
     batch_sizes: Annotated[

@@ -42,7 +42,7 @@ def cluster(address: str) -> Iterator[None]:
     try:
         dashboard = False if address == "local" else None
         ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises this very class where it does not come up in time
         raise UserError(f"--address {address}: no Ray cluster there: {' '.join(str(error).split())}") from None
     if callable(on_sigterm):  # Ray has put one in its place that ends the process
         signal.signal(signal.SIGTERM, on_sigterm)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from show1_ray.clip import Clip
@@ -34,6 +35,26 @@ class StationEnded:
 
 
 @dataclass(frozen=True)
+class StageBegan:
+    """A batch begins. `seconds` is what it is expected to take, `load_seconds` what the stage's loading is before."""
+
+    clips: tuple[str, ...]
+    stage: str
+    station: int | None
+    seconds: float
+    load_seconds: float
+
+
+@dataclass(frozen=True)
+class StageRepeated:
+    """A batch did not come to its end; its clips wait before the stage again (of a failed batch, by halves)."""
+
+    clips: tuple[str, ...]
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class StageDone:
     """A batch is done. `station` is None for a stage that runs as a CPU task."""
 
@@ -43,6 +64,8 @@ class StageDone:
     seconds: float
     load_seconds: float
     started: float
+    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """References to what the stage gave, by clip and name, for clips whose `Order` asks for it."""
 
     @property
     def batch_size(self) -> int:
@@ -71,6 +94,13 @@ class ClipFailed:
     stage: str
     attempts: int
     error: str
+
+
+@dataclass(frozen=True)
+class ClipCancelled:
+    """A clip was cancelled, and nothing of it is in the line any more."""
+
+    clip: Clip
 
 
 @dataclass(frozen=True)
@@ -115,14 +145,28 @@ class Snapshot:
     seconds_left: float | None = None
 
 
-Event = StationUp | StationLost | StationEnded | StageDone | ClipDone | ClipFailed | Snapshot
+Event = (
+    StationUp
+    | StationLost
+    | StationEnded
+    | StageBegan
+    | StageRepeated
+    | StageDone
+    | ClipDone
+    | ClipFailed
+    | ClipCancelled
+    | Snapshot
+)
 
 __all__ = [
+    "ClipCancelled",
     "ClipDone",
     "ClipFailed",
     "Event",
     "Snapshot",
+    "StageBegan",
     "StageDone",
+    "StageRepeated",
     "StageView",
     "StationEnded",
     "StationLost",

@@ -9,12 +9,13 @@ from typing import Any, Literal
 from show1_ray.clip import Clip
 from show1_ray.line.spec import RENDERING, StageSpec
 
-State = Literal["queued", "running", "done", "failed"]
+State = Literal["queued", "running", "done", "failed", "cancelled"]
 TRANSITIONS: dict[State, frozenset[State]] = {
-    "queued": frozenset({"running"}),
-    "running": frozenset({"queued", "done", "failed"}),
+    "queued": frozenset({"running", "cancelled"}),
+    "running": frozenset({"queued", "done", "failed", "cancelled"}),
     "done": frozenset(),
     "failed": frozenset(),
+    "cancelled": frozenset(),
 }
 
 
@@ -35,6 +36,10 @@ class Flight:
     """Times that it failed alone in its batch."""
     losses: int = 0
     """Times that a tensor of it was lost."""
+    outputs: frozenset[str] = frozenset()
+    """Tensors that are shown to who follows it."""
+    unwanted: bool = False
+    """It was cancelled while it ran: it leaves when its batch is over."""
 
     def inputs(self, spec: StageSpec) -> dict[str, Any]:
         """What a stage takes, by name: references to tensors, and values."""

@@ -16,12 +16,16 @@ from show1_ray.errors import UserError
 from show1_ray.line import events, plan
 from show1_ray.line.fleet import Fleet, StationHandle
 from show1_ray.line.flight import Flight
+from show1_ray.line.inbox import Inbox
 from show1_ray.line.load import Assignment, StageLoad
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.snapshot import Progress
 from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec, check
 from show1_ray.line.station import Cause, Failure, Report, is_out_of_memory, returns, run_task
 from show1_ray.line.traffic import GivenUp, Traffic
+
+POLL_SECONDS = 0.05
+"""How soon an open line that waits for a batch notices that a clip has come: `ray.wait` cannot be woken."""
 
 SCALING_SECONDS = 1.0
 """How often the line asks itself how many stations it should have."""
@@ -44,6 +48,9 @@ class Line:
             for event in line.run(clips):
                 ...
 
+    This is what renders manifests, a thread's loop over everything that happens. `Service` runs the same loop for
+    clips that come one by one, and gives each its own events: `async for event in line.render(clip)`.
+
     Ray has to be initialized. Raises UserError for stages that do not fit together.
     """
 
@@ -55,6 +62,7 @@ class Line:
         self.batches: dict[ray.ObjectRef, Batch] = {}
         self.progress = Progress()
         self._events: deque[events.Event] = deque()
+        self._inbox: Inbox | None = None
         self._next_scaling = 0.0
         self._dead_starts = 0
         self._alone_since = time.monotonic()
@@ -79,6 +87,7 @@ class Line:
             for spec in self.specs
         ]
         self.schedule = Schedule(loads, max(self.settings.cpu_tasks, self.fleet.size))
+        self.schedule.warm = self.settings.warm
         self.traffic = Traffic(self.specs, self.schedule, self.settings.max_attempts)
         self._set_limits()
         self._alone_since = time.monotonic()
@@ -101,21 +110,27 @@ class Line:
     def run(self, clips: Iterable[Clip | Order], total: int | None = None) -> Iterator[events.Event]:
         """Render `clips`, pulling them as room allows; ends when all are done or failed, or at `stop`.
 
-        `total` is their number, if it is known (it is asked of `clips` if that has a length). A line that was
+        With an `Inbox` the line is open: it goes on until the inbox is closed and empty, takes clips back that are
+        cancelled there, and lets incomplete batches run at once, because someone waits for them.
+
+        `total` is the number of clips, if it is known (it is asked of `clips` if that has a length). A line that was
         stopped, or whose events were not read to the end, cannot run again.
 
         Raises FatalError if a stage did, if stages do not load or no station comes up; UserError if a stage does
         not fit a station; ValueError if two clips in the line have the same id.
         """
-        if total is None and isinstance(clips, Sized):
+        self._inbox = clips if isinstance(clips, Inbox) else None
+        if total is None and self._inbox is None and isinstance(clips, Sized):
             total = len(clips)
         self.schedule.open(total)
+        self.schedule.eager = self._inbox is not None
         self.progress.begin(total)
         source = iter(clips)
         try:
             while not self._stopping_now:
                 if self._stopping and not self.schedule.closed:
                     self.schedule.close()
+                self._look_in()
                 self.traffic.admit(source)
                 self._scale()
                 self._dispatch()
@@ -137,6 +152,15 @@ class Line:
             self._expire()
 
     # From the manifest to the stations.
+
+    def _look_in(self) -> None:
+        """What an open line was asked for since the last time."""
+        if self._inbox is None:
+            return
+        for clip_id in self._inbox.cancellations():
+            self.traffic.cancel(clip_id)
+        if not self.schedule.closed:
+            self.schedule.expect(len(self._inbox))
 
     def _dispatch(self) -> None:
         while assignment := self.schedule.decide(time.monotonic()):
@@ -174,6 +198,11 @@ class Line:
             refs = run.remote(assignment.stage, assignment.evict, assignment.drop, clips, inputs)
         report, *outputs = list(refs) if count > 1 else [refs]  # type: ignore[call-overload]
         self.batches[report] = Batch(assignment, flights, outputs, self._deadline(assignment))
+        if flights:
+            cost = self.schedule.stages[assignment.stage].on(self._kind(assignment))
+            ids = tuple(clip.id for clip in clips)
+            seconds = cost.seconds * len(clips)
+            self._events.append(events.StageBegan(ids, spec.name, assignment.station, seconds, assignment.price))
 
     def _deadline(self, assignment: Assignment) -> float:
         settings, index = self.settings, assignment.stage
@@ -199,9 +228,14 @@ class Line:
         )
         refs = [*self.batches, *self.fleet.starting]
         timeout = max(0.0, min(until - now, 1.0))
+        if self._inbox is not None and not refs:
+            self._inbox.wait(timeout)
+            return
         if not refs:
             time.sleep(timeout)
             return
+        if self._inbox is not None:
+            timeout = min(timeout, POLL_SECONDS)
         done, _ = ray.wait(refs, num_returns=1, timeout=timeout, fetch_local=False)
         if done:
             done, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
@@ -292,6 +326,7 @@ class Line:
             self.traffic.put_back(assignment, [flight for flight in batch.flights if flight not in lost])
             for flight in lost:
                 self._tell_given_up(self.traffic.rewind(flight, report.lost[flight.clip.id]))
+            self._tell_repeated(batch, "gone: a tensor was lost with its node")
         else:
             self._measure(batch, report)
             self._advance(batch, report)
@@ -312,7 +347,13 @@ class Line:
         clips = tuple(flight.clip.id for flight in batch.flights)
         self._events.append(
             events.StageDone(
-                clips, self.specs[stage].name, station, report.seconds, report.load_seconds, report.started
+                clips,
+                self.specs[stage].name,
+                station,
+                report.seconds,
+                report.load_seconds,
+                report.started,
+                self._shown(batch),
             )
         )
         self.traffic.advance(batch.flights, report, batch.outputs)
@@ -320,7 +361,20 @@ class Line:
             for flight in batch.flights:
                 self._finish(flight)
 
+    def _shown(self, batch: Batch) -> dict[str, dict[str, ray.ObjectRef]]:
+        """Of what a batch gave, the references that its clips' orders ask for."""
+        names, shown = self.specs[batch.assignment.stage].gives, {}
+        for at, flight in enumerate(batch.flights):
+            if flight.outputs and not flight.unwanted:
+                refs = batch.outputs[at * len(names) : (at + 1) * len(names)]
+                given = dict(zip(names, refs, strict=True))
+                shown[flight.clip.id] = {name: given[name] for name in flight.outputs.intersection(names)}
+        return shown
+
     def _finish(self, flight: Flight) -> None:
+        if flight.unwanted:
+            self.traffic.drop(flight)
+            return
         names = self.specs[-1].gives
         try:
             values = ray.get([flight.tensors[name] for name in names])
@@ -341,6 +395,12 @@ class Line:
             name = self.specs[batch.assignment.stage].name
             self._count_dead_start(f"stage {name} does not load: {_last_line(failure.text)}")
         self._tell_given_up(self.traffic.fail(batch.assignment, batch.flights, failure))
+        self._tell_repeated(batch, f"{failure.cause}: {_last_line(failure.text)}")
+
+    def _tell_repeated(self, batch: Batch, reason: str) -> None:
+        ids = tuple(flight.clip.id for flight in batch.flights if flight.state == "queued")
+        if ids:
+            self._events.append(events.StageRepeated(ids, self.specs[batch.assignment.stage].name, reason))
 
     def _tell_given_up(self, given_up: Sequence[GivenUp]) -> None:
         for clip in given_up:
@@ -385,9 +445,19 @@ class Line:
     def _ended(self) -> bool:
         if self.schedule.closed:
             return not self.batches
-        return self.schedule.exhausted and not self.schedule.in_flight
+        is_open = self._inbox is not None and not self._inbox.closed
+        return self.schedule.exhausted and not self.schedule.in_flight and not is_open
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether every station is up and, with `LineSettings.warm`, idle with all the stages that fit it."""
+        stations = self.schedule.stations.values()
+        are_up = bool(stations) and not self.fleet.starting
+        return are_up and (not self.settings.warm or all(self.schedule.is_full(station) for station in stations))
 
     def _tell(self, last: bool = False) -> Iterator[events.Event]:
+        self._events.extend(events.ClipCancelled(clip) for clip in self.traffic.cancelled)
+        self.traffic.cancelled.clear()
         while self._events:
             yield self._events.popleft()
         now = time.monotonic()

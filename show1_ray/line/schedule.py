@@ -16,7 +16,7 @@ Among several it changes to the one that will keep it busy longest.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from show1_ray.line.load import UNKNOWN_TOTAL, Assignment, StageLoad, StationLoad
 from show1_ray.line.plan import shares, useful
@@ -50,6 +50,10 @@ class Schedule:
         self.unadmitted = 0
         self.exhausted = False
         self.closed = False
+        self.eager = False
+        """Incomplete batches do not wait for clips on their way: someone waits for the clips."""
+        self.warm = False
+        """Idle stations load what fits them."""
         self.wake_at = math.inf
         """When time alone would change the schedule's mind; set by `decide`."""
         self._freed: dict[int, None] = {}
@@ -73,6 +77,11 @@ class Schedule:
             raise ValueError(f"the line still has {self.in_flight} clips in flight")
         self.unadmitted = UNKNOWN_TOTAL if total is None else total
         self.exhausted = self.closed = False
+
+    def expect(self, clips: int) -> None:
+        """So many clips wait to be admitted; whether more will come, nobody knows."""
+        self.unadmitted = clips
+        self.exhausted = clips == 0
 
     def exhaust(self) -> None:
         """The manifest has come to its end."""
@@ -100,6 +109,16 @@ class Schedule:
     def isolate(self, stage: int, clips: int) -> None:
         """`clips` wait before `stage` and have to run as a batch of their own."""
         self.stages[stage].groups.append(clips)
+
+    def withdraw(self, stage: int, group: int | None) -> None:
+        """A clip before `stage` is not wanted any more: one that waits, or one of the group of this index."""
+        groups = self.stages[stage].groups
+        if group is None:
+            self.stages[stage].waiting -= 1
+        elif groups[group] == 1:
+            del groups[group]
+        else:
+            groups[group] -= 1
 
     def end(self, assignment: Assignment) -> None:
         """A batch is over, well or badly; where its clips go from here is told by `add` and `isolate`."""
@@ -249,6 +268,8 @@ class Schedule:
             return stage.groups[0]
         full = max(1, math.ceil(stage.batch_size * fullness))
         possible = min(stage.waiting, full, room)
+        if self.eager:  # idle stations share what waits
+            return max(0, min(possible, math.ceil(stage.waiting / max(1, len(self._idle)))))
         if before == 0 or (not stage.on_station and possible > 0):
             if fullness < 1.0:
                 possible = min(possible, math.ceil(stage.waiting / len(self.stations)))
@@ -278,7 +299,7 @@ class Schedule:
 
     def _fullness(self) -> float:
         """How full batches are to be: 1, and less and less in the tail, so that all stations end together."""
-        if not self.exhausted or not self.stations:
+        if not self.exhausted or not self.stations or self.eager:
             return 1.0
         path = sum(stage.batch_size * stage.seconds for stage in self.stages if stage.on_station)
         return min(1.0, sum(self._work()) / (TAIL * path * len(self.stations))) if path else 1.0
@@ -357,7 +378,26 @@ class Schedule:
                 useful = min(useful, coming * stage.seconds // stage.load_seconds)
             if stage.holders < useful or (station.pins is not None and coming):
                 return self._take(index, 0, station)
+        return self._fill() if self.warm else None
+
+    def _fill(self) -> Assignment | None:
+        """Let an idle station load a stage that it has room for."""
+        for number in self._idle:
+            station = self.stations[number]
+            for index in self._missing(station):
+                return self._take(index, 0, station)
         return None
+
+    def is_full(self, station: StationLoad) -> bool:
+        """Whether a station is idle and has no room for a stage that it does not hold."""
+        return station.number in self._idle and not any(True for _ in self._missing(station))
+
+    def _missing(self, station: StationLoad) -> Iterator[int]:
+        """Stages that `station` could load beside those that it holds."""
+        for index, stage in enumerate(self.stages):
+            is_new = stage.on_station and index not in station.held and station.may_run(index)
+            if is_new and self._fits(station, index):
+                yield index
 
     def _take(self, index: int, clips: int, station: StationLoad | None) -> Assignment:
         """Book an assignment."""

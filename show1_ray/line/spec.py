@@ -25,6 +25,8 @@ class Order:
 
     clip: Clip
     given: dict[str, Any] = field(default_factory=dict)
+    outputs: frozenset[str] = frozenset()
+    """Tensors on the way whose references come with `StageDone`, for who follows the clip."""
 
 
 RENDERING = "rendering"
@@ -84,6 +86,8 @@ class LineSettings:
     """Bytes of stages that a station keeps in host memory besides; None: its share of the node."""
     store_bytes: int | None = None
     """Bytes of the object store for clips in flight; None: half of what the cluster has."""
+    warm: bool = False
+    """Let stations load all stages that fit as soon as they are idle, before any clip needs them."""
     pinned: bool = False
     """Keep every stage where the plan puts it, whatever the queues look like (for comparison)."""
     cpu_tasks: int = 4

@@ -43,21 +43,49 @@ class Traffic:
         self.schedule = schedule
         self.max_attempts = max_attempts
         self.queues = [Queue() for _ in specs]
-        self.ids: set[str] = set()
+        self.flights: dict[str, Flight] = {}
+        self.cancelled: list[Clip] = []
+        """Clips that have left because they were cancelled: for the line to tell, and to clear."""
 
     def admit(self, source: Iterator[Clip | Order]) -> None:
         """Pull as many clips as there is room for. Raises ValueError for one that is in the line already."""
         room = self.schedule.room()
         admitted = list(islice(source, room))
-        for order in admitted:
-            clip, given = (order.clip, order.given) if isinstance(order, Order) else (order, {})
-            if clip.id in self.ids:
+        for item in admitted:
+            order = item if isinstance(item, Order) else Order(item)
+            clip = order.clip
+            if clip.id in self.flights:
                 raise ValueError(f"clip {clip.id!r} is in the line already")
-            self.ids.add(clip.id)
-            self.queues[0].waiting.append(Flight(clip, given=given))
+            self.flights[clip.id] = Flight(clip, given=order.given, outputs=order.outputs)
+            self.queues[0].waiting.append(self.flights[clip.id])
         self.schedule.admit(len(admitted))
         if len(admitted) < room:
             self.schedule.exhaust()
+
+    def cancel(self, clip_id: str) -> None:
+        """A clip is not wanted any more: if it waits it leaves, if it runs it leaves when its batch is over."""
+        flight = self.flights.get(clip_id)
+        if flight is None:
+            return
+        flight.unwanted = True
+        if flight.state != "queued":
+            return
+        queue = self.queues[flight.stage]
+        at = next((index for index, group in enumerate(queue.groups) if flight in group), None)
+        if at is None:
+            queue.waiting.remove(flight)
+        else:
+            queue.groups[at].remove(flight)
+            if not queue.groups[at]:
+                del queue.groups[at]
+        self.schedule.withdraw(flight.stage, at)
+        self.drop(flight)
+
+    def drop(self, flight: Flight) -> None:
+        """A clip that was cancelled leaves."""
+        flight.move("cancelled")
+        self._forget(flight)
+        self.cancelled.append(flight.clip)
 
     def take(self, assignment: Assignment) -> list[Flight]:
         """The clips of an assignment leave their queue and run."""
@@ -139,6 +167,9 @@ class Traffic:
             self._queue(flight, assignment.stage)
 
     def _queue(self, flight: Flight, stage: int, first: bool = True) -> None:
+        if flight.unwanted:
+            self.drop(flight)
+            return
         flight.move("queued", stage)
         waiting = self.queues[stage].waiting
         (waiting.appendleft if first else waiting.append)(flight)
@@ -146,7 +177,13 @@ class Traffic:
 
     def _isolate(self, flights: list[Flight]) -> None:
         for flight in flights:
-            flight.move("queued")
+            if flight.unwanted:
+                self.drop(flight)
+            else:
+                flight.move("queued")
+        flights = [flight for flight in flights if not flight.unwanted]
+        if not flights:
+            return
         self.queues[flights[0].stage].groups.append(flights)
         self.schedule.isolate(flights[0].stage, len(flights))
 
@@ -156,5 +193,5 @@ class Traffic:
         return GivenUp(flight, failure)
 
     def _forget(self, flight: Flight) -> None:
-        self.ids.discard(flight.clip.id)
+        del self.flights[flight.clip.id]
         flight.tensors.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
 from show1_ray.clip import Clip
 from show1_ray.line.events import ClipDone, ClipFailed, Event, Snapshot, StageDone, StationLost
@@ -75,6 +77,13 @@ def clips(count: int) -> list[Clip]:
 
 def expected(clip: Clip) -> int:
     return clip.seed * 1000 + 12
+
+
+def references() -> int:
+    """Objects that this process holds in Ray."""
+    gc.collect()
+    worker: Any = ray._private.worker.global_worker
+    return len(worker.core_worker.get_all_reference_counts())
 
 
 def once(folder: Path, clip: Clip) -> bool:

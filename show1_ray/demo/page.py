@@ -1,0 +1,210 @@
+"""The page: Gradio's components around what the studio knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported: it is to call nobody
+
+import gradio as gr
+from fastapi import FastAPI
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from show1_ray.demo.studio import MAX_CLIPS, Studio, Take, Visitor
+from show1_ray.errors import UserError
+from show1_ray.pipeline import STAGES, Pipeline
+
+HERE = Path(__file__).parent
+PIECES: Any = (
+    Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
+    .get_template("pieces.html.j2")
+    .module
+)
+THEME = gr.themes.Base(
+    primary_hue="indigo",
+    neutral_hue="slate",
+    radius_size="lg",
+    font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
+    font_mono=["ui-monospace", "Menlo", "monospace"],
+)
+"""Fonts of the system: nothing is fetched from elsewhere."""
+
+BEAT_SECONDS = 2.0
+"""How often an open page is heard of while its clips are in the making."""
+
+SCROLL = """(...inputs) => {
+  let left = 50;
+  const timer = setInterval(() => {
+    const begun = document.querySelector("#s1-take-1 .s1-state:not([data-state=done])");
+    if (begun) begun.closest("#s1-take-1").scrollIntoView({block: "nearest"});
+    if (begun || --left === 0) clearInterval(timer);
+  }, 100);
+  return inputs;
+}"""
+"""On a phone the clips in the making are below what one sees."""
+
+EXAMPLES = [
+    "a red circle moving left on a black background",
+    "a green square growing on a gray background",
+    "a yellow triangle moving up on a brown background",
+    "a blue circle moving right and a white square standing still on a black background",
+]
+"""Of the world that nano knows."""
+
+
+def build(studio: Studio) -> gr.Blocks:
+    """The page as Gradio's blocks."""
+    with gr.Blocks(title="show1-ray", analytics_enabled=False, fill_width=True) as page:
+        browser = gr.BrowserState("", storage_key="show1-ray")
+        gr.HTML(PIECES.header(studio.pipeline, studio.stations))
+        prompt = gr.Textbox(
+            label="Prompt", lines=2, max_lines=6, placeholder=EXAMPLES[0], elem_id="s1-prompt", autofocus=True
+        )
+        gr.Examples(EXAMPLES, prompt, label="Examples")
+        with gr.Row(elem_id="s1-options"):
+            # A text: JavaScript's numbers end before seeds do.
+            seed = gr.Textbox(label="Seed", placeholder="a new one each time", max_lines=1, min_width=180, scale=3)
+            dice = gr.Button("⚄", elem_id="s1-dice", min_width=48, scale=0)
+            count = gr.Radio(list(range(1, MAX_CLIPS + 1)), value=1, label="Clips", min_width=280, scale=3)
+            make = gr.Button("Make", variant="primary", size="lg", elem_id="s1-make", min_width=140, scale=3)
+            stop = gr.Button("Stop", size="lg", elem_id="s1-stop", min_width=80, scale=1, interactive=False)
+        with gr.Accordion("Negative prompt, steps and guidance", open=False):
+            negative = gr.Textbox(
+                label="Negative prompt", placeholder="what it should not show; empty: each stage's own"
+            )
+            gr.HTML(PIECES.settings(settings_rows(studio.pipeline)))
+        message = gr.HTML(elem_id="s1-message")
+        pieces = [message]
+        for number in range(MAX_CLIPS):
+            with gr.Column(elem_classes="s1-take", elem_id=f"s1-take-{number + 1}"):
+                pieces.append(gr.HTML())
+                with gr.Row(elem_classes="s1-steps"):
+                    pieces += [gr.HTML() for _ in STAGES]
+                pieces.append(gr.HTML())
+        pieces.append(gr.HTML())
+
+        async def enter(visitor_id: str) -> AsyncIterator[Any]:
+            visitor = studio.visitor(visitor_id)
+            async for update in follow(studio, visitor, ""):
+                yield [visitor.id, *update]
+
+        async def begin(visitor_id: str, *asked: Any) -> AsyncIterator[Any]:
+            visitor = studio.visitor(visitor_id)
+            text, negative_text, seed_text, clips = asked
+            try:
+                studio.start(visitor, text or "", negative_text or "", seed_text or "", int(clips or 1))
+                trouble = ""
+            except UserError as error:
+                trouble = str(error)
+            async for update in follow(studio, visitor, trouble):
+                yield [visitor.id, *update]
+
+        shown: dict[str, Any] = {
+            "outputs": [browser, make, stop, *pieces],
+            "show_progress": "hidden",
+            "concurrency_limit": None,
+        }
+        page.load(enter, browser, api_visibility="private", **shown)
+        asked = [browser, prompt, negative, seed, count]
+        gr.on([make.click, prompt.submit], begin, asked, js=SCROLL, api_visibility="private", **shown)
+        stop.click(
+            lambda visitor_id: studio.stop(studio.visitor(visitor_id)),
+            browser,
+            show_progress="hidden",
+            queue=False,
+            api_visibility="private",
+        )
+        dice.click(None, None, seed, js="() => String(Math.floor(Math.random() * 2 ** 31))")
+    return page
+
+
+def app(studio: Studio, account: tuple[str, str] | None) -> FastAPI:
+    """The page as an ASGI application, which also serves the clips' files."""
+    return gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        build(studio),
+        path="/",
+        auth=account,
+        allowed_paths=[str(studio.folder)],
+        theme=THEME,
+        css=(HERE / "style.css").read_text(encoding="utf-8") + aspect(studio.pipeline),
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        show_error=True,
+    )
+
+
+def aspect(pipeline: Pipeline) -> str:
+    """The clips' shape, for the style sheet."""
+    last = pipeline.stages.latent_super_resolution
+    return f".gradio-container {{ --s1-aspect: {last.width} / {last.height}; }}"
+
+
+async def follow(studio: Studio, visitor: Visitor, trouble: str) -> AsyncIterator[list[Any]]:
+    """What changes on a visitor's page, until its clips are made: the buttons, and each piece that is another one.
+
+    Gradio stops asking for more when the page is closed; the visitor's `seen` is then its last sign of life.
+    """
+    sent: list[Any] = []
+    version = -1
+    while True:
+        version = await visitor.news(version, BEAT_SECONDS if sent else 0.0)
+        current = [*buttons(visitor), PIECES.message(trouble), *takes(studio, visitor), gallery(studio)]
+        yield [gr.skip() if sent and new == old else new for new, old in zip(current, sent or current, strict=True)]
+        sent = current
+        if not visitor.is_busy:
+            return
+
+
+def buttons(visitor: Visitor) -> list[Any]:
+    """The buttons to make and to stop, as they are to be."""
+    return [gr.update(interactive=not visitor.is_busy), gr.update(interactive=visitor.is_busy)]
+
+
+def takes(studio: Studio, visitor: Visitor) -> list[str]:
+    """Each clip's title, steps and result, as HTML; empty where there is none."""
+    pieces: list[str] = []
+    for number in range(MAX_CLIPS):
+        if number >= len(visitor.takes):
+            pieces += [""] * (2 + len(STAGES))
+            continue
+        take = visitor.takes[number]
+        pieces.append(PIECES.title(take, number + 1, len(visitor.takes)))
+        pieces += [PIECES.step(step, take.clip.prompt, step.began) for step in take.steps]
+        pieces.append(result(studio, take))
+    return pieces
+
+
+def result(studio: Studio, take: Take) -> str:
+    """A clip that is done."""
+    if take.path is None:
+        return ""
+    return PIECES.result(take, url(take), studio.manifest_line(take.clip), studio.python_call(take.clip))
+
+
+def gallery(studio: Studio) -> str:
+    """The latest clips of all visitors."""
+    return PIECES.gallery(list(studio.gallery), [url(take) for take in studio.gallery])
+
+
+def url(take: Take) -> str:
+    """Where Gradio serves a clip's file, to those who may see the page."""
+    return f"gradio_api/file={quote(str(take.path))}"
+
+
+def settings_rows(pipeline: Pipeline) -> list[tuple[str, int, float]]:
+    """Steps and guidance of each denoising loop."""
+    stages = pipeline.stages
+    loops = {
+        "keyframes": stages.keyframes,
+        "interpolation": stages.interpolation,
+        "super_resolution, first frame": stages.super_resolution.first_frame,
+        "super_resolution": stages.super_resolution,
+        "latent_super_resolution": stages.latent_super_resolution,
+    }
+    return [(name, loop.steps, loop.guidance) for name, loop in loops.items()]

@@ -1,0 +1,297 @@
+"""What happens behind the page: people's clips in the making, and those that were made. Knows nothing of Gradio.
+
+Everything here lives in one asyncio loop, but for encoding, which threads do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import time
+from collections import deque
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from show1_ray.clip import MAX_SEED, Clip
+from show1_ray.dataset import Lander, Rendering, StorageError
+from show1_ray.demo.preview import preview
+from show1_ray.errors import UserError
+from show1_ray.line.events import ClipDone, ClipFailed
+from show1_ray.line.service import Began, Ended, Queued, Repeated, Service
+from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.work import FRAMES_OF, to_uint8
+
+MAX_PROMPT = 500
+MAX_CLIPS = 4
+ABSENCE_SECONDS = 30.0
+"""A page may be closed for so long before its clips are cancelled."""
+GALLERY = 12
+KEPT_FILES = 96
+"""Files of the latest clips; older ones are deleted."""
+FORGET_SECONDS = 3600.0
+"""When what a visitor made is forgotten."""
+
+
+@dataclass
+class Step:
+    """One stage of a clip in the making. Times are seconds."""
+
+    stage: str
+    state: Literal["waiting", "running", "done"] = "waiting"
+    expected: float = 0.0
+    began: float = 0.0
+    seconds: float = 0.0
+    clips: int = 1
+    """In its batch."""
+    picture: str = ""
+    """Its frames, as a data URL."""
+
+
+@dataclass
+class Take:
+    """A clip in the making, as its author sees it."""
+
+    clip: Clip
+    steps: list[Step]
+    state: Literal["queued", "running", "done", "failed", "cancelled"] = "queued"
+    place: int = 0
+    note: str = ""
+    """What went wrong, in plain words."""
+    path: Path | None = None
+    began: float = field(default_factory=time.time)
+    seconds: float = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens to it."""
+        return self.state in ("done", "failed", "cancelled")
+
+
+class Visitor:
+    """Who has the page open: one browser."""
+
+    def __init__(self) -> None:
+        self.id = secrets.token_urlsafe(16)
+        self.takes: list[Take] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.seen = time.monotonic()
+        self.version = 0
+        self._changed = asyncio.Condition()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether clips of it are in the making."""
+        return any(not take.is_over for take in self.takes)
+
+    async def tell(self) -> None:
+        """Something of what it sees has changed."""
+        async with self._changed:
+            self.version += 1
+            self._changed.notify_all()
+
+    async def news(self, version: int, seconds: float) -> int:
+        """Wait until the version is another one, for so long at most; the version."""
+        self.seen = time.monotonic()
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(lambda: self.version != version), seconds)
+            except TimeoutError:
+                return version
+        return self.version
+
+
+class Studio:
+    """Visitors, their clips, and the gallery of the latest clips, which all visitors share."""
+
+    def __init__(
+        self,
+        line: Service,
+        pipeline: Pipeline,
+        lander: Lander,
+        folder: Path,
+        *,
+        name: str = "",
+        overrides: tuple[str, ...] = (),
+        absence_seconds: float = ABSENCE_SECONDS,
+    ) -> None:
+        self.line, self.pipeline, self.lander, self.folder = line, pipeline, lander, folder
+        self.name, self.overrides = name or pipeline.name, overrides
+        self.absence_seconds = absence_seconds
+        self.gallery: deque[Take] = deque(maxlen=GALLERY)
+        self.visitors: dict[str, Visitor] = {}
+        self._files: deque[Path] = deque()
+
+    @property
+    def stations(self) -> int:
+        """How many stations the line has."""
+        return self.line.stations
+
+    def visitor(self, visitor_id: str | None) -> Visitor:
+        """The visitor of this id; a new one if there is none, or none any more."""
+        now = time.monotonic()
+        for known in list(self.visitors.values()):
+            if not known.is_busy and now - known.seen > FORGET_SECONDS:
+                del self.visitors[known.id]
+        visitor = self.visitors.get(visitor_id or "")
+        if visitor is None:
+            visitor = Visitor()
+            self.visitors[visitor.id] = visitor
+        visitor.seen = now
+        return visitor
+
+    def start(self, visitor: Visitor, prompt: str, negative_prompt: str, seed: str, count: int) -> None:
+        """Put clips of a prompt on the line, with the seeds `seed`, `seed` + 1, …; "": a seed that nobody knows before.
+
+        Raises UserError, in words for the page.
+        """
+        clips = checked_clips(prompt, negative_prompt, seed, count)
+        if visitor.is_busy:
+            raise UserError("Your clips are still in the making: wait for them, or stop them.")
+        if self.line.waiting + len(clips) > self.line.max_waiting:
+            raise UserError(f"{self.line.waiting} clips are waiting already: try again in a while.")
+        visitor.takes = [Take(clip, [Step(stage) for stage in STAGES]) for clip in clips]
+        visitor.tasks = [asyncio.create_task(self._make(visitor, take)) for take in visitor.takes]
+        visitor.tasks.append(asyncio.create_task(self._attend(visitor)))
+
+    def stop(self, visitor: Visitor) -> None:
+        """Cancel all clips of a visitor that are in the making."""
+        for task in visitor.tasks:
+            task.cancel()
+
+    def manifest_line(self, clip: Clip) -> str:
+        """The line of a JSON Lines manifest that makes this clip."""
+        row = {"id": clip.id, "prompt": clip.prompt, "negative_prompt": clip.negative_prompt, "seed": clip.seed}
+        return json.dumps({key: value for key, value in row.items() if value is not None}, ensure_ascii=False)
+
+    def python_call(self, clip: Clip) -> str:
+        """The Python that makes this clip."""
+        changes = f", overrides={list(self.overrides)!r}" if self.overrides else ""
+        return (
+            "from pathlib import Path\n"
+            "import show1_ray\n\n"
+            f"Path('clip.jsonl').write_text({self.manifest_line(clip)!r}, encoding='utf-8')\n"
+            f"show1_ray.render('clip.jsonl', 'out', pipeline={self.name!r}{changes})"
+        )
+
+    async def _make(self, visitor: Visitor, take: Take) -> None:
+        """Follow a clip through the line."""
+        try:
+            async with aclosing(self.line.render(take.clip, tuple(FRAMES_OF.values()))) as events:
+                async for event in events:
+                    await self._hear(take, event)
+                    await visitor.tell()
+        except UserError as error:
+            take.state, take.note = "failed", f"{str(error)[:1].upper()}{str(error)[1:]}."
+        except asyncio.CancelledError:
+            take.state, take.note = "cancelled", take.note or "Stopped."
+        finally:
+            if not take.is_over:  # a fault of ours: asyncio's log has the traceback
+                take.state, take.note = "failed", "Something went wrong here; the demo's log says what."
+            take.seconds = time.time() - take.began
+            await visitor.tell()
+
+    async def _hear(self, take: Take, event: Any) -> None:
+        match event:
+            case Queued():
+                take.place = event.place
+            case Began():
+                take.state = "running"
+                step = step_of(take, event.stage)
+                step.state, step.expected, step.clips = "running", event.seconds, event.clips
+                step.began = time.time()
+            case Repeated():
+                step_of(take, event.stage).state = "waiting"
+                take.note = repeated_note(event)
+            case Ended():
+                step = step_of(take, event.stage)
+                step.state, step.seconds, step.clips = "done", event.seconds, event.clips
+                for tensor in event.tensors.values():
+                    step.picture = await asyncio.to_thread(self._preview, to_uint8(tensor))
+            case ClipDone():
+                take.path = await asyncio.to_thread(self._land, event)
+                step_of(take, STAGES[-1]).picture = await asyncio.to_thread(self._preview, event.result["video"])
+                take.state, take.note = "done", ""
+                self._keep(take)
+            case ClipFailed():
+                reason = event.error.strip().rpartition("\n")[2]
+                attempts = f"{event.attempts} attempts" if event.attempts > 1 else "one attempt"
+                take.state, take.note = "failed", f"It failed in {label(event.stage)} after {attempts}: {reason}"
+
+    def _preview(self, frames: np.ndarray) -> str:
+        return preview(frames, self.pipeline.total_frames / self.pipeline.fps)
+
+    def _land(self, event: ClipDone) -> Path:
+        """Write the clip as a dataset would: the same bytes for the same frames."""
+        rendering = Rendering(event.seconds, event.batch_sizes, event.attempts)
+        try:
+            row = self.lander(event.clip, event.result["video"], rendering, {})
+        except StorageError as error:
+            raise UserError(f"the clip could not be written: {error}") from error
+        return self.folder / str(row["file_name"])
+
+    def _keep(self, take: Take) -> None:
+        assert take.path is not None
+        self.gallery.appendleft(take)
+        self._files.append(take.path)
+        while len(self._files) > KEPT_FILES:
+            self._files.popleft().unlink(missing_ok=True)
+
+    async def _attend(self, visitor: Visitor) -> None:
+        """Cancel a visitor's clips when its page has been closed for long enough."""
+        while visitor.is_busy:
+            left = visitor.seen + self.absence_seconds - time.monotonic()
+            if left <= 0:
+                for take in visitor.takes:
+                    take.note = "The page was closed."
+                self.stop(visitor)
+                return
+            await asyncio.sleep(min(left, 1.0))
+
+
+def checked_clips(prompt: str, negative_prompt: str, seed: str, count: int) -> list[Clip]:
+    """The clips that someone asks for. Raises UserError, in words for the page."""
+    prompt, negative_prompt = prompt.strip(), negative_prompt.strip()
+    if not prompt:
+        raise UserError("Write a prompt first.")
+    for text, what in ((prompt, "prompt"), (negative_prompt, "negative prompt")):
+        if len(text) > MAX_PROMPT:
+            raise UserError(f"The {what} has {len(text)} characters; {MAX_PROMPT} are the most.")
+    seed = seed.strip() or str(secrets.randbelow(2**31))
+    if not re.fullmatch("[0-9]{1,19}", seed) or int(seed) > MAX_SEED - MAX_CLIPS:
+        raise UserError(f"The seed has to be a whole number from 0 to {MAX_SEED - MAX_CLIPS}.")
+    if count not in range(1, MAX_CLIPS + 1):
+        raise UserError(f"1 to {MAX_CLIPS} clips at a time.")
+    return [
+        Clip(f"clip-{secrets.token_hex(8)}", prompt, negative_prompt or None, int(seed) + number)
+        for number in range(count)
+    ]
+
+
+def step_of(take: Take, stage: str) -> Step:
+    """A take's step of this stage."""
+    return next(step for step in take.steps if step.stage == stage)
+
+
+def label(stage: str) -> str:
+    """A stage's name for people."""
+    return stage.replace("_", " ")
+
+
+def repeated_note(event: Repeated) -> str:
+    """Why a stage is done again, in plain words."""
+    cause, _, reason = event.reason.partition(": ")
+    what = {
+        "death": "The station that worked on it died",
+        "gone": "The machine that worked on it went away",
+        "memory": "Its station ran out of memory",
+        "device": "The GPU that worked on it failed",
+        "deadline": "Its station did not answer in time",
+        "load": "The stage could not be loaded",
+    }.get(cause, f"Something went wrong ({reason})")
+    return f"{what}: {label(event.stage)} is done again."

@@ -1,0 +1,267 @@
+"""The line as a service: clips come one by one, share batches, and each is followed and cancelled by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from show1_ray.clip import Clip
+from show1_ray.errors import UserError
+from show1_ray.line import events
+from show1_ray.line.events import ClipCancelled, ClipDone, ClipFailed
+from show1_ray.line.inbox import Inbox
+from show1_ray.line.line import Line
+from show1_ray.line.spec import LineSettings, Order, StageSpec
+from show1_ray.line.station import FETCH_SECONDS
+
+
+class FullError(UserError):
+    """Too many clips wait already."""
+
+
+class StoppedError(UserError):
+    """The line has stopped, and with it all its clips."""
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The clip waits for its first stage; `place` 1 is the next. Told again when the place changes."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class Began:
+    """A stage began. `seconds` it is expected to take, with its loading, for all `clips` of the batch."""
+
+    stage: str
+    seconds: float
+    clips: int
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A stage did not come to its end (its station died, …) and will be done again."""
+
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A stage is done. `tensors`: those that were asked for; one that was lost with its node is not there."""
+
+    stage: str
+    seconds: float
+    clips: int
+    tensors: dict[str, Any] = field(default_factory=dict)
+
+
+ClipEvent = Queued | Began | Repeated | Ended | ClipDone | ClipFailed
+"""What one clip's follower is told. The last one is `ClipDone` or `ClipFailed`."""
+
+
+@dataclass
+class Follower:
+    """Who follows a clip: an asyncio queue, and the loop that it belongs to. An exception ends it."""
+
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[ClipEvent | Exception] = field(default_factory=asyncio.Queue)
+
+    def tell(self, event: ClipEvent | Exception) -> None:
+        """From any thread."""
+        with suppress(RuntimeError):  # the loop has ended: nobody is left to tell
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+
+class Service:
+    """A line that stays open, in a thread of its own.
+
+        with Service(stages, settings) as line:
+            async for event in line.render(Clip("a", "a red circle"), outputs=("keyframes",)):
+                match event:
+                    case Ended("keyframes", seconds, tensors=tensors):
+                        show(tensors["keyframes"])
+                    case ClipDone():
+                        save(event.result["video"])
+                    case ClipFailed():
+                        print(event.error)
+
+    Clips of all callers are in flight together and share batches. The loop is `Line.run`, as in `show1_ray.render`,
+    which has a manifest in place of callers and needs no asyncio.
+
+    Ray has to be initialized. `max_waiting` clips may wait for their first stage. Raises UserError as `Line` does.
+    """
+
+    def __init__(
+        self, stages: Sequence[StageSpec], settings: LineSettings | None = None, max_waiting: int = 64
+    ) -> None:
+        self.line = Line(stages, settings)
+        self.max_waiting = max_waiting
+        self.ended = threading.Event()
+        """Set when the line has stopped, by itself or at the end of the `with` block."""
+        self.warm = threading.Event()
+        """Set when all stations are up and, with `LineSettings.warm`, have loaded what fits."""
+        self.error: Exception | None = None
+        """What stopped the line."""
+        self._inbox = Inbox()
+        self._lock = threading.Lock()
+        self._in_line: dict[str, Follower | None] = {}  # None: cancelled, but some of it is still there
+        self._waiting: dict[str, None] = {}
+        self._thread = threading.Thread(target=self._run, name="line", daemon=True)
+
+    def __enter__(self) -> Service:
+        self.line.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.line.stop(now=True)
+        self._inbox.close()
+        self._thread.join()
+        self.line.__exit__(kind, error, trace)
+
+    async def render(self, clip: Clip, outputs: Collection[str] = ()) -> AsyncGenerator[ClipEvent]:
+        """Submit a clip and follow it to its end; leaving early cancels it, and so does cancelling the task.
+
+        What waits of a cancelled clip is taken out of the line. What runs of it, in a batch with others, goes on, and
+        its result is dropped. To leave with `break`, hold the iterator with `contextlib.aclosing`.
+
+        Args:
+            clip: what to render. Its id is free again when nothing of it is in the line any more.
+            outputs: names of tensors on the way, whose values come with `Ended`.
+
+        Raises:
+            FullError: `max_waiting` clips wait already.
+            StoppedError: the line stopped.
+            ValueError: a clip of this id is in the line already.
+        """
+        follower = self._submit(clip, frozenset(outputs))
+        is_over = False
+        try:
+            while not is_over:
+                event = await follower.events.get()
+                if isinstance(event, Exception):
+                    raise event
+                is_over = isinstance(event, ClipDone | ClipFailed)
+                if isinstance(event, Ended):
+                    event = Ended(event.stage, event.seconds, event.clips, await _values(event.tensors))
+                yield event
+        finally:
+            if not is_over:
+                self.cancel(clip.id)
+
+    def cancel(self, clip_id: str) -> None:
+        """Take a clip out of the line, from any thread; nothing happens if it is not in it. See `render`."""
+        with self._lock:
+            if self._in_line.get(clip_id) is None:
+                return
+            self._in_line[clip_id] = None
+            self._begin_or_leave([clip_id])
+            if self._inbox.cancel(clip_id):
+                del self._in_line[clip_id]
+
+    @property
+    def stations(self) -> int:
+        """How many stations the line has, those included that are starting."""
+        return self.line.fleet.size
+
+    @property
+    def waiting(self) -> int:
+        """Clips that wait for their first stage."""
+        return len(self._waiting)
+
+    @property
+    def in_line(self) -> int:
+        """Clips that are anywhere in the line, the cancelled ones included that still run."""
+        return len(self._in_line)
+
+    def _submit(self, clip: Clip, outputs: frozenset[str]) -> Follower:
+        follower = Follower(asyncio.get_running_loop())
+        with self._lock:
+            if self.ended.is_set():
+                raise StoppedError(f"the line has stopped: {self.error or 'it was closed'}")
+            if clip.id in self._in_line:
+                raise ValueError(f"clip {clip.id!r} is in the line already")
+            if len(self._waiting) >= self.max_waiting:
+                raise FullError(f"{self.max_waiting} clips are waiting already; try again in a while")
+            self._in_line[clip.id] = follower
+            self._waiting[clip.id] = None
+            follower.tell(Queued(len(self._waiting)))
+            self._inbox.put(Order(clip, outputs=outputs))
+        return follower
+
+    # In the line's thread.
+
+    def _run(self) -> None:
+        try:
+            for event in self.line.run(self._inbox):
+                with self._lock:
+                    self._hear(event)
+        except Exception as error:  # it is raised where clips are awaited: every follower gets it
+            self.error = error
+        finally:
+            with self._lock:
+                self.ended.set()
+                self.warm.set()  # who waits for it must look at `ended`
+                reason = " ".join(str(self.error or "it was closed").split())
+                for follower in self._in_line.values():
+                    if follower is not None:
+                        follower.tell(StoppedError(f"the line has stopped: {reason}"))
+                self._in_line.clear()
+                self._waiting.clear()
+
+    def _hear(self, event: events.Event) -> None:
+        match event:
+            case events.StageBegan():
+                self._begin_or_leave(event.clips)
+                self._tell(event.clips, Began(event.stage, event.seconds + event.load_seconds, len(event.clips)))
+            case events.StageRepeated():
+                self._tell(event.clips, Repeated(event.stage, event.reason))
+            case events.StageDone():
+                share = event.seconds / len(event.clips)
+                for clip_id in event.clips:
+                    refs = dict(event.outputs.get(clip_id, {}))
+                    self._tell([clip_id], Ended(event.stage, share, len(event.clips), refs))
+            case ClipDone() | ClipFailed():
+                self._begin_or_leave([event.clip.id])
+                follower = self._in_line.pop(event.clip.id, None)
+                if follower is not None:
+                    follower.tell(event)
+            case ClipCancelled():
+                self._in_line.pop(event.clip.id, None)
+            case events.Snapshot() if not self.warm.is_set() and self.line.is_warm:
+                self.warm.set()
+
+    def _tell(self, clip_ids: Collection[str], event: ClipEvent) -> None:
+        for clip_id in clip_ids:
+            follower = self._in_line.get(clip_id)
+            if follower is not None:
+                follower.tell(event)
+
+    def _begin_or_leave(self, clip_ids: Collection[str]) -> None:
+        """These clips do not wait for their first stage any more: the others move up."""
+        places = list(self._waiting)
+        for clip_id in clip_ids:
+            self._waiting.pop(clip_id, None)
+        for place, clip_id in enumerate(self._waiting, start=1):
+            if places[place - 1] != clip_id:
+                self._tell([clip_id], Queued(place))
+
+
+async def _values(refs: dict[str, Any]) -> dict[str, Any]:
+    """What references stand for, but for those that were lost."""
+    values = {}
+    for name, ref in refs.items():
+        with suppress(ray.exceptions.RayError, TimeoutError):
+            values[name] = await asyncio.wait_for(asyncio.wrap_future(ref.future()), FETCH_SECONDS)
+    return values
