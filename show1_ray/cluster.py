@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,7 +45,8 @@ def cluster(address: str) -> Iterator[None]:
         ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises this very class where it does not come up in time
         raise UserError(f"--address {address}: no Ray cluster there: {' '.join(str(error).split())}") from None
-    if callable(on_sigterm):  # Ray has put one in its place that ends the process
+    # Ray has put one in its place that ends the process.
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
