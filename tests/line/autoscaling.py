@@ -69,7 +69,8 @@ class AutoscalingCluster:
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_FAKE_CLUSTER": "1",
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
-            "RAY_AUTH_MODE": "disabled",
+            # What this process talks with: an earlier Ray of it may have turned token authentication on.
+            "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
         }
         command = ["start", "--head", "--num-cpus=2", "--object-store-memory=100000000", "--include-dashboard=false"]
         command += [f"--port={port}", f"--temp-dir={self.folder}"]
