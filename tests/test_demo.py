@@ -32,7 +32,7 @@ from show1_ray.dataset.storage import Storage
 from show1_ray.demo import page, server, studio
 from show1_ray.demo.studio import MAX_PROMPT, Studio, Take, Visitor
 from show1_ray.line.events import ClipDone
-from show1_ray.line.service import Service
+from show1_ray.line.service import Began, Service
 from show1_ray.line.spec import LineSettings
 from show1_ray.pipeline import STAGES
 from show1_ray.render import origin
@@ -267,13 +267,16 @@ async def until_over(visitors: list[Visitor]) -> None:
         await asyncio.sleep(0.05)
 
 
-def test_sixteen_people_at_once_are_all_served_in_order_and_leave_nothing_behind(
+def test_sixteen_people_at_once_have_their_turn_in_order_are_all_served_and_leave_nothing_behind(
     open_studio: Callable[..., Studio], line: Service
 ) -> None:
+    begun: list[str] = []
     served: list[str] = []
 
     class Watched(Studio):
         async def _hear(self, take: Take, event: Any) -> None:
+            if isinstance(event, Began) and event.stage == "text":
+                begun.append(take.clip.prompt)
             if isinstance(event, ClipDone):
                 served.append(take.clip.prompt)
             await super()._hear(take, event)
@@ -289,9 +292,11 @@ def test_sixteen_people_at_once_are_all_served_in_order_and_leave_nothing_behind
 
     run(crowd(1))
     before = references()
+    begun.clear()
     served.clear()
     here = run(crowd(16))
-    assert served == [f"prompt {number:02}" for number in range(16)]
+    assert begun == [f"prompt {number:02}" for number in range(16)]
+    assert sorted(served) == begun
     assert len(here.gallery) == studio.GALLERY
     assert max(step.clips for take in here.gallery for step in take.steps) > 1
     assert (line.in_line, line.waiting) == (0, 0)

@@ -141,7 +141,7 @@ def test_a_clip_that_kills_its_process_each_time_fails_alone() -> None:
     outcome = render(stages, batch)
     outcome.assert_done(batch, failed={"clip-005"})
     assert outcome.failed["clip-005"].attempts == 3
-    assert len(outcome.lost) == 5, "batches of 4 and 2, and three times alone"
+    assert len(outcome.lost) in (4, 5), "a batch of 2, of 4 before it if that was full, and three times alone"
 
 
 def test_after_an_error_of_the_device_the_station_is_started_afresh() -> None:
