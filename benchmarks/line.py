@@ -30,7 +30,7 @@ import ray
 from show1_ray.clip import Clip
 from show1_ray.line.events import ClipDone, StageDone
 from show1_ray.line.line import Line
-from show1_ray.line.load import StageLoad
+from show1_ray.line.load import load_of
 from show1_ray.line.plan import limits
 from show1_ray.line.simulate import busy_share, simulate
 from show1_ray.line.spec import LineSettings, StageSpec, Tensors
@@ -165,10 +165,7 @@ def simulate_line(
     """The same on the simulated clock."""
     stages = specs(regime, unit, guess or {})
     bounds = limits(stages, stations, STORE * 9 // 10).clips
-    loads = [
-        StageLoad(s.name, s.batch_size, s.seconds, s.load_seconds, s.swap_seconds, s.memory, s.on == "station", bound)
-        for s, bound in zip(stages, bounds, strict=True)
-    ]
+    loads = [load_of(spec, bound) for spec, bound in zip(stages, bounds, strict=True)]
     pins = [pin_of(number) for number in range(stations)] if pinned else None
     actual = [*(cost * unit for cost in COSTS.values()), 0.0]
     memory, host = regime.stages_a_card, regime.stages_in_host_memory

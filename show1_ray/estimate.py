@@ -11,7 +11,7 @@ from typing import Any
 from show1_ray.costs import EFFICIENCY, Costs, costs_from_operations, costs_from_profile
 from show1_ray.errors import UserError
 from show1_ray.gpus import GIB, Gpu, find_gpu, known_gpu, same_device
-from show1_ray.line.load import StageLoad
+from show1_ray.line.load import load_of
 from show1_ray.line.plan import limits, pin
 from show1_ray.line.simulate import simulate
 from show1_ray.line.spec import StageSpec
@@ -269,20 +269,7 @@ def predict(specs: Sequence[StageSpec], clips: int, gpus: int, basis: Basis, pri
 def line_seconds(specs: Sequence[StageSpec], clips: int, stations: int, room: int) -> float:
     """Seconds from stations that are up and empty to the last clip, by the line's schedule; see `estimate`."""
     bounds = limits(specs, stations, STORE_BYTES * stations)
-    loads = [
-        StageLoad(
-            spec.name,
-            spec.batch_size,
-            spec.seconds,
-            spec.load_seconds,
-            spec.swap_seconds,
-            spec.memory,
-            spec.on == "station",
-            limit=limit,
-        )
-        for spec, limit in zip(specs, bounds.clips, strict=True)
-    ]
-
+    loads = [load_of(spec, limit) for spec, limit in zip(specs, bounds.clips, strict=True)]
     most = max(SIMULATED, SIMULATED_A_STATION * stations)
     simulation = simulate(loads, stations, min(clips, most), room)
     if clips <= most:

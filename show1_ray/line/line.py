@@ -17,7 +17,7 @@ from show1_ray.line import events, plan
 from show1_ray.line.fleet import Fleet, StationHandle
 from show1_ray.line.flight import Flight
 from show1_ray.line.inbox import Inbox
-from show1_ray.line.load import Assignment, StageLoad
+from show1_ray.line.load import Assignment, load_of
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.snapshot import Progress
 from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec, check
@@ -74,19 +74,7 @@ class Line:
         self._spec_refs = [ray.put(spec) for spec in self.specs]
         store = self.settings.store_bytes
         self.store_bytes = int(ray.cluster_resources()["object_store_memory"] / 2) if store is None else store
-        loads = [
-            StageLoad(
-                spec.name,
-                spec.batch_size,
-                spec.seconds,
-                spec.load_seconds,
-                spec.swap_seconds,
-                spec.memory,
-                spec.on == "station",
-            )
-            for spec in self.specs
-        ]
-        self.schedule = Schedule(loads, max(self.settings.cpu_tasks, self.fleet.size))
+        self.schedule = Schedule([load_of(spec) for spec in self.specs], max(self.settings.cpu_tasks, self.fleet.size))
         self.schedule.warm = self.settings.warm
         self.traffic = Traffic(self.specs, self.schedule, self.settings.max_attempts)
         self._set_limits()

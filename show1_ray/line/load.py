@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from show1_ray.line.spec import StageSpec
 
 UNKNOWN_TOTAL = 10**6
 """Clips that are taken to be still to come while nobody knows how many there are."""
@@ -77,6 +81,20 @@ class StageLoad:
     def queued(self) -> int:
         """Clips before this stage, those in groups of their own included."""
         return self.waiting + sum(self.groups)
+
+
+def load_of(spec: StageSpec, limit: int = UNKNOWN_TOTAL) -> StageLoad:
+    """A stage as the schedule sees it, before anything is measured and before a clip stands there."""
+    return StageLoad(
+        spec.name,
+        spec.batch_size,
+        spec.seconds,
+        spec.load_seconds,
+        spec.swap_seconds,
+        spec.memory,
+        spec.on == "station",
+        limit,
+    )
 
 
 @dataclass
