@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ import imageio.v3 as iio
 import numpy as np
 import psutil
 import pytest
-import ray
 
 pytest.importorskip("gradio", reason="the extra [demo] is not installed")
 
@@ -38,11 +36,11 @@ from show1_ray.pipeline import STAGES
 from show1_ray.render import origin
 from show1_ray.work import stage_specs
 from tests.line.sleepers import references
+from tests.own_ray import own_ray
 
 CHANGES = ("super_resolution.steps=12", "latent_super_resolution.steps=12")
 """Make the late stages slow enough for something to happen meanwhile."""
 WAIT = 120_000
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 RECORD = """
 window.seen = [];
 new MutationObserver(() => {
@@ -71,20 +69,6 @@ def demo(tiny: Path) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(url=said[-1].split()[-1], pid=process.pid)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium of this machine; the one that Playwright downloads does not play H.264."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    path = next((found for found in map(shutil.which, names) if found), None)
-    if path is None:
-        pytest.skip("no Chromium on this machine: looked for " + ", ".join(names))
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=QUIET)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -226,17 +210,8 @@ def test_stop_cancels_what_is_in_the_making(visit: Callable[[], Any]) -> None:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            num_cpus=1,
-            object_store_memory=200_000_000,
-            _temp_dir=folder,
-            log_to_driver=False,
-        )
+    with own_ray(1):
         yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from show1_ray import Pipeline, render
 from show1_ray.dataset import Dataset, read_status
@@ -24,6 +22,7 @@ from show1_ray.line.spec import LineSettings
 from show1_ray.manifest import open_manifest
 from show1_ray.render import Summary, _run, origin
 from show1_ray.work import specs
+from tests.own_ray import own_ray
 
 COUNT, GUILTY = 8, "clip-5"
 
@@ -49,17 +48,8 @@ class Faulty:
 
 @pytest.fixture(scope="module")
 def local_ray():
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            num_cpus=2,
-            object_store_memory=300_000_000,
-            _temp_dir=folder,
-            log_to_driver=False,
-        )
+    with own_ray(2, object_store_memory=300_000_000):
         yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

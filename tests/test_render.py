@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from show1_ray.line.spec import LineSettings
 from show1_ray.render import Control
 from show1_ray.stages.cascade import load_stages
 from show1_ray.stages.cascade import render as render_in_process
+from tests.own_ray import own_ray
 
 COUNT = 12
 PROMPTS = [
@@ -60,17 +60,8 @@ def expected(tiny):
 
 @pytest.fixture(scope="class")
 def local_ray():
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            num_cpus=2,
-            object_store_memory=300_000_000,
-            _temp_dir=folder,
-            log_to_driver=False,
-        )
+    with own_ray(2, object_store_memory=300_000_000):
         yield
-        ray.shutdown()
 
 
 def frames_of(path: Path) -> np.ndarray:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from show1_ray.clip import Clip
 from show1_ray.dataset import LeaseError, Report, StorageError, read_status
@@ -27,6 +24,7 @@ from show1_ray.dataset.report_timeline import BARS, BINS, LANES, LOADING, Timeli
 from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
 from tests.dataset.toys import QUICK, SETTINGS, entries, land
+from tests.own_ray import own_ray
 
 BEGAN = 1_000_000.0
 EVIL = "</script><img src=x onerror=alert(1)>"
@@ -410,9 +408,6 @@ def test_the_time_axis_has_few_round_labels(seconds, labels, unit):
 
 # In a browser, of a real job.
 
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-QUIET += ["--disable-sync", "--no-first-run"]
-
 
 @pytest.fixture(scope="module")
 def rendered(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -422,35 +417,10 @@ def rendered(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     prompts = [EVIL, *(f"a red circle, number {number}" for number in range(5))]
     pq.write_table(pa.table({"prompt": prompts}), folder / "prompts.parquet")
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as temporary:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            num_cpus=2,
-            object_store_memory=200_000_000,
-            _temp_dir=temporary,
-            log_to_driver=False,
-        )
-        try:
-            summary = render(str(folder / "prompts.parquet"), str(folder / "out"), str(tiny), gpus=1)
-        finally:
-            ray.shutdown()
+    with own_ray(2):
+        summary = render(str(folder / "prompts.parquet"), str(folder / "out"), str(tiny), gpus=1)
     assert summary.rendered == 6
     return folder / "out" / REPORT
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium of this machine; the one that Playwright downloads does not play H.264."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    path = next((found for found in map(shutil.which, names) if found), None)
-    if path is None:
-        pytest.skip("no Chromium on this machine: looked for " + ", ".join(names))
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=QUIET)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
