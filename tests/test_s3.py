@@ -22,12 +22,13 @@ from show1_ray.dataset import Dataset, Rendering, read_status
 from show1_ray.dataset.layout import clip_path
 from show1_ray.dataset.video import decode_video
 from show1_ray.manifest import open_manifest
+from show1_ray.pipeline import STAGES
 from show1_ray.render import origin
 from show1_ray.stages.cascade import load_stages, render
 from tests.dataset.test_dataset import WORKER, assert_complete
 from tests.dataset.toys import Job
 
-COLOURS = ["red", "green", "blue", "white"] * 2
+COLOURS = ["red", "green", "blue", "white"] * 6
 CLIPS = [Clip(f"clip-{i:02}", f"a {colour} circle", seed=i) for i, colour in enumerate(COLOURS)]
 
 
@@ -75,8 +76,9 @@ def test_a_job_from_s3_to_s3_that_is_killed_goes_on_and_loses_and_repeats_nothin
     columns = {name: [getattr(clip, name) for clip in CLIPS] for name in ("id", "prompt", "seed")}
     with fsspec.open(manifest, "wb") as file:
         pq.write_table(pa.table(columns), file)
-    one_by_one = ["--gpus", "1", "--set", "execution.latent_super_resolution.batch_size=1"]
-    command = program("render", manifest, "--out", out, "--pipeline", str(tiny), *one_by_one)
+    # One station that takes clip after clip down the whole line: when the first one lands, most are not begun.
+    one_by_one = [f"--set=execution.{stage}.batch_size=1" for stage in STAGES]
+    command = program("render", manifest, "--out", out, "--pipeline", str(tiny), "--gpus", "1", *one_by_one)
 
     job = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
