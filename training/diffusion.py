@@ -10,7 +10,7 @@ from torch import Tensor
 from show1_ray.models.random import published_config
 from show1_ray.stages.sampling import DDPMScheduler, Scheduler, make_scheduler
 
-LEAST_WEIGHT, MOST_WEIGHT = 0.05, 5.0
+LEAST_WEIGHT, MOST_WEIGHT = 0.3, 5.0
 """Between these an error in x0 weighs as its signal-to-noise ratio (Hang et al., Min-SNR, arXiv 2303.09556). The lower
 bound is for the first steps, which decide what is in the clip, and whose weight would vanish (Salimans and Ho,
 arXiv 2202.00512, bound it by 1)."""
@@ -18,59 +18,74 @@ arXiv 2202.00512, bound it by 1)."""
 
 @dataclass(frozen=True)
 class Diffusion:
-    """A noise schedule, with the timesteps that sampling uses.
+    """A noise schedule as sampling walks it, which is what is trained.
+
+    Sampling begins with noise alone, at a timestep where the schedule still has a part α₀ of signal. Trained on the
+    schedule's own samples, a network reads there from the signal what it should take from the text, and finds none when
+    it samples (Lin et al., arXiv 2305.08891): shapes moved, but which way was a coin's toss. DPM-Solver++ (Lu et al.,
+    arXiv 2211.01095) that begins with noise alone is exact for samples in which the signal's part is
+    α − σ α₀ / σ₀ and the noise's σ / σ₀. So those are learned, and sampling may begin at as little noise as is best for
+    a small network: an error in predicted noise is one σ / α times as large in x0.
 
     Attributes:
         alphas: products ᾱ of the published scheduler, by timestep: T.
-        first, last: timesteps that training draws.
+        last: timestep where sampling begins.
         prediction: "epsilon" or "v_prediction".
+        from_noise: whether sampling begins with noise alone; else with a noised sample.
     """
 
     alphas: Tensor
-    first: int
     last: int
     prediction: str
+    from_noise: bool = False
 
     @classmethod
-    def of(cls, repo: str, *, lambda_min: float = -float("inf"), last: int | None = None) -> Diffusion:
+    def of(cls, repo: str, *, lambda_min: float | None = None, last: int | None = None) -> Diffusion:
         """The schedule of a published checkpoint.
 
         Args:
             repo: its name.
-            lambda_min: log(α / σ) where sampling begins (the scheduler's `lambda_min_clipped`).
-            last: the timestep where sampling begins, if it begins from a noised sample.
+            lambda_min: log(α / σ) where sampling begins with noise alone (the scheduler's `lambda_min_clipped`).
+            last: the timestep where sampling begins with a noised sample; without either, the published last.
         """
-        scheduler: Scheduler = make_scheduler(published_config(repo, "scheduler"))
+        config = published_config(repo, "scheduler")
+        if lambda_min is not None:
+            config["lambda_min_clipped"] = lambda_min
+            scheduler: Scheduler = make_scheduler(config)
+            scheduler.set_timesteps(10)
+            last = int(scheduler.timesteps[0])
+        else:
+            scheduler = make_scheduler(config)
         alphas = scheduler.alphas_cumprod
-        log_ratio = 0.5 * (torch.log(alphas) - torch.log(1 - alphas))
-        reached = int((log_ratio >= lambda_min - 0.1).sum()) - 1
-        return cls(alphas, 0, min(reached, last or reached), scheduler.config.prediction_type)
+        last = len(alphas) - 1 if last is None else last
+        return cls(alphas, last, scheduler.config.prediction_type, lambda_min is not None)
 
     def sample_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         """Uniform and stratified: each draw of `count` covers the whole range."""
         strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         shuffled = strata[torch.randperm(count, generator=generator)]
-        return (self.first + shuffled * (self.last + 1 - self.first)).long()
+        return (shuffled * (self.last + 1)).long()
 
     def noised(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`x0` with noise: B …; `timesteps`: B."""
+        """`x0` with noise, as sampling meets it at these timesteps: B …; `timesteps`: B."""
         alpha, sigma = self._alpha_sigma(timesteps, x0)
-        return alpha * x0 + sigma * noise
+        if not self.from_noise:
+            return alpha * x0 + sigma * noise
+        alpha_0, sigma_0 = self._alpha_sigma(torch.full_like(timesteps, self.last), x0)
+        return (alpha - sigma * alpha_0 / sigma_0) * x0 + sigma / sigma_0 * noise
 
-    def noise_between(self, noisy: Tensor, x0: Tensor, timesteps: Tensor) -> Tensor:
-        """The noise that makes `x0` into `noisy`: B …"""
-        alpha, sigma = self._alpha_sigma(timesteps, x0)
-        return (noisy - alpha * x0) / sigma
-
-    def loss(self, prediction: Tensor, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The weighted squared error in x0, which the errors in noise and in v are multiples of: B."""
-        alpha, sigma = self._alpha_sigma(timesteps, x0)
+    def x0(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """What a prediction of noise (or v) says that the clip is: B …"""
+        alpha, sigma = self._alpha_sigma(timesteps, noisy)
         if self.prediction == "v_prediction":
-            error, factor = prediction.float() - (alpha * noise - sigma * x0), sigma
-        else:
-            error, factor = prediction.float() - noise, sigma / alpha
+            return alpha * noisy - sigma * prediction.float()
+        return (noisy - sigma * prediction.float()) / alpha
+
+    def loss(self, prediction: Tensor, x0: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """The squared error in x0, weighted by the signal-to-noise ratio between bounds: B."""
+        alpha, sigma = self._alpha_sigma(timesteps, x0)
         weight = (alpha**2 / sigma**2).clamp(LEAST_WEIGHT, MOST_WEIGHT)
-        return (weight * factor**2 * error**2).flatten(1).mean(1)
+        return (weight * (self.x0(prediction, noisy, timesteps) - x0) ** 2).flatten(1).mean(1)
 
     def _alpha_sigma(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alphas = self.alphas.to(like.device)[timesteps.to(like.device)]

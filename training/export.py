@@ -42,8 +42,8 @@ def write(training: Training, folder: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
         _write_network(training.network(stage), place / "unet", networks.config_of(stage))
         scheduler = published_config(PUBLISHED[stage], "scheduler")
-        if stage in ("keyframes", "interpolation", "super_resolution"):
-            scheduler["lambda_min_clipped"] = LAMBDA_MIN
+        if stage in LAMBDA_MIN:
+            scheduler["lambda_min_clipped"] = LAMBDA_MIN[stage]
         _write_json(place / "scheduler" / "scheduler_config.json", scheduler)
         if stage in ("super_resolution", "first_frame"):
             noising = published_config(PUBLISHED[stage], "image_noising_scheduler")

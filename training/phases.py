@@ -20,16 +20,16 @@ from training import networks, text
 from training.captions import caption
 from training.diffusion import Diffusion, variance_loss
 from training.loop import Draw, Phase
-from training.world import Scene, draw, moments, sample_scene
+from training.world import Scene, alike, draw, moments, sample_scene
 
 KEYFRAMES, WINDOW = 8, 5
 FRAMES = (KEYFRAMES - 1) * (WINDOW - 1) + 1
 HEIGHT, WIDTH = 16, 24
 SCALE, SR_WINDOW = 2, 8
 FINAL_HEIGHT, FINAL_WIDTH = 96, 144
-LAMBDA_MIN = -3.0
-"""log(alpha / sigma) where keyframes, interpolation and super-resolution start: the scheduler's `lambda_min_clipped`,
-published as -5.1. What a small network makes of less signal is only noise."""
+LAMBDA_MIN = {"keyframes": -2.0, "interpolation": -1.0, "super_resolution": -1.0}
+"""log(alpha / sigma) where sampling begins: the scheduler's `lambda_min_clipped`, published as -5.1. What a small
+network makes of less signal is only noise. Keyframes need more steps in which only the text says what is there."""
 MOST_NOISE = 250
 """Below this are the noise levels of super-resolution's condition."""
 SR_FRAMES, LATENT_FRAMES = 4, 4
@@ -41,6 +41,9 @@ FIRST_FRAME_START = 930
 LATENT_START = 250
 """Timestep where latent super-resolution starts from noised frames."""
 VARIANCE_WEIGHT, KL_WEIGHT = 1.0, 1e-4
+ALIKE = 32
+"""Scenes of one caption, whose mean is what keyframes learn where only the text tells anything: the mean of all is the
+best that can be said there. One scene is mostly chance, in which what the caption says is hard to find."""
 NO_CAPTION = 0.1
 """Share of the captions that are replaced by nothing, for guidance (Ho and Salimans, arXiv 2207.12598)."""
 
@@ -98,7 +101,7 @@ def text_phase(name: str, folder: Path) -> Phase:
         ids, mask = text.tokenize(tokenizer, captions, length)
         return network.loss(ids.to(draw.device), mask.to(draw.device), text.labels(scenes).to(draw.device))
 
-    return Phase(name, 600, 64, 1e-3, network, loss)
+    return Phase(name, 600, 64, 1e-3, network, loss, frozen=lambda parameter: parameter.startswith("heads."))
 
 
 def new_unet(stage: str, texts: Texts) -> Any:
@@ -115,7 +118,7 @@ def new_unet(stage: str, texts: Texts) -> Any:
 
 def keyframe_images(texts: Texts) -> Phase:
     """Single frames: what spatial layers learn of shapes, colours and backgrounds, at an eighth of a clip's cost."""
-    diffusion = Diffusion.of("show-1-base", lambda_min=LAMBDA_MIN)
+    diffusion = Diffusion.of("show-1-base", lambda_min=LAMBDA_MIN["keyframes"])
 
     def loss(unet: Any, draw: Draw, batch: int) -> Tensor:
         scenes, captions = scenes_and_captions(draw, batch, NO_CAPTION)
@@ -128,7 +131,7 @@ def keyframe_images(texts: Texts) -> Phase:
 
 def keyframes(texts: Texts, images: Any) -> Phase:
     """Clips of keyframes, from the weights of `keyframe_images`."""
-    diffusion = Diffusion.of("show-1-base", lambda_min=LAMBDA_MIN)
+    diffusion = Diffusion.of("show-1-base", lambda_min=LAMBDA_MIN["keyframes"])
     unet = new_unet("keyframes", texts)
     unet.load_state_dict(images.state_dict())
     networks.number_frames(unet)
@@ -136,7 +139,11 @@ def keyframes(texts: Texts, images: Any) -> Phase:
     def loss(unet: Any, draw: Draw, batch: int) -> Tensor:
         scenes, captions = scenes_and_captions(draw, batch, NO_CAPTION)
         x0 = pixels(scenes, moments(KEYFRAMES), 1, draw.device)
-        return video_loss(unet, diffusion, x0, texts, captions, draw, most_noise=0.5)
+        only_text = batch // 2
+        for row in range(only_text):
+            others = [alike(scenes[row], draw.rng) for _ in range(ALIKE)]
+            x0[row] = pixels(others, moments(KEYFRAMES), 1, draw.device).mean(0)
+        return video_loss(unet, diffusion, x0, texts, captions, draw, no_signal=only_text)
 
     # The ramp is set again after each step: before it is of use it is in the way, and would be unlearned.
     return Phase("keyframes", 5200, 8, 5e-4, unet, loss, new=_temporal, after=networks.number_frames)
@@ -150,7 +157,7 @@ def video_loss(
     captions: Sequence[str],
     draw: Draw,
     condition: Tensor | None = None,
-    most_noise: float = 0.0,
+    no_signal: int = 0,
     **inputs: Tensor,
 ) -> Tensor:
     """The loss of a pixel video UNet: a number.
@@ -162,23 +169,20 @@ def video_loss(
         texts, captions: B captions, and what embeds them.
         draw: timesteps and noise.
         condition: joined to the noised sample's channels.
-        most_noise: share of the batch that has timesteps of the last third, where only the text says what moves where.
+        no_signal: how many of B, from the first, are noise alone: there only the text says what moves where.
         inputs: more of the UNet's.
     """
     timesteps = diffusion.sample_timesteps(len(x0), draw.generator)
-    noisier = torch.rand(len(x0), generator=draw.generator) < most_noise
-    timesteps = torch.where(noisier, diffusion.last - (diffusion.last - timesteps) // 3, timesteps)
-    noise = draw.noise(x0)
-    noisy = diffusion.noised(x0, noise, timesteps)
-    if condition is not None:
-        noisy = torch.cat([noisy, condition], dim=1)
-    output = unet(noisy, timesteps.to(draw.device), texts.embed(captions, draw.device), **inputs)
-    return diffusion.loss(output[:, :3], x0, noise, timesteps).mean()
+    timesteps[:no_signal] = diffusion.last
+    noisy = diffusion.noised(x0, draw.noise(x0), timesteps)
+    sample = noisy if condition is None else torch.cat([noisy, condition], dim=1)
+    output = unet(sample, timesteps.to(draw.device), texts.embed(captions, draw.device), **inputs)
+    return diffusion.loss(output[:, :3], x0, noisy, timesteps).mean()
 
 
 def interpolation(texts: Texts, keyframes: Any) -> Phase:
     """The frames between two keyframes, from the weights of `keyframes`, which knows nothing yet of its condition."""
-    diffusion = Diffusion.of("show-1-interpolation", lambda_min=LAMBDA_MIN)
+    diffusion = Diffusion.of("show-1-interpolation", lambda_min=LAMBDA_MIN["interpolation"])
     unet = new_unet("interpolation", texts)
     weights = keyframes.state_dict()
     missing = unet.conv_in.in_channels - keyframes.conv_in.in_channels
@@ -212,7 +216,7 @@ def upscaled_condition(low: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
 
 def super_resolution(texts: Texts) -> Phase:
     """Windows of frames twice as large; the first frame of most is given."""
-    diffusion = Diffusion.of("show-1-sr1", lambda_min=LAMBDA_MIN)
+    diffusion = Diffusion.of("show-1-sr1", lambda_min=LAMBDA_MIN["super_resolution"])
     unet = new_unet("super_resolution", texts)
 
     def loss(unet: Any, draw: Draw, batch: int) -> Tensor:
@@ -246,13 +250,12 @@ def first_frame(texts: Texts) -> Phase:
         low = imperfect(pixels(scenes, times, 1, draw.device), draw)
         condition, levels = upscaled_condition(low, draw)
         timesteps = diffusion.sample_timesteps(batch, draw.generator).clamp(min=1)
-        noise = draw.noise(x0)
-        noisy = diffusion.noised(x0, noise, timesteps)
+        noisy = diffusion.noised(x0, draw.noise(x0), timesteps)
         inputs = torch.cat([noisy, condition[:, :, 0]], dim=1)
         embeds = texts.embed(captions, draw.device)
         output = unet(inputs, timesteps.to(draw.device), embeds, class_labels=levels).sample
         variance = variance_loss(output, x0, noisy, timesteps, scheduler).mean()
-        return diffusion.loss(output[:, :3], x0, noise, timesteps).mean() + VARIANCE_WEIGHT * variance
+        return diffusion.loss(output[:, :3], x0, noisy, timesteps).mean() + VARIANCE_WEIGHT * variance
 
     return Phase("first_frame", 1000, 24, 8e-4, unet, loss)
 
@@ -313,11 +316,9 @@ def latent_super_resolution(texts: Texts, autoencoder: Any) -> Phase:
         timesteps = diffusion.sample_timesteps(batch, draw.generator)
         share = (timesteps / LATENT_START).clamp(max=1).view(-1, 1, 1, 1, 1).to(draw.device)
         mixed = torch.lerp(x0, x_blurred, share)
-        noise = draw.noise(x0)
-        noisy = diffusion.noised(mixed, noise, timesteps)
+        noisy = diffusion.noised(mixed, draw.noise(x0), timesteps)
         output = unet(noisy, timesteps.to(draw.device), texts.embed_clip(captions, draw.device)).sample
-        wanted = diffusion.noise_between(noisy, x0, timesteps)
-        return diffusion.loss(output, x0, wanted, timesteps).mean()
+        return diffusion.loss(output, x0, noisy, timesteps).mean()
 
     return Phase("latent_super_resolution", 1600, 6, 1e-3, networks.make("latent_super_resolution"), loss)
 

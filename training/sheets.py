@@ -49,7 +49,8 @@ def keyframes(training: Training, unet: Any, frames: int, guidance: float = 3.0,
     _, captions = scenes_and_captions(draw, ROWS)
     texts = training.texts
     text, nothing = texts.embed(captions, draw.device), texts.embed([""] * ROWS, draw.device)
-    scheduler = make_scheduler(published_config("show-1-base", "scheduler"), lambda_min_clipped=LAMBDA_MIN)
+    begin = LAMBDA_MIN["keyframes"]
+    scheduler = make_scheduler(published_config("show-1-base", "scheduler"), lambda_min_clipped=begin)
     x = draw.noise(torch.empty(ROWS, 3, frames, HEIGHT, WIDTH))
     return denoise(guided(unet, text, nothing, guidance), x, Schedule.of(scheduler, steps))
 

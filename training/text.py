@@ -152,6 +152,9 @@ def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> tuple[Tensor,
 class Attributes(nn.Module):
     """A text encoder, the pooling of its tokens, and heads that tell the attributes from the pooled text.
 
+    The heads are orthonormal and not learned: so texts that differ in any attribute lie equally far apart. Heads that
+    learn are content with pooled texts of which those of "growing" and "shrinking" are hardly apart.
+
     Args:
         encoder: T5 or CLIP.
         width: of its embeddings.
@@ -163,7 +166,10 @@ class Attributes(nn.Module):
         self.encoder, self.mask = encoder, mask
         self.pool = TextTimeEmbedding(width, TIME_WIDTH, num_heads=POOLING_HEADS)
         classes = [len(BACKGROUNDS)] + 2 * [1 + len(COLOURS), 1 + len(SHAPES), 1 + len(MOTIONS)]
-        self.heads = nn.ModuleList(nn.Linear(TIME_WIDTH, count) for count in classes)
+        self.heads = nn.ModuleList(nn.Linear(TIME_WIDTH, count, bias=False) for count in classes)
+        rows = nn.init.orthogonal_(torch.empty(sum(classes), TIME_WIDTH))
+        for head, weight in zip(self.heads, rows.split(classes), strict=True):
+            head.weight = nn.Parameter(weight.clone())
 
     def forward(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
         """Logits, one tensor B K an attribute; see `labels`."""

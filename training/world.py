@@ -100,6 +100,12 @@ def sample_scene(rng: np.random.Generator, *, shapes: int | None = None, held_ou
     return Scene(tuple(_place(rng, c, i, count) for i, c in enumerate(combinations)), background)
 
 
+def alike(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Another scene of which the same is to be said: the shapes have other places, sizes and ways to go."""
+    combinations = [shape.combination for shape in scene.shapes]
+    return Scene(tuple(_place(rng, c, i, len(combinations)) for i, c in enumerate(combinations)), scene.background)
+
+
 def _place(rng: np.random.Generator, combination: Combination, index: int, count: int) -> Shape:
     """A shape somewhere in its part of the frame, which it does not leave."""
     width = ASPECT / count

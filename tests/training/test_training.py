@@ -4,10 +4,12 @@ from typing import Any
 import pytest
 import torch
 
+from show1_ray.models.random import published_config
 from show1_ray.pipeline import Pipeline
 from show1_ray.stages.cascade import load_stages
+from show1_ray.stages.sampling import Schedule, denoise, make_scheduler
 from training import export, networks, phases
-from training.diffusion import Diffusion, variance_loss
+from training.diffusion import LEAST_WEIGHT, MOST_WEIGHT, Diffusion, variance_loss
 from training.loop import Draw, Phase, Trainer
 from training.train import ORDER, Training
 
@@ -80,19 +82,40 @@ def test_the_loss_is_zero_for_a_perfect_prediction_and_weighs_errors_in_x0():
         diffusion = Diffusion.of(repo, lambda_min=-3.0)
         steps = torch.linspace(20, diffusion.last, 8).long()
         alpha, sigma = (t.view(-1, 1, 1, 1) for t in diffusion._alpha_sigma(steps, steps))
+        noisy = diffusion.noised(x0, noise, steps)
         epsilon = diffusion.prediction == "epsilon"
-        perfect = noise if epsilon else alpha * noise - sigma * x0
-        assert diffusion.loss(perfect, x0, noise, steps).max() < 1e-9
+        perfect = (noisy - alpha * x0) / sigma if epsilon else (alpha * noisy - x0) / sigma
+        assert diffusion.loss(perfect, x0, noisy, steps).max() < 1e-9
         # The same error in x0, made by either prediction, costs the same.
         wrong = perfect - error * (alpha / sigma if epsilon else 1 / sigma)
-        weight = (alpha**2 / sigma**2).clamp(0.05, 5.0).flatten()
+        weight = (alpha**2 / sigma**2).clamp(LEAST_WEIGHT, MOST_WEIGHT).flatten()
         expected = weight * error.square().flatten(1).mean(1)
-        assert torch.allclose(diffusion.loss(wrong, x0, noise, steps), expected, rtol=1e-3)
+        assert torch.allclose(diffusion.loss(wrong, x0, noisy, steps), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("repo", ["show-1-base", "show-1-sr1"])
+def test_what_is_learned_is_what_sampling_from_noise_alone_meets(repo: str):
+    diffusion = Diffusion.of(repo, lambda_min=-1.0)
+    scheduler = make_scheduler(published_config(repo, "scheduler"), lambda_min_clipped=-1.0, thresholding=False)
+    schedule = Schedule.of(scheduler, 6)
+    torch.manual_seed(0)
+    x0, noise = torch.rand(2, 1, 3, 4, 4)[:, :, None].expand(2, 1, 2, 3, 4, 4).transpose(2, 3).contiguous()
+    met = dict[int, torch.Tensor]()
+
+    def perfect(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        met[int(timestep)] = x
+        alpha, sigma = diffusion._alpha_sigma(timestep[None], x)
+        return (x - alpha * x0) / sigma if diffusion.prediction == "epsilon" else (alpha * x - x0) / sigma
+
+    denoise(perfect, noise, schedule)
+    assert max(met) == diffusion.last
+    for timestep, x in met.items():
+        assert torch.allclose(diffusion.noised(x0, noise, torch.tensor([timestep])), x, atol=1e-4)
 
 
 def test_the_learned_variance_is_best_where_it_is_the_posterior_s_with_a_perfect_mean():
     diffusion = Diffusion.of("IF-II-L-v1.0")
-    scheduler = phases.make_scheduler(phases.published_config("IF-II-L-v1.0", "scheduler"))
+    scheduler = make_scheduler(published_config("IF-II-L-v1.0", "scheduler"))
     torch.manual_seed(0)
     x0, noise = torch.rand(2, 4, 3, 4, 4).unbind()
     steps = torch.tensor([1, 300, 600, 900])
@@ -102,16 +125,6 @@ def test_the_learned_variance_is_best_where_it_is_the_posterior_s_with_a_perfect
         for place in (-1.0, 0.0, 1.0)
     ]
     assert losses[0] < 1e-6 < losses[1] < losses[2]
-
-
-def test_latent_training_ends_at_the_sharp_latents():
-    diffusion = Diffusion.of("show-1-sr2", last=phases.LATENT_START)
-    torch.manual_seed(0)
-    sharp, blurred, noise = torch.rand(3, 2, 4, 3, 4, 4).unbind()
-    steps = torch.tensor([10, 400])
-    noisy = diffusion.noised(blurred, noise, steps)
-    between = diffusion.noise_between(noisy, sharp, steps)
-    assert torch.allclose(diffusion.noised(sharp, between, steps), noisy, atol=1e-5)
 
 
 def test_what_is_exported_loads_as_the_shipped_pipeline_does(training: Training, tmp_path: Path):
