@@ -78,7 +78,7 @@ def submit(head: Head, *arguments: object, **changes: str) -> list[str]:
 
 def run(head: Head, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        submit(head, *arguments), env=head.environment | environment, capture_output=True, text=True, timeout=240
+        submit(head, *arguments), env=head.environment | environment, capture_output=True, text=True, timeout=600
     )
 
 
@@ -105,7 +105,7 @@ def wait_until_its_actors_are_gone(head: Head) -> None:
         ]
         assert raylets
         workers = [child for raylet in raylets for child in raylet.children(recursive=True)]
-        if not any(re.match(r"ray::(?!IDLE)\w", title(worker)) for worker in workers):
+        if not any(re.match(r"ray::(?!IDLE|\w+Agent)\w", title(worker)) for worker in workers):
             return
         time.sleep(0.2)
 
@@ -124,6 +124,7 @@ def exported(head: Head) -> set[str]:
     return {name for name in metrics.NAMES if f"ray_{name}" in text}
 
 
+@pytest.mark.timeout(900)  # two jobs one after the other
 def test_a_job_is_followed_killed_submitted_again_and_its_dataset_is_complete(head, tiny, tmp_path):
     manifest, out = write_manifest(tmp_path), tmp_path / "out"
     arguments = [manifest, "--out", out, "--pipeline", tiny]
@@ -136,7 +137,7 @@ def test_a_job_is_followed_killed_submitted_again_and_its_dataset_is_complete(he
             assert first.poll() is None, "it ended before it was killed"
             time.sleep(0.02)
         driver.kill()
-        log = first.communicate(timeout=120)[0]
+        log = first.communicate(timeout=600)[0]
     assert first.returncode == 128 + signal.SIGKILL
     assert f"0 of {COUNT} clips done, {COUNT} to render" in log
     wait_until_its_actors_are_gone(head)
@@ -219,6 +220,7 @@ class Wire:
         return len(open_ones)
 
 
+@pytest.mark.timeout(900)
 def test_a_dropped_connection_is_taken_up_again_and_a_stopped_job_ends_with_130(head, tiny, tmp_path):
     out, wire = tmp_path / "out", Wire(head.port)
     there = Head(wire.port, 0, head.environment)
@@ -239,7 +241,7 @@ def test_a_dropped_connection_is_taken_up_again_and_a_stopped_job_ends_with_130(
         assert wire.cut() > 0
         assert "RUNNING" in run(head, "--status", job).stdout
         assert run(head, "--stop", job).returncode == 0
-        log = follower.communicate(timeout=120)[0]
+        log = follower.communicate(timeout=600)[0]
     assert follower.returncode == 130
     assert "to render" not in log, "what was shown before the cut is not shown again"
     assert "interrupted; run the same command again to go on" in log
