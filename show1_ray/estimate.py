@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from show1_ray.costs import EFFICIENCY, Costs, costs_from_operations, costs_from_profile
+from show1_ray.costs import DISK_RATE, EFFICIENCY, Costs, costs_from_operations, costs_from_profile
 from show1_ray.errors import UserError
 from show1_ray.gpus import GIB, Gpu, find_gpu, known_gpu, same_device
 from show1_ray.line.load import load_of
@@ -228,7 +228,8 @@ def _counted_basis(pipeline: Pipeline, gpu: Gpu, ignored: Sequence[str]) -> Basi
             *ignored,
             f"networks reach {EFFICIENCY:.0%} of the datasheet's rate (the published demo: 21 % of an A100's)",
             "memory is what the pipeline file says, or a multiple of the weights",
-            f"{start:.0f} s until stations begin to load; then 1 GB/s from disk",
+            f"{start:.0f} s until stations begin to load; then {DISK_RATE / 1e9:g} GB/s from each node's disk, "
+            "where the weights are taken to be already",
         ),
     )
 

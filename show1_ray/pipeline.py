@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from show1_ray.errors import ConfigError
 from show1_ray.models.checkpoints import Checkpoint, check_access, folder_of, published_or_local_config, resolve
+from show1_ray.pipeline_file import PIPELINE_FOLDERS, find, mappings, names, parse_override, read
 
-_PACKAGED, _CHECKOUT = Path(__file__).parent / "pipelines", Path(__file__).parent.parent / "pipelines"
-PIPELINE_FOLDERS = [_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT]
+__all__ = ["COMPONENTS", "PIPELINE_FOLDERS", "STAGES", "Checkpoint", "Pipeline", "find", "names"]
 
 Count = Annotated[int, Field(ge=1)]
 NoiseLevel = Annotated[int, Field(ge=0, lt=1000)]
@@ -24,7 +22,8 @@ Guidance = Annotated[float, Field(ge=1)]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: true is no number, "5" neither.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Text(_Settings):
@@ -48,7 +47,7 @@ class SchedulerChanges(_Settings):
     thresholding: bool | None = None
     dynamic_thresholding_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
     sample_max_value: Annotated[float, Field(ge=1)] | None = None
-    lambda_min_clipped: float | None = None
+    lambda_min_clipped: Annotated[float, Field(allow_inf_nan=True, lt=float("inf"))] | None = None
 
 
 class Denoising(_Settings):
@@ -180,17 +179,17 @@ class Pipeline(_Settings):
 
         Raises:
             ConfigError: no such file, no YAML, an unknown key, a wrong type, sizes that do not fit together; one line
-            for
-                each fault, with file, key and reason.
+                for each fault, with file (or override), key and reason.
         """
         path = find(name)
-        tree = _read(path, ())
+        tree = read(path)
         for override in overrides:
-            _set(tree, override)
+            key, value = parse_override(override)
+            tree.put(_whole(key), value, f"--set {override}")
         try:
-            pipeline = cls.model_validate({"name": path.stem, **tree})
+            pipeline = cls.model_validate({"name": path.stem, **tree.keys})
         except ValidationError as error:
-            raise ConfigError("\n".join(_faults(path, error))) from None
+            raise ConfigError("\n".join(tree.faults(error))) from None
         faults = [f"{path}: {key}: {reason}" for key, reason in pipeline._misfits()]
         if faults:
             raise ConfigError("\n".join(faults))
@@ -252,7 +251,7 @@ class Pipeline(_Settings):
     def recipe(self) -> dict[str, Any]:
         """All that decides what a clip's frames are, as plain data; the place of local checkpoints is left out."""
         recipe = self.model_dump(mode="json", include={"dtype", "fps", "stages"})
-        for node in _nodes(recipe):
+        for node in mappings(recipe):
             checkpoint = node.get("checkpoint")
             if checkpoint is not None:
                 checkpoint.pop("licence")
@@ -297,98 +296,10 @@ class Pipeline(_Settings):
                 yield key, reason
 
 
-def names() -> list[str]:
-    """Names of the pipelines that the package brings."""
-    return sorted({path.stem for folder in PIPELINE_FOLDERS for path in folder.glob("*.yaml")})
-
-
-def find(name: str | Path) -> Path:
-    """The file of a pipeline; see `Pipeline.load`.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    candidates = [Path(name)] if Path(name).suffix else [folder / f"{name}.yaml" for folder in PIPELINE_FOLDERS]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise ConfigError(f"no pipeline {str(name)!r}: give a .yaml file, or one of {', '.join(names())}")
-
-
-def _read(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
-    """The tree of a file, merged over what it extends; local checkpoints are made absolute."""
-    if path.resolve() in below:
-        raise ConfigError(f"{path}: extends: goes round in a circle")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    tree = _unshared(tree)
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a pipeline file is a mapping of keys to values")
-    for node in _nodes(tree):
-        repo = node.get("repo")
-        if isinstance(repo, str) and repo.startswith((".", "~")):
-            node["repo"] = str((path.parent / Path(repo).expanduser()).resolve())
-    parent = tree.pop("extends", None)
-    if parent is None:
-        return tree
-    try:
-        parent_path = find(path.parent / str(parent) if Path(str(parent)).suffix else str(parent))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: extends: {error}") from None
-    return _merged(_read(parent_path, (*below, path.resolve())), tree)
-
-
-def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    """All mappings in `tree`."""
-    if isinstance(tree, dict):
-        yield tree
-        for value in list(tree.values()):
-            yield from _nodes(value)
-
-
-def _unshared(tree: Any) -> Any:
-    """A copy in which what YAML's anchors share is there once for each place."""
-    return {key: _unshared(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        inner = merged.get(key)
-        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _set(tree: dict[str, Any], override: str) -> None:
-    """Applies one `key=value` of `Pipeline.load`'s overrides."""
-    key, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-        raise ConfigError(f"--set {override}: write it as stage.key=value, such as keyframes.steps=50")
-    try:
-        value = text if key.endswith(".revision") else yaml.safe_load(text)  # a commit of digits is no number
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not YAML") from None
-    path = key.split(".")
-    if path[0] in STAGES and len(path) > 1:
-        execution = StagesExecution.model_fields[path[0]].annotation
-        in_execution = path[1] in getattr(execution, "model_fields", {})
-        path.insert(0, "execution" if in_execution else "stages")
-    *parents, last = path
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"--set {override}: {parent} has no keys")
-    tree[last] = value
-
-
-def _faults(path: Path, error: ValidationError) -> Iterator[str]:
-    """One line for each of pydantic's findings."""
-    for fault in error.errors():
-        key = ".".join(map(str, fault["loc"]))
-        reason = {"extra_forbidden": "unknown key", "missing": "is missing"}.get(fault["type"], fault["msg"])
-        given = f" (it is {fault['input']!r})" if fault["type"] not in ("extra_forbidden", "missing") else ""
-        yield f"{path}: {key}: {reason}{given}"
+def _whole(key: tuple[str, ...]) -> tuple[str, ...]:
+    """An override's key from the top: `keyframes.steps` is `stages.keyframes.steps`."""
+    if key[0] not in STAGES or len(key) == 1:
+        return key
+    execution = StagesExecution.model_fields[key[0]].annotation
+    in_execution = key[1] in getattr(execution, "model_fields", {})
+    return ("execution" if in_execution else "stages", *key)

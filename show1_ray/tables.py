@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
-from show1_ray.estimate import Estimate
+from show1_ray.estimate import NEAR_LEAST, Estimate
 from show1_ray.gpus import GIB
 from show1_ray.profile import Profile
 
@@ -77,7 +77,8 @@ def plan_report(plan: Estimate) -> Iterator[RenderableType]:
             ", ".join(notes),
         )
     yield choices
-    yield f"best: {plan.best}, the most {unit}s whose {unit}-hours are within 10 % of the least"
+    near = f"{NEAR_LEAST - 1:.0%}"
+    yield f"best: {plan.best}, the most {unit}s of these whose {unit}-hours are within {near} of the least"
 
 
 def _table(first: str, *others: str) -> Table:

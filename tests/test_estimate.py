@@ -154,6 +154,7 @@ def test_without_a_profile_operations_and_the_datasheet_count(demo):
     assert "operation counts" in demo.source
     assert "312 TFLOP/s" in demo.source
     assert any("35%" in sentence for sentence in demo.assumptions)
+    assert any("1 GB/s from each node's disk, where the weights" in sentence for sentence in demo.assumptions)
     assert sum(stage.seconds for stage in demo.stages) == pytest.approx(10.57 * PETA / (312e12 * EFFICIENCY), rel=0.01)
     assert demo.asked.cost == pytest.approx(2.5 * demo.asked.gpu_hours)
 

@@ -66,6 +66,17 @@ def write(tmp_path):
         ("stages: {keyframes: {stepz: 5}}", "mine.yaml: stages.keyframes.stepz: unknown key"),
         ("colour: red", "mine.yaml: colour: unknown key"),
         ("stages: {keyframes: {steps: many}}", "stages.keyframes.steps: .*integer.*'many'"),
+        ("stages: {keyframes: {steps: '5'}}", "stages.keyframes.steps: .*integer.*'5'"),
+        ("stages: {keyframes: {steps: true}}", "stages.keyframes.steps: .*integer.*True"),
+        ("stages: {keyframes: {guidance: .inf}}", "stages.keyframes.guidance: .*finite.*inf"),
+        ("stages: {keyframes: }", r"stages.keyframes: must be a mapping of keys to values \(it is None"),
+        ("stages: {text: {checkpoint: a/b}}", r"stages.text.checkpoint: must be a mapping .* \(it is 'a/b'"),
+        (
+            "stages: {text: {checkpoint: {repo: a b}}}",
+            r"mine.yaml: stages.text.checkpoint: 'repo' is neither .* folder$",
+        ),
+        ("stages: {text: {checkpoint: {revision: null}}}", "stages.text.checkpoint: 'revision' is missing: give"),
+        ("stages: &all {text: *all}", "mine.yaml: an anchor is a part of itself"),
         ("stages: {keyframes: {steps: 0}}", "stages.keyframes.steps: .*greater than or equal to 1.*0"),
         ("stages: {keyframes: {steps: 1001}}", "stages.keyframes.steps: .*less than or equal to 1000.*1001"),
         ("stages: {keyframes: {scheduler: {colour: 1}}}", "stages.keyframes.scheduler.colour: unknown key"),
@@ -115,6 +126,22 @@ def test_extends_that_leads_nowhere_or_round_is_refused(write):
         Pipeline.load(write("extends: show2"))
     with pytest.raises(ConfigError, match="goes round in a circle"):
         Pipeline.load(write("extends: ./mine.yaml"))
+    with pytest.raises(ConfigError, match=r"mine\.yaml: extends: give the name .* \(it is \['show1'\]\)"):
+        Pipeline.load(write("extends: [show1]"))
+
+
+def test_a_fault_is_named_with_what_says_it_a_file_its_parent_or_an_override(write):
+    parent = write("extends: show1\nstages: {keyframes: {steps: 0, width: 63}}", "parent.yaml")
+    mine = write("extends: ./parent.yaml\nstages: {keyframes: {width: x}}")
+    with pytest.raises(ConfigError) as caught:
+        Pipeline.load(mine, ["keyframes.guidance=0", "text.checkpoint.repo=a b"])
+    said = dict(reversed(line.split(": ", 2)[:2]) for line in str(caught.value).splitlines())
+    assert said == {
+        "stages.text.checkpoint": "--set text.checkpoint.repo=a b",
+        "stages.keyframes.guidance": "--set keyframes.guidance=0",
+        "stages.keyframes.steps": str(parent),
+        "stages.keyframes.width": str(mine),
+    }
 
 
 def test_an_unknown_pipeline_lists_those_there_are():

@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from show1_ray import metrics
+from show1_ray.pipeline import Pipeline
+from show1_ray.submit import shipment
 from tests.test_render import COUNT, write_manifest
 
 TOKEN = "0123456789abcdef" * 4
@@ -35,6 +37,7 @@ class Head:
     port: int
     metrics_port: int
     environment: dict[str, str]
+    folder: str = ""
 
     @property
     def address(self) -> str:
@@ -52,8 +55,8 @@ def head() -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
     (folder / "token").write_text(TOKEN)
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-    environment |= {"RAY_ADDRESS": "", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
-    head = Head(free_port(), free_port(), environment)
+    environment |= {"RAY_ADDRESS": "", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
+    head = Head(free_port(), free_port(), environment, str(folder))
     gcs = free_port()
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--num-cpus=2", f"--port={gcs}"]
     command += [f"--dashboard-port={head.port}", "--include-dashboard=true", f"--temp-dir={folder}"]
@@ -75,7 +78,7 @@ def submit(head: Head, *arguments: object, **changes: str) -> list[str]:
 
 def run(head: Head, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        submit(head, *arguments), env=head.environment | environment, capture_output=True, text=True, timeout=240
+        submit(head, *arguments), env=head.environment | environment, capture_output=True, text=True, timeout=600
     )
 
 
@@ -83,21 +86,61 @@ def rendered(out: Path) -> set[str]:
     return {path.stem for path in out.glob("clips/*/*.mp4")}
 
 
+def driver_of(out: Path) -> psutil.Process | None:
+    """The `render` of a job that writes to `out`."""
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if str(out) in line and "submit" not in line and "render" in line:
+            return process
+    return None
+
+
+def wait_until_its_actors_are_gone(head: Head) -> None:
+    """Those that a dead driver left: until then a clip may still land."""
+    while True:
+        raylets = [
+            process
+            for process in psutil.process_iter(["name", "cmdline"])
+            if process.info["name"] == "raylet" and head.folder in " ".join(process.info["cmdline"] or ())
+        ]
+        assert raylets
+        workers = [child for raylet in raylets for child in raylet.children(recursive=True)]
+        if not any(re.match(r"ray::(?!IDLE|\w+Agent)\w", title(worker)) for worker in workers):
+            return
+        time.sleep(0.2)
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
+
+
+def exported(head: Head) -> set[str]:
+    """Names of our metrics that Prometheus finds."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{head.metrics_port}/metrics") as answer:
+        text = answer.read().decode()
+    return {name for name in metrics.NAMES if f"ray_{name}" in text}
+
+
+@pytest.mark.timeout(900)  # two jobs one after the other
 def test_a_job_is_followed_killed_submitted_again_and_its_dataset_is_complete(head, tiny, tmp_path):
     manifest, out = write_manifest(tmp_path), tmp_path / "out"
     arguments = [manifest, "--out", out, "--pipeline", tiny]
     small = [*arguments, "--set", "latent_super_resolution.batch_size=1"]
     with subprocess.Popen(submit(head, *small), env=head.environment, stdout=subprocess.PIPE, text=True) as first:
+        while not (driver := driver_of(out)):
+            assert first.poll() is None, "it ended before it was seen"
+            time.sleep(0.1)
         while len(rendered(out)) < 2:
             assert first.poll() is None, "it ended before it was killed"
-            time.sleep(0.05)
-        for process in psutil.process_iter(["cmdline"]):
-            line = process.info["cmdline"] or []
-            if str(out) in line and "submit" not in line and "render" in line:
-                process.send_signal(signal.SIGKILL)
-        log = first.communicate(timeout=120)[0]
+            time.sleep(0.02)
+        driver.kill()
+        log = first.communicate(timeout=600)[0]
     assert first.returncode == 128 + signal.SIGKILL
     assert f"0 of {COUNT} clips done, {COUNT} to render" in log
+    wait_until_its_actors_are_gone(head)
     before = rendered(out)
     assert 2 <= len(before) < COUNT
 
@@ -110,10 +153,32 @@ def test_a_job_is_followed_killed_submitted_again_and_its_dataset_is_complete(he
     assert sorted(row["id"] for row in pq.read_table(out / "metadata.parquet").to_pylist()) == sorted(rendered(out))
     assert len(rendered(out)) == COUNT
 
-    with urllib.request.urlopen(f"http://127.0.0.1:{head.metrics_port}/metrics") as answer:
-        exported = answer.read().decode()
-    for name in set(metrics.NAMES) - {metrics.FAILURES}:  # nothing failed
-        assert f"ray_{name}" in exported
+    wanted = set(metrics.NAMES) - {metrics.FAILURES}  # nothing failed
+    while not wanted <= exported(head):
+        time.sleep(0.5)  # they are exported every few seconds; what never comes is ended by pytest's timeout
+
+
+def jobs(head: Head) -> str:
+    """All that the cluster tells of its jobs: command, environment, metadata."""
+    request = urllib.request.Request(f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request) as answer:
+        return answer.read().decode()
+
+
+def test_what_is_shipped_is_this_package_the_manifest_and_the_whole_pipeline(tiny, tmp_path):
+    manifest = write_manifest(tmp_path)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"extends: {tiny}\nstages: {{keyframes: {{steps: 2}}}}\n")
+    with shipment(manifest, str(mine), ["keyframes.guidance=2"]) as (folder, manifest_there, pipeline_there):
+        assert {path.name for path in folder.iterdir()} == {"show1_ray", "manifest", "mine.yaml"}
+        assert (folder / manifest_there).read_bytes() == Path(manifest).read_bytes()
+        assert Pipeline.load(folder / pipeline_there).recipe() == Pipeline.load(mine).recipe()
+        assert (folder / "show1_ray" / "pipelines" / "nano.yaml").is_file()
+        assert not list(folder.rglob("__pycache__"))
+    assert not folder.exists()
+    with shipment("s3://bucket/prompts.parquet", "nano", []) as (folder, *there):
+        assert there == ["s3://bucket/prompts.parquet", "nano"]
+        assert {path.name for path in folder.iterdir()} == {"show1_ray"}
 
 
 class Wire:
@@ -155,13 +220,17 @@ class Wire:
         return len(open_ones)
 
 
+@pytest.mark.timeout(900)
 def test_a_dropped_connection_is_taken_up_again_and_a_stopped_job_ends_with_130(head, tiny, tmp_path):
     out, wire = tmp_path / "out", Wire(head.port)
     there = Head(wire.port, 0, head.environment)
     arguments = [write_manifest(tmp_path), "--out", out, "--pipeline", tiny, "--samples", 50]
-    detached = run(head, *arguments, "--detach")
+    detached = run(head, *arguments, "--detach", HF_TOKEN="hf_of_this_machine")
     job = detached.stdout.strip()
     assert detached.returncode == 0, detached.stderr
+    told = jobs(head)
+    assert job in told
+    assert "hf_of_this_machine" not in told, "what a job is submitted with can be read in the dashboard"
     command = submit(there, "--follow", job)
     with subprocess.Popen(command, env=head.environment, stdout=subprocess.PIPE, text=True) as follower:
         assert follower.stdout is not None
@@ -172,7 +241,7 @@ def test_a_dropped_connection_is_taken_up_again_and_a_stopped_job_ends_with_130(
         assert wire.cut() > 0
         assert "RUNNING" in run(head, "--status", job).stdout
         assert run(head, "--stop", job).returncode == 0
-        log = follower.communicate(timeout=120)[0]
+        log = follower.communicate(timeout=600)[0]
     assert follower.returncode == 130
     assert "to render" not in log, "what was shown before the cut is not shown again"
     assert "interrupted; run the same command again to go on" in log

@@ -103,13 +103,26 @@ def component_config(folder: Path, component: str) -> dict[str, Any]:
     """A component's configuration.
 
     Raises:
-        CheckpointError: it is not there, or no JSON.
+        CheckpointError: it is not there, or no JSON object.
     """
-    path = folder / component / CONFIG_FILES.get(component, "config.json")
+    return read_json(folder / component / CONFIG_FILES.get(component, "config.json"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: it is not there, or none.
+    """
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing file") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: is no JSON object")
+    return found
 
 
 def published_or_local_config(checkpoint: Checkpoint, component: str) -> dict[str, Any] | None:
@@ -258,7 +271,7 @@ def _wanted_files(place: str, names: Iterable[str], components: Sequence[str], h
         if component not in CONFIG_FILES and component != "tokenizer":
             weights = one_form(files, half=half)
             if not weights:
-                raise CheckpointError(f"{place}: missing file: {component}/ has no weights (.safetensors or .bin)")
+                raise CheckpointError(f"{place}: missing file: {component}/ {what_lacks(files)}")
             wanted += weights
     return wanted
 
@@ -277,6 +290,14 @@ def one_form(names: Iterable[str], *, half: bool) -> list[str]:
             if form and (parts is None or len(form) == int(parts[1])):
                 return form
     return []
+
+
+def what_lacks(names: Iterable[str]) -> str:
+    """Why `one_form` finds no weights among files."""
+    shards = [found for name in names if (found := re.search(r"-\d{5}-of-(\d{5})\.(safetensors|bin)$", name))]
+    if shards:
+        return f"has {len(shards)} of the {int(shards[0][1])} shards of its weights"
+    return "has no weights (.safetensors or .bin)"
 
 
 def _is_commit(revision: str | None) -> bool:

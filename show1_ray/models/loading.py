@@ -7,8 +7,8 @@ unpickled.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,21 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
-from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-from show1_ray.errors import UserError
-from show1_ray.models.checkpoints import Checkpoint, CheckpointError, component_config, folder_of, one_form
+from show1_ray.errors import ConfigError
+from show1_ray.models.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    component_config,
+    folder_of,
+    one_form,
+    read_json,
+    what_lacks,
+)
 from show1_ray.models.video_unet import VideoUNet
 
 FOLDERS: dict[type[nn.Module], str] = {
@@ -36,6 +44,7 @@ FOLDERS: dict[type[nn.Module], str] = {
 """The networks of the cascade, and where they lie in a checkpoint."""
 
 LATENT_HEAD_DIM = 64
+LACKS, WRONG_SHAPES = "lacks weights", "has weights of another shape than its configuration"
 
 
 class Checkpoints:
@@ -96,11 +105,9 @@ def load_network(kind: type[nn.Module], folder: Path, device: str | torch.device
     if kind is UNet3DConditionModel and not isinstance(config.get("attention_head_dim"), int):
         # The published configuration lists numbers of heads; diffusers takes the value for the heads' dimension.
         changes["attention_head_dim"] = LATENT_HEAD_DIM
-    files = one_form((path.name for path in place.glob("*")), half=dtype != torch.float32)
-    if not files:
-        raise CheckpointError(f"{place}: missing file: no weights (.safetensors or .bin)")
+    files = _weight_files(place, half=dtype != torch.float32)
     load: Callable[..., Any] = kind.from_pretrained  # type: ignore[attr-defined]
-    dtype_argument = "torch_dtype" if kind.__module__.startswith(("diffusers", "show1_ray")) else "dtype"
+    dtype_argument = "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     try:
         with _quiet():
             network, report = load(
@@ -112,15 +119,16 @@ def load_network(kind: type[nn.Module], folder: Path, device: str | torch.device
                 **{dtype_argument: dtype},
                 **changes,
             )
-    except (torch.cuda.OutOfMemoryError, UserError):
+    except torch.cuda.OutOfMemoryError:
         raise
-    except NotImplementedError:  # what diffusers runs into when it moves a weight that no file had
-        raise CheckpointError(f"{place}: lacks weights: {_some(_missing(kind, place, files))}") from None
-    except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{place}: {_line(error)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{place / 'config.json'}: {error}") from None
+    except Exception as error:  # the libraries raise all kinds of things for a damaged or wrong file
+        reason = _diagnosis(kind, place, files, changes) or _line(error)
+        raise CheckpointError(f"{place}: {reason}") from error
     for finding, reason in (
-        ("missing_keys", "lacks weights"),
-        ("mismatched_keys", "has weights of another shape"),
+        ("mismatched_keys", WRONG_SHAPES),
+        ("missing_keys", LACKS),
         ("unexpected_keys", "has weights that its configuration has no place for"),
     ):
         if report.get(finding):
@@ -128,23 +136,61 @@ def load_network(kind: type[nn.Module], folder: Path, device: str | torch.device
     return network.eval()
 
 
-def _missing(kind: Any, place: Path, files: list[str]) -> set[str]:
-    """Names of a network's weights that are in none of its files."""
-    found: set[str] = set()
+def _weight_files(place: Path, half: bool) -> list[str]:
+    """See `one_form`; with the index that shards need."""
+    names = [path.name for path in place.glob("*")]
+    files = one_form(names, half=half)
+    if not files:
+        raise CheckpointError(f"{place}: missing file: {what_lacks(names)}")
+    if len(files) > 1:
+        stem, suffix = files[0].partition("-0")[0].partition(".")[0], Path(files[0]).suffix
+        indices = [name for name in names if re.fullmatch(rf"{stem}{suffix}\.index(\.fp16)?\.json", name)]
+        read_json(place / (indices[0] if indices else f"{stem}{suffix}.index.json"))
+    return files
+
+
+def _diagnosis(kind: Any, place: Path, files: Sequence[str], changes: dict[str, Any]) -> str | None:
+    """Why a network could not be loaded, as far as its files tell: a damaged one, shapes or names that do not fit."""
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
-        if file.endswith(".safetensors"):
-            with safe_open(place / file, framework="pt") as weights:
-                found |= set(weights.keys())
-        else:
-            found |= set(torch.load(place / file, map_location="meta", weights_only=True))
-    with torch.device("meta"):
-        network = kind.from_config(kind.load_config(place))
-    return set(network.state_dict()) - found
+        try:
+            shapes |= _shapes(place / file)
+        except Exception as error:
+            return f"{file}: damaged, or no file of weights; copy or fetch it again ({type(error).__name__})"
+    of_transformers = issubclass(kind, PreTrainedModel)
+    try:
+        with torch.device("meta"):
+            if of_transformers:
+                network = kind(kind.config_class.from_pretrained(place))
+            else:
+                network = kind.from_config(kind.load_config(place), **changes)
+    except Exception:  # a configuration that cannot be built: the error at hand says why
+        return None
+    wanted = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
+    misfits = [(name, shapes[name], wanted[name]) for name in shapes if shapes[name] != wanted.get(name, shapes[name])]
+    lacking = set() if of_transformers else wanted.keys() - shapes.keys()  # which files have shared weights once
+    return f"{WRONG_SHAPES}: {_some(misfits)}" if misfits else f"{LACKS}: {_some(lacking)}" if lacking else None
 
 
-def _some(names: Iterable[Any]) -> str:
-    listed = sorted(map(str, names))
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as weights:
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    weights = torch.load(file, map_location="meta", weights_only=True)
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+def _some(findings: Iterable[Any]) -> str:
+    """Names; of shapes also what the file has and what is wanted."""
+    listed = sorted(
+        finding if isinstance(finding, str) else f"{finding[0]} {_size(finding[1])} instead of {_size(finding[2])}"
+        for finding in findings
+    )
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a number"
 
 
 @contextmanager

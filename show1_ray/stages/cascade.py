@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
 from show1_ray.clip import Clip
+from show1_ray.errors import ConfigError
+from show1_ray.models.checkpoints import CheckpointError
 from show1_ray.models.loading import Checkpoints
 from show1_ray.models.random import RandomCheckpoints
 from show1_ray.models.video_unet import VideoUNet
@@ -24,6 +26,8 @@ from show1_ray.stages.super_resolution import FirstFrame, SuperResolution
 from show1_ray.stages.text import Text, TextEncoder
 
 Parts: TypeAlias = Checkpoints | RandomCheckpoints
+
+PIXELS, MASK = 3, 1  # channels
 
 STAGE_CLASSES: dict[str, type[Stage]] = {
     stage.name: stage for stage in (Text, Keyframes, Interpolation, SuperResolution, LatentSuperResolution)
@@ -46,6 +50,7 @@ def load_stage(
 
     Raises:
         CheckpointError: weights that are not to be had or do not fit.
+        ConfigError: a network's or a scheduler's configuration that is not known.
         KeyError: no stage of that name.
     """
     parts = source(device, getattr(torch, pipeline.dtype))
@@ -86,14 +91,32 @@ def render(
     return [clip_tensors["video"] for clip_tensors in tensors]
 
 
-def _scheduler(parts: Parts, settings: Denoising) -> Scheduler:
-    return make_scheduler(
-        parts.scheduler_config(settings.checkpoint, "scheduler"), **settings.scheduler.model_dump(exclude_none=True)
-    )
+def _scheduler(parts: Parts, settings: Denoising, component: str = "scheduler", **changes: Any) -> Scheduler:
+    """Of a stage's checkpoint. Raises ConfigError with the checkpoint's name."""
+    config = parts.scheduler_config(settings.checkpoint, component)
+    try:
+        return make_scheduler(config, **changes)
+    except (ConfigError, NotImplementedError, ValueError, TypeError) as error:  # what diffusers' schedulers raise
+        raise ConfigError(f"{settings.checkpoint}: {component}: {error}") from None
+
+
+def _denoising(parts: Parts, settings: Denoising) -> Scheduler:
+    return _scheduler(parts, settings, **settings.scheduler.model_dump(exclude_none=True))
 
 
 def _noising(parts: Parts, settings: Denoising) -> Scheduler:
-    return make_scheduler(parts.scheduler_config(settings.checkpoint, "image_noising_scheduler"))
+    return _scheduler(parts, settings, "image_noising_scheduler")
+
+
+def _unet(parts: Parts, kind: type[nn.Module], settings: Denoising, channels: int) -> Any:
+    """A stage's UNet. Raises CheckpointError if it is another stage's."""
+    unet = parts.network(kind, settings.checkpoint)
+    if unet.config.in_channels != channels:
+        raise CheckpointError(
+            f"{settings.checkpoint}: its unet takes {unet.config.in_channels} channels, this stage gives {channels}; "
+            "is it another stage's checkpoint?"
+        )
+    return unet
 
 
 def _text(pipeline: Pipeline, parts: Parts) -> Stage:
@@ -105,36 +128,37 @@ def _text(pipeline: Pipeline, parts: Parts) -> Stage:
 
 def _keyframes(pipeline: Pipeline, parts: Parts) -> Stage:
     settings = pipeline.stages.keyframes
-    return Keyframes(parts.network(VideoUNet, settings.checkpoint), _scheduler(parts, settings), settings)
+    return Keyframes(_unet(parts, VideoUNet, settings, PIXELS), _denoising(parts, settings), settings)
 
 
 def _interpolation(pipeline: Pipeline, parts: Parts) -> Stage:
     settings = pipeline.stages.interpolation
-    return Interpolation(parts.network(VideoUNet, settings.checkpoint), _scheduler(parts, settings), settings)
+    return Interpolation(_unet(parts, VideoUNet, settings, 2 * PIXELS + MASK), _denoising(parts, settings), settings)
 
 
 def _super_resolution(pipeline: Pipeline, parts: Parts) -> Stage:
     settings = pipeline.stages.super_resolution
     first = settings.first_frame
     first_frame = FirstFrame(
-        parts.network(UNet2DConditionModel, first.checkpoint),
-        _scheduler(parts, first),
+        _unet(parts, UNet2DConditionModel, first, 2 * PIXELS),
+        _denoising(parts, first),
         _noising(parts, first),
         first,
     )
-    unet = parts.network(VideoUNet, settings.checkpoint)
-    return SuperResolution(unet, _scheduler(parts, settings), _noising(parts, settings), first_frame, settings)
+    unet = _unet(parts, VideoUNet, settings, 2 * PIXELS)
+    return SuperResolution(unet, _denoising(parts, settings), _noising(parts, settings), first_frame, settings)
 
 
 def _latent_super_resolution(pipeline: Pipeline, parts: Parts) -> Stage:
     settings = pipeline.stages.latent_super_resolution
     clip = parts.network(CLIPTextModel, settings.checkpoint)
     tokenizer = parts.tokenizer(settings.checkpoint)
+    vae = parts.network(AutoencoderKL, settings.checkpoint)
     return LatentSuperResolution(
-        parts.network(UNet3DConditionModel, settings.checkpoint),
-        parts.network(AutoencoderKL, settings.checkpoint),
+        _unet(parts, UNet3DConditionModel, settings, vae.config.latent_channels),
+        vae,
         TextEncoder(tokenizer, clip, clip.config.max_position_embeddings, attends_mask=False),
-        _scheduler(parts, settings),
+        _denoising(parts, settings),
         settings,
         pipeline.execution.latent_super_resolution.vae_frames,
     )

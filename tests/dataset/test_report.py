@@ -428,6 +428,7 @@ def opened(browser: Any, rendered: Path) -> Iterator[Any]:
     """Opens the report without a network; the page has `requests`, `refused` and `complaints`."""
     context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
     tab = context.new_page()
+    tab.set_default_timeout(120_000)
     tab.requests, tab.refused, tab.complaints = [], [], []
     tab.on("request", lambda request: tab.requests.append(request.url))
     tab.on("requestfailed", lambda request: tab.refused.append(request.failure))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -36,18 +40,25 @@ def autoscaling() -> Iterator[AutoscalingCluster]:
 
 
 def test_a_node_that_joins_is_used(cluster: Cluster) -> None:
-    batch, outcome, joined = clips(48), Outcome(), None
+    outcome, taken, joined = Outcome(), clips(2000), None
     nodes: dict[int, str] = {}
     worked: set[str] = set()
+
+    def until_it_works() -> Iterator[Clip]:
+        for clip in taken:
+            if joined is not None and joined.node_id in worked:
+                return
+            yield clip
+
     with Line([spec(0), spec(1, seconds=0.3), spec(2), land()], settings(stations=None)) as line:
-        for event in line.run(batch):
+        for event in line.run(until_it_works()):
             outcome.add(event)
             if isinstance(event, StationUp):
                 nodes[event.station] = event.node
             if isinstance(event, StageDone) and event.station is not None:
                 worked.add(nodes[event.station])
                 joined = joined or cluster.add_node(num_gpus=1, num_cpus=1, object_store_memory=150_000_000)
-    outcome.assert_done(batch)
+    outcome.assert_done(taken[: len(outcome.done)])
     assert joined is not None
     assert joined.node_id in worked
 
@@ -103,3 +114,32 @@ def test_the_autoscaler_gives_nodes_up_to_the_most_and_gets_them_back(autoscalin
     assert not outcome.lost
     while [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]:
         time.sleep(0.5)  # what never ends is ended by pytest's timeout
+
+
+DRIVER = """
+import sys
+import ray
+from show1_ray.line.line import Line
+from tests.line.sleepers import clips, land, settings, spec
+ray.init(address=sys.argv[1], log_to_driver=False)
+with Line([spec(0, seconds=1.0), spec(1), spec(2), land()], settings(stations=3)) as line:
+    for _ in line.run(clips(1000)):
+        pass
+"""
+
+
+def test_nothing_stays_asked_for_when_the_driver_is_killed(cluster: Cluster) -> None:
+    def states() -> list[str]:
+        return [actor["State"] for actor in ray._private.state.actors().values()]
+
+    def wait_for(wanted: Callable[[list[str]], bool]) -> None:
+        while not wanted(states()):
+            assert driver.poll() in (None, -signal.SIGKILL)
+            time.sleep(0.2)
+
+    command = [sys.executable, "-c", DRIVER, cluster.address]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as driver:
+        # One GPU: one station is up, two are asked for.
+        wait_for(lambda found: found.count("ALIVE") >= 1 and found.count("PENDING_CREATION") >= 2)
+        driver.kill()
+    wait_for(lambda found: set(found) == {"DEAD"})

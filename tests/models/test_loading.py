@@ -16,12 +16,13 @@ from diffusers import UNet3DConditionModel
 from transformers import T5EncoderModel
 
 from show1_ray.clip import Clip
+from show1_ray.errors import ConfigError, UserError
 from show1_ray.models.checkpoints import Checkpoint, CheckpointError, fingerprint, folder_of, one_form
 from show1_ray.models.loading import load_network, load_tokenizer
 from show1_ray.models.random import tiny_networks
 from show1_ray.models.video_unet import VideoUNet
 from show1_ray.pipeline import Pipeline
-from show1_ray.stages.cascade import load_stages, render
+from show1_ray.stages.cascade import load_stage, load_stages, render
 from show1_ray.stages.keyframes import Keyframes
 from show1_ray.stages.text import Text, TextEncoder
 
@@ -142,7 +143,7 @@ def edit(base, change):
     [
         (lambda weights: weights.pop("conv_out.bias"), "lacks weights: conv_out.bias"),
         (lambda weights: weights.update(extra=torch.zeros(1)), "no place for: extra"),
-        (lambda weights: weights.update({"conv_in.bias": torch.zeros(7)}), "conv_in.bias"),
+        (lambda weights: weights.update({"conv_in.bias": torch.zeros(7)}), "shape .*: conv_in.bias 7 instead of 32$"),
     ],
 )
 def test_a_name_or_shape_that_does_not_fit_is_named_in_one_line(base, change, message):
@@ -157,19 +158,60 @@ def test_a_text_encoder_that_does_not_fit_is_refused(base):
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_layers": 3}))
     with pytest.raises(CheckpointError, match=r"lacks weights: encoder\.block\.2"):
         load_network(T5EncoderModel, base, "cpu", torch.float32)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_layers": 2, "d_model": 48}))
+    with pytest.raises(
+        CheckpointError, match=r"another shape .*: encoder\.\S+ 32x32 instead of 32x48.* more$"
+    ) as caught:
+        load_network(T5EncoderModel, base, "cpu", torch.float32)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_configuration_is_refused(base):
-    (base / "unet" / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"unet/config\.json: cannot be read"):
+def test_a_shard_or_an_index_that_is_missing_or_damaged_is_named(base):
+    folder = base / "text_encoder"
+    shard, index = folder / "pytorch_model-00002-of-00002.bin", folder / "pytorch_model.bin.index.json"
+    kept = shard.read_bytes()
+
+    def refused(message: str) -> None:
+        with pytest.raises(CheckpointError, match=message):
+            load_network(T5EncoderModel, base, "cpu", torch.float32)
+
+    shard.write_bytes(kept[:1000])
+    refused(r"text_encoder: pytorch_model-00002-of-00002\.bin: damaged")
+    shard.unlink()
+    refused("text_encoder: missing file: has 1 of the 2 shards of its weights")
+    shard.write_bytes(kept)
+    index.write_text("{")
+    refused(r"pytorch_model\.bin\.index\.json: cannot be read")
+    index.unlink()
+    refused(r"pytorch_model\.bin\.index\.json: missing file")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "is no JSON object"),
+        (None, "missing file"),
+        ('{"act_fn": "silu"}', "VideoUNet: act_fn = 'silu' is not supported; Show-1 has 'gelu'"),
+    ],
+)
+def test_a_damaged_or_foreign_configuration_is_refused(base, text, message):
+    path = base / "unet" / "config.json"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(UserError, match=rf"unet/config\.json: {message}"):
         load_network(VideoUNet, base, "cpu", torch.float32)
 
 
-def test_a_truncated_file_is_refused(base):
-    path = base / "unet" / "diffusion_pytorch_model.bin"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="unet"):
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1", b"PK\x03\x04 and no more", None]
+)
+def test_a_file_that_is_no_weights_is_named(base, name, content):
+    path = base / "unet" / name
+    path.write_bytes(content) if content is not None else torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match=rf"unet: {name}: damaged, or no file of weights") as caught:
         load_network(VideoUNet, base, "cpu", torch.float32)
+    assert "\n" not in str(caught.value)
 
 
 def test_half_precision_variants_are_taken_when_half_is_wanted():
@@ -222,3 +264,27 @@ else:
 
 def test_video_unet_is_what_loads_a_pixel_checkpoint(tiny):
     assert isinstance(load_network(VideoUNet, tiny.parent / "show-1-sr1", "cpu", torch.float32), VideoUNet)
+
+
+def test_a_checkpoint_of_another_stage_is_refused(tiny, tmp_path):
+    folder = Path(shutil.copytree(tiny.parent, tmp_path / "mixed"))
+    shutil.rmtree(folder / "show-1-interpolation" / "unet")
+    shutil.copytree(folder / "show-1-base" / "unet", folder / "show-1-interpolation" / "unet")
+    message = r"show-1-interpolation: its unet takes 3 channels, this stage gives 7; "
+    with pytest.raises(CheckpointError, match=message):
+        load_stage(Pipeline.load(folder / tiny.name), "interpolation")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_class_name": "EulerDiscreteScheduler"}, "base: scheduler: scheduler 'EulerDiscreteScheduler' is not supp"),
+        ({"beta_schedule": "wavy"}, "base: scheduler: wavy is not implemented"),
+    ],
+)
+def test_a_scheduler_that_is_not_known_is_refused_with_its_checkpoint(tiny, tmp_path, change, message):
+    folder = Path(shutil.copytree(tiny.parent, tmp_path / "tiny"))
+    path = folder / "show-1-base" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ConfigError, match=message):
+        load_stage(Pipeline.load(folder / tiny.name), "keyframes")
