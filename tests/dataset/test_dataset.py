@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from show1_ray.cli import app
 from show1_ray.clip import Clip
 from show1_ray.dataset import Rendering, StorageError, Weights, look, read_status
 from show1_ray.dataset.layout import clip_path, shard_key
@@ -307,6 +309,9 @@ def test_a_video_that_was_changed_at_equal_size_is_found_and_rendered_again_when
     status = read_status(job.url, verify=True)
     assert (status.damaged, status.done) == ([clip_path("clip-3")], 4)
     assert look(job.url, entries(5), origin=ORIGIN, verify=True).left == 1
+    told = CliRunner().invoke(app, ["status", job.url, "--verify"])
+    assert told.exit_code == 1
+    assert f"damaged: {clip_path('clip-3')}; `render --verify` renders it again" in told.output
     assert job.run(5, verify=True) == ["clip-3"]
     assert_complete(job, 5)
     assert read_status(job.url, verify=True).damaged == []
