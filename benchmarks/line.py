@@ -1,8 +1,16 @@
 """The share of ideal throughput that the line reaches, beside three other ways to run the same stages.
 
 Stages that only sleep, on GPUs that Ray only counts, with the cascade's cost profile; 160 clips whose tensors have
-their real sizes. Measured from the moment that all stations are up to the last clip, and in the middle half of that
-time. "Ideal" is every station at work on batches all the time.
+their real sizes. "Ideal" is every station at work on batches all the time. Columns, each to the last clip:
+
+- whole: from the moment that stations are ready; middle: in the middle half of that time;
+- job: from the moment that the job begins, its processes still to be started (Ray itself runs).
+
+The line and (c) start 8 processes before any work: they are ready when all are up, with nothing loaded. Autoscaling
+pools have no such moment: Ray Data starts an actor a stage, and more as queues grow, in the midst of the work. For it
+"whole" begins with the first actor. That spares it one process's start, and the line all 8; a later moment would leave
+out work that was done before. So "job", which charges every start to both, stands beside it, and "1.4 times (d)" is
+judged on each. Where (d) is above .714, nothing could pass it.
 
     python benchmarks/line.py                   all rows and the thresholds, about half an hour
     python benchmarks/line.py --quick           a fifth of the clips and no thresholds, to see that it runs
@@ -72,17 +80,21 @@ REGIMES = (
 
 @dataclass(frozen=True)
 class Result:
-    """Shares of ideal throughput."""
+    """Shares of ideal throughput. `job` is None on the simulated clock."""
 
     whole: float
     middle: float
+    job: float | None = None
 
 
-def result(busy: list[tuple[float, float]], stations: int, clips: int, unit: float, begin: float, end: float) -> Result:
-    """From the intervals in which stations worked."""
+def result(
+    busy: list[tuple[float, float]], stations: int, clips: int, unit: float, begin: float, end: float, job: float = 0
+) -> Result:
+    """From the intervals in which stations worked; stations are ready at `begin`, the job begins at `job`."""
     ideal = sum(COSTS.values()) * clips * unit / stations
     length = end - begin
-    return Result(ideal / length, busy_share(busy, stations, begin + length / 4, end - length / 4))
+    middle = busy_share(busy, stations, begin + length / 4, end - length / 4)
+    return Result(ideal / length, middle, ideal / (end - job) if job else None)
 
 
 # (a), (b): the line.
@@ -147,7 +159,7 @@ def run_line(
         store_bytes=STORE * 9 // 10,
         pinned=pinned,
     )
-    busy = []
+    busy, job_begin = [], time.time()
     with Line(specs(regime, unit, guess or {}), settings) as line:
         line.wait_for_stations()
         begin = end = time.time()
@@ -156,7 +168,7 @@ def run_line(
                 busy.append((event.started, event.started + event.seconds))
             elif isinstance(event, ClipDone):
                 end = time.time()
-    return result(busy, stations, clips, unit, begin, end)
+    return result(busy, stations, clips, unit, begin, end, job_begin)
 
 
 def simulate_line(
@@ -207,6 +219,7 @@ class Alone:
 
 def run_alone(regime: Regime, clips: int, stations: int, unit: float) -> Result:
     """As many independent scripts as there are GPUs."""
+    job_begin = time.time()
     actors: list[Any] = [Alone.remote() for _ in range(stations)]  # type: ignore[attr-defined]
     ray.get([actor.ready.remote() for actor in actors])
     begin = time.time()
@@ -214,7 +227,7 @@ def run_alone(regime: Regime, clips: int, stations: int, unit: float) -> Result:
     end = time.time()
     for actor in actors:
         ray.kill(actor)
-    return result([interval for share in shares for interval in share], stations, clips, unit, begin, end)
+    return result([interval for share in shares for interval in share], stations, clips, unit, begin, end, job_begin)
 
 
 # (d): Ray Data.
@@ -248,10 +261,11 @@ def data_lands(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_data(regime: Regime, clips: int, stations: int, unit: float) -> Result:
-    """Ray Data with an autoscaling actor pool for each stage, timed from when its first actor's process is up.
+    """Ray Data with an autoscaling actor pool for each stage; ready when its first actor's process is up (see above).
 
     It has no notion of a swap: whatever the regime, an actor holds one stage, and loads it when it is new.
     """
+    job_begin = time.time()
     dataset = ray.data.range(clips, override_num_blocks=clips // BATCH)
     for name in COSTS:
         dataset = dataset.map_batches(
@@ -265,7 +279,7 @@ def run_data(regime: Regime, clips: int, stations: int, unit: float) -> Result:
     rows = dataset.map_batches(data_lands, batch_size=BATCH).take_all()
     busy = {(row[f"{name}_begin"], row[f"{name}_end"]) for row in rows for name in COSTS}
     begin, end = min(row["ready"] for row in rows), max(row["latent_sr_end"] for row in rows)
-    return result(sorted(busy), stations, clips, unit, begin, end)
+    return result(sorted(busy), stations, clips, unit, begin, end, job_begin)
 
 
 # All together.
@@ -298,25 +312,29 @@ def thresholds(results: dict[tuple[str, str], Result]) -> list[tuple[str, float,
     """What must hold: description, measured, required. Only what was measured."""
     found = []
 
-    def require(
-        row: str, regime: str, what: str, required: float | None, middle: bool = False, slack: float = 0
-    ) -> None:
+    def share(row: str, regime: str, clock: str) -> float | None:
         one = results.get((row, regime))
-        if one is not None and required is not None:
-            found.append((f"{regime}: {row} {what}", one.middle if middle else one.whole, required - slack))
+        return None if one is None else getattr(one, clock)
 
-    def times(factor: float, row: str, regime: str) -> float | None:
-        one = results.get((row, regime))
-        return None if one is None else factor * one.whole
+    def require(row: str, regime: str, what: str, least: float | None, clock: str = "whole", slack: float = 0) -> None:
+        measured = share(row, regime, clock)
+        if measured is not None and least is not None:
+            found.append((f"{regime}: {row} {what}", measured, least - slack))
+
+    def times(factor: float, row: str, regime: str, clock: str = "whole") -> float | None:
+        one = share(row, regime, clock)
+        return None if one is None else factor * one
 
     for row, slack in (("line", 0.0), ("line, guess wrong", 0.05), ("line, 2 GPUs", 0.05)):
         require(row, "resident", "against .97 of (c)", times(0.97, "alone", "resident"), slack=slack)
         require(row, "swap .5", "over the whole", 0.88, slack=slack)
-        require(row, "swap .5", "in the middle", 0.97, middle=True, slack=slack)
+        require(row, "swap .5", "in the middle", 0.97, "middle", slack)
         require(row, "swap 5", "over the whole", 0.80, slack=slack)
         require(row, "swap 5", "against 1.25 times (c)", times(1.25, "alone", "swap 5"), slack=slack)
         for regime in REGIMES:
-            require(row, regime.name, "against 1.4 times (d)", times(1.4, "data", regime.name), slack=slack)
+            for clock, says in (("whole", "from stations ready"), ("job", "over the whole job")):
+                required = times(1.4, "data", regime.name, clock)
+                require(row, regime.name, f"against 1.4 times (d), {says}", required, clock, slack)
     return found
 
 
@@ -329,7 +347,8 @@ def measure(rows: list[str], regimes: list[Regime], clips: int, simulated: bool)
             known = next((results[row, r.name] for r in regimes if row == "data" and (row, r.name) in results), None)
             one = known or table[row](regime, clips)
             results[row, regime.name] = one
-            print(f"{MEANING[row]:52} {regime.name:10} {one.whole:6.3f} {one.middle:6.3f}", flush=True)
+            job = "" if one.job is None else f" {one.job:6.3f}"
+            print(f"{MEANING[row]:52} {regime.name:10} {one.whole:6.3f} {one.middle:6.3f}{job}", flush=True)
     return results
 
 
@@ -344,7 +363,7 @@ def main() -> int:
     options = parser.parse_args()
     regimes = [regime for regime in REGIMES if regime.name in options.regimes]
     clips = CLIPS // 5 if options.quick else CLIPS
-    print(f"{clips} clips, batches of {BATCH}, {GPUS} GPUs, 1 unit = {UNIT} s\n{'':64}whole middle")
+    print(f"{clips} clips, batches of {BATCH}, {GPUS} GPUs, 1 unit = {UNIT} s\n{'':64}whole middle    job")
     if options.simulate:
         results = measure([row for row in options.rows if row in SIMULATED], regimes, clips, simulated=True)
     else:

@@ -74,6 +74,7 @@ def render(
     save_stages: Annotated[str, typer.Option(metavar="A,B", help="Save these stages' frames too.")] = "",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Render again what failed before.")] = False,
     max_failures: Annotated[int, typer.Option(min=1, help="Stop if this many fail before one is done.")] = 20,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all clips; render damaged ones again.")] = False,
     changes: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, render nothing.")] = False,
     log: Annotated[
@@ -113,6 +114,7 @@ def render(
             save_stages=[stage for stage in save_stages.split(",") if stage],
             retry_failed=retry_failed,
             max_failures=max_failures,
+            verify=verify,
             dry_run=dry_run,
             observe=observe,
             control=control,
@@ -200,15 +202,16 @@ def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str]]:
 @app.command()
 def status(
     where: Annotated[str, typer.Argument(metavar="WHERE", help="A dataset.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read all clips and compare their checksums.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """What of a dataset is done, what failed and why, what is left."""
+    """What of a dataset is done, what failed and why, what is left. Exit code 1 if --verify finds damage."""
     from show1_ray.dataset import read_status
 
-    status = read_status(where)
+    status = read_status(where, verify)
     if json_output:
         print(json.dumps(asdict(status)))
-        return
+        raise typer.Exit(1 if status.damaged else 0)
     print(f"{where}: {status.done} of {status.count} clips done, {len(status.failures)} failed, {status.left} left")
     print(f"pipeline {status.pipeline}, recipe {status.recipe_hash}, {status.format}, {status.bytes / 2**20:.1f} MiB")
     if status.holder is not None:
@@ -216,6 +219,9 @@ def status(
     for failure in status.failures:
         reason = failure.error.strip().rpartition("\n")[2]
         print(f"failed: {failure.id} in {failure.stage} after {failure.attempts} attempts: {reason}")
+    for damaged in status.damaged:
+        print(f"damaged: {damaged}; `render --verify` renders it again")
+    raise typer.Exit(1 if status.damaged else 0)
 
 
 @app.command()

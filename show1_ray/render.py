@@ -102,6 +102,7 @@ def render(
     save_stages: Sequence[str] = (),
     retry_failed: bool = False,
     max_failures: int = 20,
+    verify: bool = False,
     dry_run: bool = False,
     observe: Callable[[Event | Summary], None] = lambda event: None,
     control: Control | None = None,
@@ -125,6 +126,8 @@ def render(
         save_stages: stages whose frames are saved too, under `__stages__/`; see `FRAMES_OF`.
         retry_failed: render again what failed in an earlier job.
         max_failures: the job stops if this many clips fail before the first one is done.
+        verify: read all clips that are there and render again those whose checksum is wrong; else only their sizes are
+            compared, which tells truncated ones and costs a listing.
         dry_run: check everything, say what is left, render nothing.
         observe: called with each of the line's events, and first with the summary as it stands.
         control: stops the job.
@@ -153,11 +156,11 @@ def render(
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
     place: dict[str, Any] = {"origin": origin(pipeline), "format": format, "columns": entries.columns}
     if dry_run:
-        survey = look(out, entries, retry_failed=retry_failed, **place)
+        survey = look(out, entries, retry_failed=retry_failed, verify=verify, **place)
         summary.done_before, summary.skipped_failures = survey.done, survey.failed
         observe(summary)
         return summary
-    with Dataset.open(out, manifest=about, job=job_name(), **place) as dataset:
+    with Dataset.open(out, manifest=about, job=job_name(), verify=verify, **place) as dataset:
         if not dataset.is_new:
             survey = dataset.survey(entries, retry_failed)
             summary.done_before, summary.skipped_failures = survey.done, survey.failed

@@ -19,13 +19,14 @@ from show1_ray.dataset.compaction import common_schema, compact_failures, compac
 from show1_ray.dataset.identity import Format, check_identity, write_identity
 from show1_ray.dataset.inventory import Inventory, take_inventory
 from show1_ray.dataset.lander import Lander, Origin, row_of_file
-from show1_ray.dataset.layout import CARD, CLIPS, FAILURES, METADATA, SHARDS, new_part, shard_number
+from show1_ray.dataset.layout import CARD, CLIPS, FAILURES, METADATA, SHARDS, clip_path, new_part, shard_number
 from show1_ray.dataset.lease import Lease, LeaseError, LeaseTimes
 from show1_ray.dataset.metadata import FAILURES as FAILURE_SCHEMA
 from show1_ray.dataset.metadata import Row, check_columns, to_parquet, to_table
-from show1_ray.dataset.shards import read_shard, write_shard
+from show1_ray.dataset.shards import read_shard, read_videos, write_shard
 from show1_ray.dataset.storage import Retries, Storage, StorageError
 from show1_ray.dataset.survey import Contents, Survey
+from show1_ray.dataset.verify import find_damaged
 from show1_ray.manifest import Entry
 
 
@@ -75,6 +76,7 @@ class Dataset:
         columns: Sequence[pa.Field] = (),
         manifest: Mapping[str, Any] | None = None,
         job: str = "",
+        verify: bool = False,
         settings: Settings | None = None,
     ) -> Self:
         """Begin a dataset at `url`, or continue the one that is there.
@@ -88,6 +90,7 @@ class Dataset:
             columns: the manifest's other columns.
             manifest: what `status` should know of the manifest: `url`, `count`, `fingerprint`.
             job: the job's name, for whoever is refused meanwhile.
+            verify: read all clips, and remove those whose checksum is not their row's; else sizes are compared.
             settings: when what is written.
 
         Raises:
@@ -104,7 +107,7 @@ class Dataset:
         try:
             check_identity(storage, origin, format)  # the one that had the lease may have begun it
             write_identity(storage, origin, format, dataset._about)
-            dataset._recover()
+            dataset._recover(verify)
         except BaseException:
             dataset.abandon()
             raise
@@ -203,14 +206,30 @@ class Dataset:
 
     # Resuming
 
-    def _recover(self) -> None:
+    def _recover(self, verify: bool) -> None:
         storage = self._storage
         clip_folders = [f"{CLIPS}/{name}" for name in storage.folders(CLIPS)]
         storage.clean(["", SHARDS, METADATA, FAILURES, *clip_folders])
+        if verify:
+            self._remove_damaged()
         inventory = self._settle()
         numbers = {shard_number(name) for name in storage.sizes(SHARDS)} | set(inventory.shard_sizes)
         self._next_shard = 1 + max((n for n in numbers if n is not None), default=-1)
         self._contents = Contents(storage, inventory, self._rows)
+
+    def _remove_damaged(self) -> None:
+        """Remove clips whose checksum is wrong. Of a shard that has one, the others become single files again."""
+        damaged = find_damaged(self._storage, take_inventory(self._storage))
+        for shard in {one.shard for one in damaged if one.shard is not None}:
+            broken = {one.file_name for one in damaged if one.shard == shard}
+            for name, data in read_videos(self._storage, shard):
+                row = None if name in broken else row_of_file(data, self._origin.recipe_hash)
+                if row is not None:
+                    self._storage.write(clip_path(row["id"]), data)
+            self._storage.delete(shard)
+        for one in damaged:
+            if one.shard is None:
+                self._storage.delete(one.file_name)
 
     def _settle(self) -> Inventory:
         """Bring files and rows to agree: adopt what landed without a row, remove what is twice or broken."""

@@ -6,7 +6,8 @@ import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -58,6 +59,14 @@ def read_shard(storage: Storage, path: str, recipe_hash: str) -> list[Row] | Non
         except tarfile.TarError:
             return None
         return rows if _ends(file, size) else None
+
+
+def read_videos(storage: Storage, path: str) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of a shard's videos, as far as it can be read."""
+    with storage.local_copy(path) as local, suppress(tarfile.TarError), tarfile.open(local) as tar:
+        for member in tar:
+            if member.name.endswith(".mp4"):
+                yield member.name, _content(tar, member)
 
 
 def _ends(file: IO[bytes], size: int) -> bool:

@@ -10,6 +10,7 @@ from show1_ray.dataset.inventory import take_inventory
 from show1_ray.dataset.lease import Holder, read_holder
 from show1_ray.dataset.metadata import id_digest
 from show1_ray.dataset.storage import Storage
+from show1_ray.dataset.verify import without_damaged
 from show1_ray.errors import UserError
 
 
@@ -31,7 +32,8 @@ class Status:
 
     `done` clips have landed (of these `without_row` have no row in the metadata yet: the next run adopts
     them), `failures` have not, `left` of the last manifest's `count` are neither; `others` of them all are not that
-    manifest's. `bytes` are those of clips with rows. `holder` is the job that writes to it, if one does.
+    manifest's. `damaged` are there but not as they were written, and count as left; looked for only when asked.
+    `bytes` are those of clips with rows. `holder` is the job that writes to it, if one does.
     """
 
     pipeline: str
@@ -45,16 +47,21 @@ class Status:
     others: int
     bytes: int
     failures: list[Failure]
+    damaged: list[str]
     holder: Holder | None
 
 
-def read_status(url: str) -> Status:
-    """Read the status of the dataset at `url`. Raises UserError where there is none, StorageError."""
+def read_status(url: str, verify: bool = False) -> Status:
+    """Read the status of the dataset at `url`; with `verify` all its clips too, to compare them with their checksums.
+
+    Raises UserError where there is none, StorageError.
+    """
     storage = Storage.at(url)
     about = read_identity(storage)
     if about is None:
         raise UserError(f"dataset {url}: there is none")
     inventory = take_inventory(storage)
+    damaged = without_damaged(storage, inventory) if verify else []
     done = inventory.done()
     last = {failure["id"]: failure for failure in read_failures(storage)}
     landed = {path.rpartition("/")[2].removesuffix(".mp4") for path in inventory.without_row}
@@ -81,5 +88,6 @@ def read_status(url: str) -> Status:
         others=others,
         bytes=inventory.bytes,
         failures=failures,
+        damaged=[str(one) for one in damaged],
         holder=None if holder is None or holder.is_dead else holder,
     )

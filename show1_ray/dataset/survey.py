@@ -15,6 +15,7 @@ from show1_ray.dataset.inventory import Inventory, read_part, take_inventory
 from show1_ray.dataset.lander import Origin, row_of_file
 from show1_ray.dataset.metadata import Row, check_columns, content_digest, id_digest
 from show1_ray.dataset.storage import Storage
+from show1_ray.dataset.verify import without_damaged
 from show1_ray.errors import UserError
 from show1_ray.manifest import Entry
 
@@ -121,6 +122,7 @@ def look(
     format: Format = "mp4",
     columns: Sequence[pa.Field] = (),
     retry_failed: bool = False,
+    verify: bool = False,
 ) -> Survey:
     """What a job would find in the dataset at `url`, told without a lease and without writing anything.
 
@@ -131,6 +133,8 @@ def look(
     storage = Storage.at(url)
     check_identity(storage, origin, format)
     inventory = take_inventory(storage)
+    if verify:
+        without_damaged(storage, inventory)
     landed = storage.map(lambda path: row_of_file(storage.read(path), origin.recipe_hash), inventory.without_row)
     return Contents(storage, inventory, [row for row in landed if row is not None]).survey(entries, retry_failed)
 

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from show1_ray.errors import UserError
+from show1_ray.line import plan
 from show1_ray.line.spec import LineSettings, StageSpec
 from show1_ray.line.station import StationInfo, start_station
 
@@ -29,6 +30,7 @@ class StationHandle:
     actor: Any
     info: StationInfo | None = None
     up_since: float = 0.0
+    has_worked: bool = False
 
 
 @dataclass
@@ -130,6 +132,16 @@ class Fleet:
         resources = self.node(handle.info.node).get("Resources", {})
         stations = resources.get("GPU", 1) if self.gpus else resources.get("CPU", 1) / self.settings.threads
         return int(resources.get("memory", 0) / max(1.0, stations) / 2)
+
+    def pins(self, slot: int, memory: int) -> tuple[int, ...]:
+        """What the plan pins to the station of a slot: all stations are taken to be like this one."""
+        stations = [index for index, spec in enumerate(self.specs) if spec.on == "station"]
+        pins = plan.pin(
+            [self.specs[index].seconds for index in stations],
+            [self.specs[index].memory for index in stations],
+            [memory] * self.size,
+        )
+        return tuple(stations[index] for index in pins[slot])
 
     def kind(self, handle: StationHandle) -> str:
         """The kind of GPU of a station, as Ray calls it ("A100"); "" where there is none."""

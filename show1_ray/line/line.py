@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 
 import ray
@@ -14,6 +14,7 @@ import ray
 from show1_ray.clip import Clip
 from show1_ray.errors import UserError
 from show1_ray.line import events, plan
+from show1_ray.line.batch import Batch, as_task, on_station
 from show1_ray.line.fleet import Fleet, StationHandle
 from show1_ray.line.flight import Flight
 from show1_ray.line.inbox import Inbox
@@ -21,7 +22,7 @@ from show1_ray.line.load import Assignment, load_of
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.snapshot import Progress
 from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec, check
-from show1_ray.line.station import Cause, Failure, Report, is_out_of_memory, returns, run_task
+from show1_ray.line.station import Failure, Report, is_out_of_memory
 from show1_ray.line.traffic import GivenUp, Traffic
 
 POLL_SECONDS = 0.05
@@ -29,16 +30,6 @@ POLL_SECONDS = 0.05
 
 SCALING_SECONDS = 1.0
 """How often the line asks itself how many stations it should have."""
-
-
-@dataclass
-class Batch:
-    """A batch that runs. `outputs` are the references to its tensors, clip by clip."""
-
-    assignment: Assignment
-    flights: list[Flight]
-    outputs: list[ray.ObjectRef]
-    deadline: float
 
 
 class Line:
@@ -161,7 +152,7 @@ class Line:
             return
         self._next_scaling = now + SCALING_SECONDS
         before = self.fleet.size
-        idle = self.schedule.idle_since(now - self.settings.idle_seconds)
+        idle = self.schedule.idle.since(now - self.settings.idle_seconds)
         for number in self.fleet.scale(self.schedule.useful_stations(), idle, now):
             self.schedule.remove_station(number)
             self._events.append(events.StationEnded(number))
@@ -172,24 +163,17 @@ class Line:
 
     def _start(self, assignment: Assignment) -> None:
         spec = self.specs[assignment.stage]
-        flights = self.traffic.take(assignment)
-        clips = [flight.clip for flight in flights]
-        inputs = [flight.inputs(spec) for flight in flights]
-        count = returns(spec, len(clips))
+        flights, deadline = self.traffic.take(assignment), self._deadline(assignment)
         if assignment.station is None:
-            task = ray.remote(run_task).options(
-                num_cpus=0, num_returns=count, max_retries=0, scheduling_strategy="SPREAD"
-            )
-            refs = task.remote(self._spec_refs[assignment.stage], clips, inputs)
+            batch = as_task(self._spec_refs[assignment.stage], spec, assignment, flights, deadline)
         else:
-            run = self.fleet.stations[assignment.station].actor.run.options(num_returns=count)
-            refs = run.remote(assignment.stage, assignment.evict, assignment.drop, clips, inputs)
-        report, *outputs = list(refs) if count > 1 else [refs]  # type: ignore[call-overload]
-        self.batches[report] = Batch(assignment, flights, outputs, self._deadline(assignment))
+            actor = self.fleet.stations[assignment.station].actor
+            batch = on_station(actor, spec, assignment, flights, deadline)
+        self.batches[batch.report] = batch
         if flights:
             cost = self.schedule.stages[assignment.stage].on(self._kind(assignment))
-            ids = tuple(clip.id for clip in clips)
-            seconds = cost.seconds * len(clips)
+            ids = tuple(flight.clip.id for flight in flights)
+            seconds = cost.seconds * len(flights)
             self._events.append(events.StageBegan(ids, spec.name, assignment.station, seconds, assignment.price))
 
     def _deadline(self, assignment: Assignment) -> float:
@@ -229,7 +213,7 @@ class Line:
             done, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
         for ref in done:
             if ref in self.batches:
-                self._settle(self.batches.pop(ref), ref)
+                self._settle(self.batches.pop(ref))
             else:
                 self._station_up(ref)
 
@@ -245,7 +229,7 @@ class Line:
             return
         assert handle.info is not None
         memory = handle.info.memory if handle.info.memory is not None else 1 << 60
-        pins = self._pins(memory, handle.slot) if self.settings.pinned else None
+        pins = self.fleet.pins(handle.slot, memory) if self.settings.pinned else None
         kind, host_memory = self.fleet.kind(handle), self.fleet.host_memory(handle)
         self.schedule.add_station(handle.number, memory, host_memory, now, pins, kind)
         homeless = [self.specs[index] for index in self.schedule.homeless()]
@@ -255,30 +239,18 @@ class Line:
             raise UserError(f"stations: {most / 1e9:.1f} GB, the most that one has, are too little for {names}")
         self._events.append(events.StationUp(handle.number, handle.info.node, handle.info.pid, memory))
 
-    def _pins(self, memory: int, slot: int) -> tuple[int, ...]:
-        """What the plan pins to a station: all stations are taken to be like this one."""
-        stations = [index for index, spec in enumerate(self.specs) if spec.on == "station"]
-        pins = plan.pin(
-            [self.specs[index].seconds for index in stations],
-            [self.specs[index].memory for index in stations],
-            [memory] * self.fleet.size,
-        )
-        return tuple(stations[index] for index in pins[slot])
-
-    def _settle(self, batch: Batch, ref: ray.ObjectRef) -> None:
+    def _settle(self, batch: Batch) -> None:
         """A batch has ended by itself: read its report."""
         try:
-            report = ray.get(ref)
-        except ray.exceptions.RayTaskError as error:
-            cause: Cause = "memory" if is_out_of_memory(error.cause or error) else "error"
-            report = Report(failure=Failure(cause, str(error)))
+            report = batch.read()
         except ray.exceptions.RayError as error:
             report = Report(failure=self._death(batch, error))
         self._conclude(batch, report)
 
     def _death(self, batch: Batch, error: Exception) -> Failure:
         number = batch.assignment.station
-        if is_out_of_memory(error):
+        begun = batch.has_begun()
+        if begun and is_out_of_memory(error):
             return Failure("memory", str(error))
         if number is None:
             gone = self.fleet.node_went_away(time.monotonic())
@@ -286,6 +258,8 @@ class Line:
             gone = self.fleet.is_gone(self.fleet.stations[number], error)
         if gone:
             return Failure("gone", str(error))
+        if not begun:
+            return Failure("idle", f"the process had died while it had nothing to do: {error}")
         return Failure("death", f"the process died: {error}")
 
     def _expire(self) -> None:
@@ -293,8 +267,7 @@ class Line:
         now = time.monotonic()
         for ref in [ref for ref, batch in self.batches.items() if batch.deadline < now]:
             batch = self.batches.pop(ref)
-            if batch.assignment.station is None:
-                ray.cancel(ref, force=True)
+            batch.cancel()
             waits_for_a_node = self.fleet.node_went_away(now)
             failure = Failure("gone" if waits_for_a_node else "deadline", "it did not return in time")
             self._conclude(batch, Report(failure=failure))
@@ -318,6 +291,8 @@ class Line:
         else:
             self._measure(batch, report)
             self._advance(batch, report)
+            if assignment.station is not None:
+                self.fleet.stations[assignment.station].has_worked = True
         if assignment.station is None:
             return
         if failure is None or failure.cause in ("error", "clip"):
@@ -341,23 +316,13 @@ class Line:
                 report.seconds,
                 report.load_seconds,
                 report.started,
-                self._shown(batch),
+                batch.shown(self.specs[stage].gives),
             )
         )
         self.traffic.advance(batch.flights, report, batch.outputs)
         if stage + 1 == len(self.specs):
             for flight in batch.flights:
                 self._finish(flight)
-
-    def _shown(self, batch: Batch) -> dict[str, dict[str, ray.ObjectRef]]:
-        """Of what a batch gave, the references that its clips' orders ask for."""
-        names, shown = self.specs[batch.assignment.stage].gives, {}
-        for at, flight in enumerate(batch.flights):
-            if flight.outputs and not flight.unwanted:
-                refs = batch.outputs[at * len(names) : (at + 1) * len(names)]
-                given = dict(zip(names, refs, strict=True))
-                shown[flight.clip.id] = {name: given[name] for name in flight.outputs.intersection(names)}
-        return shown
 
     def _finish(self, flight: Flight) -> None:
         if flight.unwanted:
@@ -382,6 +347,9 @@ class Line:
         if failure.cause == "load" or (failure.cause in ("death", "deadline") and not batch.flights):
             name = self.specs[batch.assignment.stage].name
             self._count_dead_start(f"stage {name} does not load: {_last_line(failure.text)}")
+        station = batch.assignment.station
+        if failure.cause == "idle" and station is not None and not self.fleet.stations[station].has_worked:
+            self._count_dead_start(f"a station died before it did anything: {_last_line(failure.text)}")
         self._tell_given_up(self.traffic.fail(batch.assignment, batch.flights, failure))
         self._tell_repeated(batch, f"{failure.cause}: {_last_line(failure.text)}")
 
@@ -456,9 +424,8 @@ class Line:
 
     def _abandon(self) -> None:
         """Forget what still runs: tasks are cancelled here, stations end when the line does."""
-        for ref, batch in self.batches.items():
-            if batch.assignment.station is None:
-                ray.cancel(ref, force=True)
+        for batch in self.batches.values():
+            batch.cancel()
         self.batches.clear()
 
 

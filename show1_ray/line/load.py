@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -117,6 +118,31 @@ class StationLoad:
     def may_run(self, stage: int) -> bool:
         """Whether the plan allows `stage` here, and it fits."""
         return stage not in self.too_big and (self.pins is None or stage in self.pins)
+
+    def hold(self, stage: int, memory: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Put a stage on the device, where it is the last one used. `memory` is that of all stages.
+
+        Returns:
+            Stages that go from the device to host memory for it, the one not used for longest first; and those that
+            go altogether.
+        """
+        evict: list[int] = []
+        drop: list[int] = []
+        self.held.pop(stage, None)
+        self.hosted.pop(stage, None)
+        taken = memory[stage] + sum(memory[held] for held in self.held)
+        while taken > self.memory and self.held:
+            oldest = next(iter(self.held))
+            del self.held[oldest]
+            taken -= memory[oldest]
+            self.hosted[oldest] = None
+            evict.append(oldest)
+        while sum(memory[hosted] for hosted in self.hosted) > self.host_memory:
+            oldest = next(iter(self.hosted))
+            del self.hosted[oldest]
+            drop.append(oldest)
+        self.held[stage] = None
+        return tuple(left for left in evict if left not in drop), tuple(drop)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from show1_ray.line.idle import IdleStations
 from show1_ray.line.load import UNKNOWN_TOTAL, Assignment, StageLoad, StationLoad
 from show1_ray.line.plan import shares, useful
 
@@ -56,12 +57,7 @@ class Schedule:
         """Idle stations load what fits them."""
         self.wake_at = math.inf
         """When time alone would change the schedule's mind; set by `decide`."""
-        self._freed: dict[int, None] = {}
-        self._idle: dict[int, None] = {}
-        self._idle_blank: dict[int, None] = {}
-        self._idle_small: dict[int, None] = {}  # those that have no room for some stage
-        self._idle_holding: list[dict[int, None]] = [{} for _ in self.stages]
-        self._idle_hosting: list[dict[int, None]] = [{} for _ in self.stages]
+        self.idle = IdleStations(len(self.stages))
         self.open(total)
 
     # What happened.
@@ -141,29 +137,18 @@ class Schedule:
         )
         self.stations[number] = StationLoad(number, memory, host_memory, pins, kind, too_big)
         self.free(number, now)
-        del self._freed[number]
+        del self.idle.freed[number]
 
     def remove_station(self, number: int) -> None:
         """A station is gone, with what it held."""
         station = self.stations.pop(number)
-        self._leave_idle(station)
+        self.idle.remove(station)
         for stage in station.held:
             self.stages[stage].holders -= 1
 
     def free(self, number: int, now: float) -> None:
         """A station has ended what it did and is idle from `now`."""
-        station = self.stations[number]
-        station.idle_since = now
-        self._freed[number] = None
-        self._idle[number] = None
-        if not station.held:
-            self._idle_blank[number] = None
-        if station.too_big:
-            self._idle_small[number] = None
-        for stage in station.held:
-            self._idle_holding[stage][number] = None
-        for stage in station.hosted:
-            self._idle_hosting[stage][number] = None
+        self.idle.add(self.stations[number], now)
 
     # What to do next.
 
@@ -178,33 +163,22 @@ class Schedule:
         if self.closed:
             return None
         ready = [(stage, clips) for stage, clips in ready if self.stages[stage].on_station]
-        for small in self._idle_small:
+        for small in self.idle.small.values():
             # It is idle beside work that it has no room for: those that have do that first, and leave it the rest.
-            ready.sort(key=lambda batch: batch[0] not in self.stations[small].too_big)
+            ready.sort(key=lambda batch: batch[0] not in small.too_big)
             break
         wanted = self._wanted()
-        while self._freed:
-            freed = next(iter(self._freed))
-            del self._freed[freed]
-            station = self.stations[freed]
+        while self.idle.freed:
+            station = self.idle.freed.pop(next(iter(self.idle.freed)))
             chosen = self._choose(station, ready, wanted, now)
             if chosen is not None:
                 return self._take(*chosen, station)
         for stage, clips in ready:
-            for group in (self._idle_holding[stage], self._idle_hosting[stage], self._idle_blank, self._idle):
-                number = next((number for number in group if self._may_join(number, stage, group)), None)
-                if number is not None:
-                    station = self.stations[number]
-                    chosen = self._choose(station, [(stage, clips)], wanted, now)
-                    if chosen is not None:
-                        return self._take(*chosen, station)
+            for station in self.idle.candidates(stage):
+                chosen = self._choose(station, [(stage, clips)], wanted, now)
+                if chosen is not None:
+                    return self._take(*chosen, station)
         return self._preload()
-
-    def _may_join(self, number: int, stage: int, group: dict[int, None]) -> bool:
-        """Whether an idle station stands for its group: of all that are idle, one that has to load the stage."""
-        station = self.stations[number]
-        joins = station.may_run(stage)
-        return joins and not (group is self._idle and (stage in station.held or stage in station.hosted))
 
     def homeless(self) -> list[int]:
         """Stages that fit none of the stations that are up."""
@@ -219,11 +193,6 @@ class Schedule:
         """How many stations the work that is left can use, those included that it has; 1 at least."""
         cost = max(stage.seconds + stage.load_seconds for stage in self.stages if stage.on_station)
         return useful(sum(self._work()), self.unadmitted + self.in_flight, cost)
-
-    def idle_since(self, time: float) -> list[int]:
-        """Stations that have been idle since `time` or longer, the longest first."""
-        since = {number: self.stations[number].idle_since for number in self._idle}
-        return sorted((n for n, at in since.items() if at is not None and at <= time), key=lambda n: (since[n], n))
 
     def seconds_left(self) -> float:
         """Seconds of work that is left for each station, if all of them work all the time."""
@@ -269,7 +238,7 @@ class Schedule:
         full = max(1, math.ceil(stage.batch_size * fullness))
         possible = min(stage.waiting, full, room)
         if self.eager:  # idle stations share what waits
-            return max(0, min(possible, math.ceil(stage.waiting / max(1, len(self._idle)))))
+            return max(0, min(possible, math.ceil(stage.waiting / max(1, len(self.idle)))))
         if before == 0 or (not stage.on_station and possible > 0):
             if fullness < 1.0:
                 possible = min(possible, math.ceil(stage.waiting / len(self.stations)))
@@ -369,10 +338,9 @@ class Schedule:
         for index, stage in enumerate(self.stages):
             coming = before + stage.queued
             before = stage.queued + stage.running
-            number = next((number for number in self._idle_blank if self.stations[number].may_run(index)), None)
-            if not stage.on_station or number is None:
+            station = next((station for station in self.idle.blank.values() if station.may_run(index)), None)
+            if not stage.on_station or station is None:
                 continue
-            station = self.stations[number]
             useful = coming / stage.batch_size
             if stage.load_seconds > 0:
                 useful = min(useful, coming * stage.seconds // stage.load_seconds)
@@ -382,15 +350,14 @@ class Schedule:
 
     def _fill(self) -> Assignment | None:
         """Let an idle station load a stage that it has room for."""
-        for number in self._idle:
-            station = self.stations[number]
+        for station in self.idle.all.values():
             for index in self._missing(station):
                 return self._take(index, 0, station)
         return None
 
     def is_full(self, station: StationLoad) -> bool:
         """Whether a station is idle and has no room for a stage that it does not hold."""
-        return station.number in self._idle and not any(True for _ in self._missing(station))
+        return station in self.idle and not any(True for _ in self._missing(station))
 
     def _missing(self, station: StationLoad) -> Iterator[int]:
         """Stages that `station` could load beside those that it holds."""
@@ -411,46 +378,13 @@ class Schedule:
         if station is None:
             return Assignment(None, index, clips, isolated)
         price = self.price(station, index)
-        self._leave_idle(station)
-        evict, drop = self._make_room(station, index)
+        self.idle.remove(station)
+        before = set(station.held)
+        evict, drop = station.hold(index, [one.memory for one in self.stages])
+        stage.holders += index not in before
+        for left in before.difference(station.held):
+            self.stages[left].holders -= 1
         return Assignment(station.number, index, clips, isolated, evict, drop, price)
-
-    def _make_room(self, station: StationLoad, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Put a stage on the station's device; which stages leave it, and which leave the host memory."""
-        evict: list[int] = []
-        drop: list[int] = []
-        if index in station.held:
-            del station.held[index]
-        else:
-            self.stages[index].holders += 1
-            station.hosted.pop(index, None)
-        memory = self.stages[index].memory + sum(self.stages[held].memory for held in station.held)
-        while memory > station.memory and station.held:
-            oldest = next(iter(station.held))
-            del station.held[oldest]
-            self.stages[oldest].holders -= 1
-            memory -= self.stages[oldest].memory
-            station.hosted[oldest] = None
-            evict.append(oldest)
-        while sum(self.stages[hosted].memory for hosted in station.hosted) > station.host_memory:
-            oldest = next(iter(station.hosted))
-            del station.hosted[oldest]
-            drop.append(oldest)
-        station.held[index] = None
-        return tuple(stage for stage in evict if stage not in drop), tuple(drop)
-
-    def _leave_idle(self, station: StationLoad) -> None:
-        if station.idle_since is None:
-            return
-        station.idle_since = None
-        number = station.number
-        del self._idle[number]
-        self._idle_blank.pop(number, None)
-        self._idle_small.pop(number, None)
-        for stage in (*station.held, *station.hosted):
-            self._idle_holding[stage].pop(number, None)
-            self._idle_hosting[stage].pop(number, None)
-        self._freed.pop(number, None)
 
 
 def _exceeds(stations: float, threshold: tuple[float, float], share: float) -> bool:

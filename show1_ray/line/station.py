@@ -24,7 +24,7 @@ from show1_ray.line.spec import FatalError, LineSettings, StageObject, StageSpec
 FETCH_SECONDS = 10.0
 """Seconds after which a fetch is asked for again."""
 
-Cause = Literal["error", "memory", "device", "clip", "fatal", "load", "death", "deadline", "gone"]
+Cause = Literal["error", "memory", "device", "clip", "fatal", "load", "death", "deadline", "gone", "idle"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Failure:
 
     "error": the stage raised; "memory": it ran out of memory; "device": the GPU failed, and the process cannot use
     it any more; "clip": the stage named the clip at fault; "fatal": nothing more can be rendered; "load": the stage
-    could not be loaded; "death": the process died; "deadline": it did not return; "gone": the node went away, which
-    is nobody's fault.
+    could not be loaded; "death": the process died; "deadline": it did not return; "gone": the node went away;
+    "idle": the process had died before the batch came to it. The last two are nobody's fault.
     """
 
     cause: Cause
@@ -87,6 +87,9 @@ class Station:
         if memory is None and settings.measure_memory is not None:
             memory = settings.measure_memory(self.device)
         return StationInfo(ray.get_runtime_context().get_node_id(), os.getpid(), memory)
+
+    def answer(self) -> None:
+        """Asked for right before each batch: a process that died before it has not died of the batch."""
 
     def run(
         self,

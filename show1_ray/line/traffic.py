@@ -125,7 +125,7 @@ class Traffic:
 
     def fail(self, assignment: Assignment, flights: list[Flight], failure: Failure) -> list[GivenUp]:
         """A batch failed: put its clips back, isolate the one at fault, or give it up."""
-        if failure.cause in ("gone", "load"):
+        if failure.cause in ("gone", "idle", "load"):
             self.put_back(assignment, flights)
             return []
         guilty = [flight for flight in flights if flight.clip.id == failure.clip_id]

@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from show1_ray.cli import app
 from show1_ray.clip import Clip
 from show1_ray.dataset import Rendering, StorageError, Weights, look, read_status
 from show1_ray.dataset.layout import clip_path, shard_key
@@ -287,6 +289,46 @@ def test_the_clips_of_a_truncated_shard_are_rendered_again(job, with_rows):
     truncate(Path(job.url) / "shards" / "shard-000000.tar")
     assert job.run(9, format="webdataset") == IDS[:4]
     assert_complete(job, 9)
+
+
+def spoil(path: Path, inside: bytes) -> None:
+    """Change a byte in the midst of a video that is in a file, as a bad disk does: its size stays."""
+    data = bytearray(path.read_bytes())
+    data[data.index(inside) + len(inside) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_video_that_was_changed_at_equal_size_is_found_and_rendered_again_when_asked(job, finished):
+    if finished:
+        job.run(5)
+    else:
+        unfinished(job, 5)
+    spoil(video(job, "clip-3"), video(job, "clip-3").read_bytes())
+    assert read_status(job.url).damaged == []
+    status = read_status(job.url, verify=True)
+    assert (status.damaged, status.done) == ([clip_path("clip-3")], 4)
+    assert look(job.url, entries(5), origin=ORIGIN, verify=True).left == 1
+    told = CliRunner().invoke(app, ["status", job.url, "--verify"])
+    assert told.exit_code == 1
+    assert f"damaged: {clip_path('clip-3')}; `render --verify` renders it again" in told.output
+    assert job.run(5, verify=True) == ["clip-3"]
+    assert_complete(job, 5)
+    assert read_status(job.url, verify=True).damaged == []
+
+
+def test_of_a_shard_with_a_changed_video_only_that_one_is_rendered_again(job):
+    job.run(9, format="webdataset")
+    shard = Path(job.url) / "shards" / "shard-000000.tar"
+    with tarfile.open(shard) as tar:
+        member = tar.extractfile("clip-2.mp4")
+        assert member is not None
+        spoil(shard, member.read())
+    status = read_status(job.url, verify=True)
+    assert (status.damaged, status.done) == (["clip-2.mp4 in shards/shard-000000.tar"], 8)
+    assert job.run(9, format="webdataset", verify=True) == ["clip-2"]
+    assert_complete(job, 9)
+    assert read_status(job.url, verify=True).damaged == []
 
 
 def test_a_shard_that_is_cut_between_two_members_is_not_taken_for_whole(job):

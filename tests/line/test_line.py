@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,8 @@ def test_a_clip_that_kills_its_process_each_time_fails_alone() -> None:
     outcome = render(stages, batch)
     outcome.assert_done(batch, failed={"clip-005"})
     assert outcome.failed["clip-005"].attempts == 3
-    assert len(outcome.lost) in (4, 5), "a batch of 2, of 4 before it if that was full, and three times alone"
+    deaths = [lost for lost in outcome.lost if lost.reason.startswith("death")]
+    assert len(deaths) in (4, 5), "a batch of 2, of 4 before it if that was full, and three times alone"
 
 
 def test_after_an_error_of_the_device_the_station_is_started_afresh() -> None:
@@ -162,7 +164,7 @@ def test_a_clip_that_never_returns_fails_alone_at_its_deadline() -> None:
 
     batch = clips(8)
     stages = [spec(0), spec(1, lambda device: Fails(1, {5}, act)), spec(2), land()]
-    outcome = render(stages, batch, deadline_floor=0.5, first_deadline=2.0, max_attempts=2)
+    outcome = render(stages, batch, deadline_floor=1.0, first_deadline=2.0, max_attempts=2)
     outcome.assert_done(batch, failed={"clip-005"})
     assert "did not return in time" in outcome.failed["clip-005"].error
 
@@ -186,13 +188,22 @@ def test_out_of_memory_makes_batches_smaller_and_starts_the_station_afresh() -> 
 
 
 def test_a_station_killed_in_mid_batch_is_replaced_and_its_clips_are_done() -> None:
-    batch = clips(16)
+    taken: list[Clip] = []
     outcome = Outcome()
     pids: dict[int, int] = {}
     killed: list[int] = []
-    stages = [spec(0), spec(1), spec(2, seconds=0.5), land()]
-    with Line(stages, settings(snapshot_seconds=0.1)) as line:
-        for event in line.run(batch):
+
+    def until_it_is_replaced() -> Iterator[Clip]:
+        for clip in clips(10_000):
+            if len(pids) == 3:
+                return
+            taken.append(clip)
+            yield clip
+
+    bytes_of_a_clip = 8000
+    stages = [spec(number, output_bytes=bytes_of_a_clip, seconds=0.3 if number == 2 else 0.01) for number in range(3)]
+    with Line([*stages, land()], settings(snapshot_seconds=0.1, store_bytes=20 * bytes_of_a_clip)) as line:
+        for event in line.run(until_it_is_replaced()):
             outcome.add(event)
             if isinstance(event, StationUp):
                 pids[event.station] = event.pid
@@ -201,7 +212,7 @@ def test_a_station_killed_in_mid_batch_is_replaced_and_its_clips_are_done() -> N
                 if busy:
                     os.kill(pids[busy[0]], signal.SIGKILL)
                     killed.append(busy[0])
-    outcome.assert_done(batch)
+    outcome.assert_done(taken)
     assert [lost.station for lost in outcome.lost] == killed
     assert len(pids) == 3
     assert {done.attempts for done in outcome.done.values()} == {1}
@@ -248,7 +259,7 @@ def test_a_stopped_line_ends_what_runs_and_starts_nothing_more() -> None:
                 line.stop()
     landed = {name for done in outcome.batches if done.stage == "stage2" for name in done.clips}
     assert set(outcome.done) == landed
-    assert 0 < len(landed) <= 3 * 4
+    assert 0 < len(landed) <= 4 * 4, "of each of 2 stations, the batch that ended and the one after it"
 
 
 def test_a_stop_at_once_does_not_wait_for_what_runs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -9,9 +10,12 @@ from functools import partial
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.experimental import get_object_locations
 
-from show1_ray.line.events import StageDone, StationUp
+from show1_ray.clip import Clip
+from show1_ray.line.events import ClipDone, StageDone, StationUp
 from show1_ray.line.line import Line
+from show1_ray.line.spec import Order, StageSpec, Tensors
 from tests.line.sleepers import Adds, Outcome, clips, land, settings, spec
 
 FRAMES = 300_000
@@ -35,11 +39,46 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
+class Counts:
+    """The last stage: how many numbers it was given."""
+
+    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+        return [{"numbers": sum(len(tensor) for tensor in given.values())} for given in tensors]
+
+
 class Elsewhere(Adds):
     """Large tensors, so that they are lost with their node."""
 
     def __init__(self, number: int, device: str) -> None:
         super().__init__(number, 0.05 if number < 2 else 0.3, FRAMES)
+
+
+def test_tensors_go_from_station_to_station_and_never_to_the_drivers_node(cluster: Cluster) -> None:
+    batch = clips(12)
+    nodes = {cluster.add_node(num_gpus=1, num_cpus=1, object_store_memory=150_000_000).node_id for _ in range(2)}
+    stages = [spec(number, partial(Elsewhere, number), output_bytes=8 * FRAMES, memory=1) for number in range(2)]
+    stages.append(StageSpec("last", lambda device: Counts(), takes=("x0", "x1"), gives=("numbers",), batch_size=4))
+    orders = (Order(clip, outputs=frozenset({"x0", "x1"})) for clip in batch)
+    tensors, done = [], []
+    pinned = settings(station_memory=1, host_memory=0, pinned=True)
+    with Line(stages, pinned) as line:
+        for event in line.run(orders, total=len(batch)):
+            if isinstance(event, StageDone):
+                tensors += [ref for given in event.outputs.values() for ref in given.values()]
+            if isinstance(event, ClipDone):
+                done.append(event.result["numbers"])
+        assert done == [2 * FRAMES] * len(batch)
+        assert len(tensors) == 2 * len(batch)
+
+        # A fetch by the driver shows in the locations. So would any before it: what a node says comes in order.
+        control, *others = tensors
+        ray.get(control)
+        driver = ray.get_runtime_context().get_node_id()
+        while driver not in get_object_locations([control])[control]["node_ids"]:
+            time.sleep(0.05)  # what never ends is ended by pytest's timeout
+        found = [set(place["node_ids"]) for place in get_object_locations(others).values()]
+        assert set().union(*found) == nodes
+        assert nodes in found, "some went from one station to the other"
 
 
 def test_a_removed_node_costs_no_clip_and_no_attempt(cluster: Cluster) -> None:

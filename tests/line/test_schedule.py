@@ -29,7 +29,7 @@ def line(*stages: StageLoad, stations: int = 1, total: int | None = None, memory
 def hold(schedule: Schedule, number: int, *stages: int) -> None:
     """Let an idle station hold stages."""
     station = schedule.stations[number]
-    schedule._leave_idle(station)
+    schedule.idle.remove(station)
     for index in stages:
         station.held[index] = None
         schedule.stages[index].holders += 1

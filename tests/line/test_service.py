@@ -11,6 +11,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from show1_ray.clip import Clip
@@ -171,6 +172,22 @@ def test_the_clips_of_a_killed_station_arrive(line: Service, tmp_path: Path) -> 
     repeated = [event for event in events if isinstance(event, Repeated)]
     assert len(repeated) <= 1
     assert all(event.reason.startswith("death") for event in repeated)
+
+
+def test_a_station_that_died_while_it_was_idle_costs_no_attempt(line: Service, tmp_path: Path) -> None:
+    async def kill() -> list[list[Any]]:
+        await follow(line, clip(9))
+        [station] = line.line.fleet.stations.values()
+        assert station.info is not None
+        os.kill(station.info.pid, signal.SIGKILL)
+        await until(lambda: not psutil.pid_exists(station.info.pid))
+        return await asyncio.gather(*(follow(line, clip(number)) for number in range(4)))
+
+    for number, events in enumerate(asyncio.run(kill())):
+        assert value(events) == expected(clip(number))
+        assert events[-1].attempts == 1
+        assert [event.reason.split(":")[0] for event in events if isinstance(event, Repeated)] in ([], ["idle"])
+        assert {event.clips for event in events if isinstance(event, Ended)} != {1}, "they are not taken apart"
 
 
 def test_an_idle_line_sleeps_and_goes_on_when_a_clip_comes(line: Service) -> None:

@@ -1,0 +1,89 @@
+"""A batch: handed to a station or to a Ray task, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from show1_ray.clip import Clip
+from show1_ray.line.flight import Flight
+from show1_ray.line.load import Assignment
+from show1_ray.line.spec import StageSpec
+from show1_ray.line.station import Failure, Report, is_out_of_memory, returns, run_task
+
+
+@dataclass
+class Batch:
+    """A batch that runs. `outputs` are the references to its tensors, clip by clip."""
+
+    assignment: Assignment
+    flights: list[Flight]
+    report: ray.ObjectRef
+    outputs: list[ray.ObjectRef]
+    deadline: float
+    began: ray.ObjectRef | None = None
+    """Of a station's answer right before the batch."""
+
+    def read(self) -> Report:
+        """Its report, once it has ended by itself. Raises RayError if its process or node ended instead."""
+        try:
+            return ray.get(self.report)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause or error
+            return Report(failure=Failure("memory" if is_out_of_memory(cause) else "error", str(error)))
+
+    def has_begun(self) -> bool:
+        """Whether the batch found its station alive."""
+        try:
+            if self.began is not None:
+                ray.get(self.began, timeout=0)
+        except ray.exceptions.RayError:
+            return False
+        return True
+
+    def cancel(self) -> None:
+        """End it, if it is a task: stations end otherwise."""
+        if self.assignment.station is None:
+            ray.cancel(self.report, force=True)
+
+    def shown(self, gives: Sequence[str]) -> dict[str, dict[str, ray.ObjectRef]]:
+        """Of what the batch gave, the references that its clips' orders ask for."""
+        shown = {}
+        for at, flight in enumerate(self.flights):
+            if flight.outputs and not flight.unwanted:
+                refs = self.outputs[at * len(gives) : (at + 1) * len(gives)]
+                given = dict(zip(gives, refs, strict=True))
+                shown[flight.clip.id] = {name: given[name] for name in flight.outputs.intersection(gives)}
+        return shown
+
+
+def on_station(actor: Any, spec: StageSpec, assignment: Assignment, flights: list[Flight], deadline: float) -> Batch:
+    """Hand a batch to a station."""
+    began = actor.answer.remote()
+    run = actor.run.options(num_returns=returns(spec, len(flights)))
+    refs = run.remote(assignment.stage, assignment.evict, assignment.drop, *_contents(spec, flights))
+    return _batch(assignment, flights, refs, deadline, began)
+
+
+def as_task(
+    spec_ref: ray.ObjectRef, spec: StageSpec, assignment: Assignment, flights: list[Flight], deadline: float
+) -> Batch:
+    """Run a batch of a "cpu" stage, on any node."""
+    task = ray.remote(run_task).options(
+        num_cpus=0, num_returns=returns(spec, len(flights)), max_retries=0, scheduling_strategy="SPREAD"
+    )
+    return _batch(assignment, flights, task.remote(spec_ref, *_contents(spec, flights)), deadline)
+
+
+def _contents(spec: StageSpec, flights: list[Flight]) -> tuple[list[Clip], list[dict[str, Any]]]:
+    return [flight.clip for flight in flights], [flight.inputs(spec) for flight in flights]
+
+
+def _batch(
+    assignment: Assignment, flights: list[Flight], refs: Any, deadline: float, began: ray.ObjectRef | None = None
+) -> Batch:
+    report, *outputs = refs if isinstance(refs, list) else [refs]
+    return Batch(assignment, flights, report, outputs, deadline, began)

@@ -1,0 +1,68 @@
+"""The stations that have nothing to do, in groups: a decision looks at groups, never at all stations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from show1_ray.line.load import StationLoad
+
+Group = dict[int, StationLoad]
+
+
+class IdleStations:
+    """Idle stations by number, in the order in which they became idle, and by what they hold."""
+
+    def __init__(self, stages: int) -> None:
+        self.all: Group = {}
+        self.freed: Group = {}
+        """Those that nothing was decided for since they became idle."""
+        self.blank: Group = {}
+        """Those that hold no stage."""
+        self.small: Group = {}
+        """Those that have no room for some stage."""
+        self._holding: list[Group] = [{} for _ in range(stages)]
+        self._hosting: list[Group] = [{} for _ in range(stages)]
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def __contains__(self, station: StationLoad) -> bool:
+        return station.number in self.all
+
+    def add(self, station: StationLoad, now: float) -> None:
+        """A station is idle from `now`."""
+        station.idle_since = now
+        for group in self._groups(station):
+            group[station.number] = station
+
+    def remove(self, station: StationLoad) -> None:
+        """A station is not idle any more (if it was). What it holds must still be what it held as it came."""
+        station.idle_since = None
+        for group in self._groups(station):
+            group.pop(station.number, None)
+
+    def candidates(self, stage: int) -> Iterator[StationLoad]:
+        """Stations that may run `stage`, the cheapest kind first and one of each kind.
+
+        The kinds: it holds the stage, has it in host memory, holds nothing, has to make room.
+        """
+        for group in (self._holding[stage], self._hosting[stage], self.blank):
+            yield from islice((one for one in group.values() if one.may_run(stage)), 1)
+        others = (one for one in self.all.values() if stage not in one.held and stage not in one.hosted)
+        yield from islice((one for one in others if one.may_run(stage)), 1)
+
+    def since(self, time: float) -> list[int]:
+        """Numbers of those that have been idle since `time` or longer, the longest first."""
+        found = [(one.idle_since, one.number) for one in self.all.values() if one.idle_since is not None]
+        return [number for at, number in sorted(found) if at <= time]
+
+    def _groups(self, station: StationLoad) -> Iterator[Group]:
+        yield self.all
+        yield self.freed
+        if not station.held:
+            yield self.blank
+        if station.too_big:
+            yield self.small
+        yield from (self._holding[stage] for stage in station.held)
+        yield from (self._hosting[stage] for stage in station.hosted)
