@@ -2,9 +2,10 @@
 
 from show1_ray.clip import Clip
 from show1_ray.errors import UserError
+from show1_ray.open_line import open_line
 from show1_ray.pipeline import Pipeline
 from show1_ray.render import Summary, render
 
 __version__ = "0.1.0"
 
-__all__ = ["Clip", "Pipeline", "Summary", "UserError", "__version__", "render"]
+__all__ = ["Clip", "Pipeline", "Summary", "UserError", "__version__", "open_line", "render"]

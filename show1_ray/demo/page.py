@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import gradio as gr
 from fastapi import FastAPI
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from show1_ray.demo.studio import MAX_CLIPS, Studio, Take, Visitor
+from show1_ray.demo.studio import MAX_CLIPS, Step, Studio, Take, Visitor
 from show1_ray.errors import UserError
 from show1_ray.pipeline import STAGES, Pipeline
 
@@ -51,9 +52,17 @@ EXAMPLES = [
     "a red circle moving left on a black background",
     "a green square growing on a gray background",
     "a yellow triangle moving up on a brown background",
-    "a blue circle moving right and a white square standing still on a black background",
+    "a blue circle and a white square on a black background",
 ]
 """Of the world that nano knows."""
+
+PUBLISHED_EXAMPLES = [
+    "a panda riding a bicycle through a city at night",
+    "a sailing boat on a lake of lava, aerial view",
+    "a cup of coffee with a storm inside, close-up",
+    "two foxes dancing in the snow",
+]
+"""For the published weights, which know much of the world."""
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -61,10 +70,12 @@ def build(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="show1-ray", analytics_enabled=False, fill_width=True) as page:
         browser = gr.BrowserState("", storage_key="show1-ray")
         gr.HTML(PIECES.header(studio.pipeline, studio.stations))
+        examples = examples_for(studio.pipeline)
+        # With one line Enter makes the clip, and Shift-Enter a line; more lines are shown where there are.
         prompt = gr.Textbox(
-            label="Prompt", lines=2, max_lines=6, placeholder=EXAMPLES[0], elem_id="s1-prompt", autofocus=True
+            label="Prompt", lines=1, max_lines=6, placeholder=examples[0], elem_id="s1-prompt", autofocus=True
         )
-        gr.Examples(EXAMPLES, prompt, label="Examples")
+        gr.Examples(examples, prompt, label="Examples", elem_id="s1-examples")
         with gr.Row(elem_id="s1-options"):
             # A text: JavaScript's numbers end before seeds do.
             seed = gr.Textbox(label="Seed", placeholder="a new one each time", max_lines=1, min_width=180, scale=3)
@@ -151,10 +162,10 @@ async def follow(studio: Studio, visitor: Visitor, trouble: str) -> AsyncIterato
     Gradio stops asking for more when the page is closed; the visitor's `seen` is then its last sign of life.
     """
     sent: list[Any] = []
-    version = -1
+    version, opened = -1, time.time()
     while True:
         version = await visitor.news(version, BEAT_SECONDS if sent else 0.0)
-        current = [*buttons(visitor), PIECES.message(trouble), *takes(studio, visitor), gallery(studio)]
+        current = [*buttons(visitor), PIECES.message(trouble), *takes(studio, visitor, opened), gallery(studio)]
         yield [gr.skip() if sent and new == old else new for new, old in zip(current, sent or current, strict=True)]
         sent = current
         if not visitor.is_busy:
@@ -166,25 +177,31 @@ def buttons(visitor: Visitor) -> list[Any]:
     return [gr.update(interactive=not visitor.is_busy), gr.update(interactive=visitor.is_busy)]
 
 
-def takes(studio: Studio, visitor: Visitor) -> list[str]:
-    """Each clip's title, steps and result, as HTML; empty where there is none."""
+def takes(studio: Studio, visitor: Visitor, opened: float) -> list[str]:
+    """Each clip's title, steps and result, as HTML; empty where there is none.
+
+    `opened` is when the page began to follow them: how far the bars were then.
+    """
     pieces: list[str] = []
-    for number in range(MAX_CLIPS):
-        if number >= len(visitor.takes):
-            pieces += [""] * (2 + len(STAGES))
-            continue
-        take = visitor.takes[number]
-        pieces.append(PIECES.title(take, number + 1, len(visitor.takes)))
-        pieces += [PIECES.step(step, take.clip.prompt, step.began) for step in take.steps]
-        pieces.append(result(studio, take))
-    return pieces
+    shown = shapes(studio.pipeline)
+    count = len(visitor.takes)
+    for take in visitor.takes:
+        pieces.append(PIECES.title(take, visitor.takes.index(take) + 1, count))
+        for step in take.steps:
+            pieces.append(PIECES.step(step, shown[step.stage], take.clip.prompt, max(step.began, opened)))
+        pieces.append(result(studio, take, count))
+    if not visitor.takes:
+        pieces.append(PIECES.idle(shown[STAGES[-1]]))
+        pieces += [PIECES.step(Step(stage), shown[stage], "", 0.0) for stage in STAGES]
+        pieces.append("")
+    return pieces + [""] * (MAX_CLIPS * (2 + len(STAGES)) - len(pieces))
 
 
-def result(studio: Studio, take: Take) -> str:
-    """A clip that is done."""
+def result(studio: Studio, take: Take, count: int) -> str:
+    """A clip that is done, one of `count`."""
     if take.path is None:
         return ""
-    return PIECES.result(take, url(take), studio.manifest_line(take.clip), studio.python_call(take.clip))
+    return PIECES.result(take, count, url(take), studio.manifest_line(take.clip), studio.python_call(take.clip))
 
 
 def gallery(studio: Studio) -> str:
@@ -195,6 +212,25 @@ def gallery(studio: Studio) -> str:
 def url(take: Take) -> str:
     """Where Gradio serves a clip's file, to those who may see the page."""
     return f"gradio_api/file={quote(str(take.path))}"
+
+
+def examples_for(pipeline: Pipeline) -> list[str]:
+    """Prompts that a pipeline's weights can do something with."""
+    is_small = all(checkpoint.is_local for checkpoint in pipeline.checkpoints())
+    return EXAMPLES if is_small else PUBLISHED_EXAMPLES
+
+
+def shapes(pipeline: Pipeline) -> dict[str, str]:
+    """What each stage gives, for people."""
+    stages = pipeline.stages
+    first, last, scale = stages.keyframes, stages.latent_super_resolution, stages.super_resolution.scale
+    return {
+        "text": "what the words mean",
+        "keyframes": f"{first.frames} frames, {first.width} x {first.height}",
+        "interpolation": f"{pipeline.total_frames} frames, {first.width} x {first.height}",
+        "super_resolution": f"{pipeline.total_frames} frames, {first.width * scale} x {first.height * scale}",
+        "latent_super_resolution": f"{pipeline.total_frames} frames, {last.width} x {last.height}",
+    }
 
 
 def settings_rows(pipeline: Pipeline) -> list[tuple[str, int, float]]:

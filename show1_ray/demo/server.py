@@ -13,17 +13,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from show1_ray.cluster import checked_address, cluster
-from show1_ray.costs import costs_of_job
+from show1_ray.cluster import checked_address
 from show1_ray.dataset import Lander
 from show1_ray.dataset.storage import Storage
 from show1_ray.demo.studio import Studio
 from show1_ray.errors import UserError
-from show1_ray.line.service import Service
-from show1_ray.line.spec import LineSettings
+from show1_ray.open_line import open_line
 from show1_ray.pipeline import Pipeline
 from show1_ray.render import origin
-from show1_ray.work import job_device, memory_for_stages, stage_specs
 
 QUEUE = 64
 """Clips that may wait for their first stage."""
@@ -61,13 +58,9 @@ def serve(
     with ExitStack() as stack:
         listening = stack.enter_context(listen(host, port))
         warn_if_open(host, account)
-        loaded.fetch() if address == "local" else loaded.check_access()
-        stack.enter_context(cluster(address))
-        asked_to_stop = stack.enter_context(stop_signals())  # after Ray, which sets handlers of its own
-        settings = LineSettings(warm=True, measure_memory=memory_for_stages)
-        specs = stage_specs(loaded, costs_of_job(loaded, job_device(address, settings)))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="show1-ray-demo-"))).resolve()
-        line = stack.enter_context(Service(specs, settings, QUEUE))
+        line = stack.enter_context(open_line(loaded, address=address, max_waiting=QUEUE))
+        asked_to_stop = stack.enter_context(stop_signals())  # after Ray, which sets handlers of its own
         print(f"show1-ray: {loaded.name}: {line.stations} stations load their stages", file=sys.stderr)
         while not line.warm.wait(0.2) and not asked_to_stop.is_set():
             continue

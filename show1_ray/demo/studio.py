@@ -32,8 +32,8 @@ MAX_CLIPS = 4
 ABSENCE_SECONDS = 30.0
 """A page may be closed for so long before its clips are cancelled."""
 GALLERY = 12
-KEPT_FILES = 96
-"""Files of the latest clips; older ones are deleted."""
+KEPT_CLIPS = 96
+"""Files and previews of the latest clips; those of older ones are deleted."""
 FORGET_SECONDS = 3600.0
 """When what a visitor made is forgotten."""
 
@@ -125,7 +125,7 @@ class Studio:
         self.absence_seconds = absence_seconds
         self.gallery: deque[Take] = deque(maxlen=GALLERY)
         self.visitors: dict[str, Visitor] = {}
-        self._files: deque[Path] = deque()
+        self._kept: deque[Take] = deque()
 
     @property
     def stations(self) -> int:
@@ -154,7 +154,8 @@ class Studio:
         if visitor.is_busy:
             raise UserError("Your clips are still in the making: wait for them, or stop them.")
         if self.line.waiting + len(clips) > self.line.max_waiting:
-            raise UserError(f"{self.line.waiting} clips are waiting already: try again in a while.")
+            most = f"{self.line.waiting} clips are waiting already, and {self.line.max_waiting} are the most"
+            raise UserError(f"{most}: ask for fewer, or try again in a while.")
         visitor.takes = [Take(clip, [Step(stage) for stage in STAGES]) for clip in clips]
         visitor.tasks = [asyncio.create_task(self._make(visitor, take)) for take in visitor.takes]
         visitor.tasks.append(asyncio.create_task(self._attend(visitor)))
@@ -193,6 +194,8 @@ class Studio:
         finally:
             if not take.is_over:  # a fault of ours: asyncio's log has the traceback
                 take.state, take.note = "failed", "Something went wrong here; the demo's log says what."
+            for step in take.steps:
+                step.state = "done" if step.state == "done" else "waiting"
             take.seconds = time.time() - take.began
             await visitor.tell()
 
@@ -236,11 +239,19 @@ class Studio:
         return self.folder / str(row["file_name"])
 
     def _keep(self, take: Take) -> None:
-        assert take.path is not None
         self.gallery.appendleft(take)
-        self._files.append(take.path)
-        while len(self._files) > KEPT_FILES:
-            self._files.popleft().unlink(missing_ok=True)
+        self._kept.append(take)
+        while len(self._kept) > KEPT_CLIPS:
+            self._drop(self._kept.popleft())
+
+    @staticmethod
+    def _drop(take: Take) -> None:
+        """Forget what is big of a clip."""
+        assert take.path is not None
+        take.path.unlink(missing_ok=True)
+        take.path, take.note = None, "Its file is not kept any more; the same prompt and seed make it again."
+        for step in take.steps:
+            step.picture = ""
 
     async def _attend(self, visitor: Visitor) -> None:
         """Cancel a visitor's clips when its page has been closed for long enough."""
@@ -262,6 +273,8 @@ def checked_clips(prompt: str, negative_prompt: str, seed: str, count: int) -> l
     for text, what in ((prompt, "prompt"), (negative_prompt, "negative prompt")):
         if len(text) > MAX_PROMPT:
             raise UserError(f"The {what} has {len(text)} characters; {MAX_PROMPT} are the most.")
+        if any(0xD800 <= ord(character) < 0xE000 for character in text):  # half a character; no file can hold it
+            raise UserError(f"The {what} is not valid Unicode.")
     seed = seed.strip() or str(secrets.randbelow(2**31))
     if not re.fullmatch("[0-9]{1,19}", seed) or int(seed) > MAX_SEED - MAX_CLIPS:
         raise UserError(f"The seed has to be a whole number from 0 to {MAX_SEED - MAX_CLIPS}.")

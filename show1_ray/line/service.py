@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -95,16 +95,28 @@ class Service:
                         print(event.error)
 
     Clips of all callers are in flight together and share batches. The loop is `Line.run`, as in `show1_ray.render`,
-    which has a manifest in place of callers and needs no asyncio.
+    which has a manifest in place of callers and needs no asyncio. `show1_ray.open_line` makes the stages of a
+    pipeline, and this of them.
 
-    Ray has to be initialized. `max_waiting` clips may wait for their first stage. Raises UserError as `Line` does.
+    Ray has to be initialized. Raises UserError as `Line` does.
+
+    Args:
+        stages: of the line, in their order.
+        settings: of the line.
+        max_waiting: clips that may wait for their first stage.
+        observe: is told everything that happens in the line, in its thread, before the clips' callers are.
     """
 
     def __init__(
-        self, stages: Sequence[StageSpec], settings: LineSettings | None = None, max_waiting: int = 64
+        self,
+        stages: Sequence[StageSpec],
+        settings: LineSettings | None = None,
+        max_waiting: int = 64,
+        observe: Callable[[events.Event], None] | None = None,
     ) -> None:
         self.line = Line(stages, settings)
         self.max_waiting = max_waiting
+        self._observe = observe or (lambda event: None)
         self.ended = threading.Event()
         """Set when the line has stopped, by itself or at the end of the `with` block."""
         self.warm = threading.Event()
@@ -205,6 +217,7 @@ class Service:
     def _run(self) -> None:
         try:
             for event in self.line.run(self._inbox):
+                self._observe(event)
                 with self._lock:
                     self._hear(event)
         except Exception as error:  # it is raised where clips are awaited: every follower gets it

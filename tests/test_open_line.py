@@ -1,0 +1,24 @@
+"""A pipeline's line that stays open, as README shows it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from show1_ray.pipeline import STAGES
+from tests.own_ray import own_ray
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_example_of_the_readme_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(import asyncio\n.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert example.count('"nano"') == 1
+    with own_ray(1):
+        exec(example.replace('"nano"', repr(str(tiny))), {"__name__": "__main__"})
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said[:-1]] == list(STAGES)
+    assert said[1].endswith("['keyframes']")
+    assert re.fullmatch(r"\(\d+, \d+, \d+, 3\)", said[-1])
