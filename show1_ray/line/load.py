@@ -112,6 +112,8 @@ class StationLoad:
     """Stages that do not fit its memory."""
     held: dict[int, None] = field(default_factory=dict)
     hosted: dict[int, None] = field(default_factory=dict)
+    kept: set[int] = field(default_factory=set)
+    """Stages that came back to the device and keep their copy in host memory."""
     idle_since: float | None = None
 
     def may_run(self, stage: int) -> bool:

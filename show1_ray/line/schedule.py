@@ -423,7 +423,9 @@ class Schedule:
             del station.held[index]
         else:
             self.stages[index].holders += 1
-            station.hosted.pop(index, None)
+            if index in station.hosted:
+                del station.hosted[index]
+                station.kept.add(index)
         memory = self.stages[index].memory + sum(self.stages[held].memory for held in station.held)
         while memory > station.memory and station.held:
             oldest = next(iter(station.held))
@@ -431,13 +433,18 @@ class Schedule:
             self.stages[oldest].holders -= 1
             memory -= self.stages[oldest].memory
             station.hosted[oldest] = None
+            station.kept.discard(oldest)
             evict.append(oldest)
-        while sum(self.stages[hosted].memory for hosted in station.hosted) > station.host_memory:
+        while station.hosted and self._host_memory(station) > station.host_memory:
             oldest = next(iter(station.hosted))
             del station.hosted[oldest]
             drop.append(oldest)
         station.held[index] = None
         return tuple(stage for stage in evict if stage not in drop), tuple(drop)
+
+    def _host_memory(self, station: StationLoad) -> int:
+        """Bytes of host memory that stages take: those put aside, and copies of those that came back."""
+        return sum(self.stages[index].memory for index in (*station.hosted, *station.kept))
 
     def _leave_idle(self, station: StationLoad) -> None:
         if station.idle_since is None:
