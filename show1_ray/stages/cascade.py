@@ -14,7 +14,8 @@ from show1_ray.clip import Clip
 from show1_ray.models.loading import Checkpoints
 from show1_ray.models.random import RandomCheckpoints
 from show1_ray.models.video_unet import VideoUNet
-from show1_ray.pipeline import STAGES, Denoising, Pipeline
+from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.settings import Denoising
 from show1_ray.stages.interpolation import Interpolation
 from show1_ray.stages.keyframes import Keyframes
 from show1_ray.stages.latent_super_resolution import LatentSuperResolution
