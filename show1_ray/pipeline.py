@@ -202,6 +202,11 @@ class Pipeline(Settings):
             ("latent_super_resolution", self.stages.latent_super_resolution),
         ):
             config = published_or_local_config(loop.checkpoint, "unet")
+            if loop.reuse and getattr(self.execution, key.split(".")[0]).compile == "graphs":
+                yield (
+                    f"execution.{key.split('.')[0]}.compile",
+                    "graphs do not go with reuse of deep features: use blocks",
+                )
             if loop.reuse and config and loop.reuse.levels >= len(config["block_out_channels"]):
                 reason = (
                     f"{loop.reuse.levels} of the unet's {len(config['block_out_channels'])} levels leave none to reuse"

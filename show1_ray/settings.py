@@ -129,6 +129,11 @@ class Execution(Settings):
 
     batch_size: Count = 1
     memory: float = Field(0, ge=0, description="GiB on the device: the weights, and the working set of a batch")
+    compile: Literal[False, "blocks", "graphs"] = Field(
+        False,  # what YAML makes of "off"
+        description="torch.compile for all but text encoders: repeated blocks, or UNets whole, as CUDA graphs",
+    )
+    channels_last: bool = Field(False, description="lay the networks' convolutions out with channels last")
 
 
 class LatentExecution(Execution):

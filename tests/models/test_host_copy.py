@@ -14,8 +14,9 @@ from show1_ray.stages.cascade import load_stages, render
 
 @pytest.fixture
 def networks() -> list[nn.Module]:
-    first = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Linear(7, 2).half())
-    first[0].weight.data = first[0].weight.data.contiguous(memory_format=torch.channels_last)
+    convolution = nn.Conv2d(3, 5, 3)
+    convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last)
+    first = nn.Sequential(convolution, nn.BatchNorm2d(5), nn.Linear(7, 2).half())
     second = nn.Sequential(nn.Linear(7, 2), nn.Embedding(3, 4))
     second[0].weight = first[2].weight  # shared, as T5's embeddings are
     return [first, second]
