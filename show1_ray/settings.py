@@ -15,9 +15,7 @@ Part = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Keys that are not known are refused, and so are other types: true is no number, "5" neither. Nothing changes after it
-    was read.
-    """
+    """Keys that are not known are refused, and so are other types: true is no number, "5" neither. All are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
