@@ -8,128 +8,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from show1_ray.errors import ConfigError
 from show1_ray.models.checkpoints import Checkpoint, check_access, folder_of, published_or_local_config, resolve
 from show1_ray.pipeline_file import PIPELINE_FOLDERS, find, mappings, names, parse_override, read
+from show1_ray.settings import Settings, Stages, StagesExecution
 
 __all__ = ["COMPONENTS", "PIPELINE_FOLDERS", "STAGES", "Checkpoint", "Pipeline", "find", "names"]
-
-Count = Annotated[int, Field(ge=1)]
-NoiseLevel = Annotated[int, Field(ge=0, lt=1000)]
-Guidance = Annotated[float, Field(ge=1)]
-
-
-class _Settings(BaseModel):
-    # Strict: true is no number, "5" neither.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Text(_Settings):
-    """T5: prompts → `max_tokens` embeddings."""
-
-    checkpoint: Checkpoint
-    max_tokens: Count = 77
-    clean_caption: bool = Field(False, description="clean prompts as DeepFloyd IF does, not only lower and strip them")
-    negative_prompt: str = Field("", description="of the pixel stages, for clips that bring none")
-
-
-class SchedulerChanges(_Settings):
-    """Changes to the checkpoint's scheduler configuration; names and values are diffusers'."""
-
-    solver_order: Literal[1, 2, 3] | None = None
-    solver_type: Literal["midpoint", "heun"] | None = None
-    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
-    final_sigmas_type: Literal["sigma_min", "zero"] | None = None
-    use_karras_sigmas: bool | None = None
-    lower_order_final: bool | None = None
-    thresholding: bool | None = None
-    dynamic_thresholding_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
-    sample_max_value: Annotated[float, Field(ge=1)] | None = None
-    lambda_min_clipped: Annotated[float, Field(allow_inf_nan=True, lt=float("inf"))] | None = None
-
-
-class Denoising(_Settings):
-    """A denoising loop: `steps` of a scheduler, with guidance (1 switches it off)."""
-
-    checkpoint: Checkpoint
-    steps: Annotated[int, Field(ge=1, le=1000)]
-    guidance: Guidance
-    scheduler: SchedulerChanges = SchedulerChanges()
-
-
-class Keyframes(Denoising):
-    """Text → `frames` frames of `width` × `height`."""
-
-    frames: Annotated[int, Field(ge=2)] = 8
-    height: Count = 40
-    width: Count = 64
-
-
-class Interpolation(Denoising):
-    """Each pair of neighbouring keyframes → a window of `window` frames, of which the ends lie on the keyframes."""
-
-    window: Annotated[int, Field(ge=3)] = 5
-
-
-class FirstFrame(Denoising):
-    """The first frame's super-resolution, by an image model."""
-
-    noise_level: NoiseLevel = 150
-
-
-class SuperResolution(Denoising):
-    """Frames → frames `scale` times as wide and high, in windows; each starts from the last frame of the one before."""
-
-    first_frame: FirstFrame
-    scale: Count = 4
-    window: Annotated[int, Field(ge=2)] = 8
-    stride: Count = 7
-    noise_level: NoiseLevel = 250
-
-
-class LatentSuperResolution(Denoising):
-    """Frames → 8-bit frames of `width` × `height`, noised to `strength` and denoised in a VAE's latent space."""
-
-    height: Count = 320
-    width: Count = 576
-    strength: Annotated[float, Field(gt=0, le=1)] = 0.8
-    negative_prompt: str = "low resolution, blur"
-
-
-class Stages(_Settings):
-    """The cascade, in its order."""
-
-    text: Text
-    keyframes: Keyframes
-    interpolation: Interpolation
-    super_resolution: SuperResolution
-    latent_super_resolution: LatentSuperResolution
-
-
-class Execution(_Settings):
-    """How a stage is computed: changes speed and memory, not what a clip is."""
-
-    batch_size: Count = 1
-    memory: float = Field(0, ge=0, description="GiB on the device: the weights, and the working set of a batch")
-
-
-class LatentExecution(Execution):
-    """How latent super-resolution is computed."""
-
-    vae_frames: Count = Field(8, description="frames that the VAE encodes or decodes at a time")
-
-
-class StagesExecution(_Settings):
-    """Execution settings by stage."""
-
-    text: Execution = Execution()
-    keyframes: Execution = Execution()
-    interpolation: Execution = Execution()
-    super_resolution: Execution = Execution()
-    latent_super_resolution: LatentExecution = LatentExecution()
-
 
 STAGES = tuple(Stages.model_fields)
 COMPONENTS: dict[str, tuple[str, ...]] = {
@@ -141,9 +27,11 @@ COMPONENTS: dict[str, tuple[str, ...]] = {
     "latent_super_resolution": ("tokenizer", "text_encoder", "unet", "vae", "scheduler"),
 }
 """What each stage needs of its checkpoint."""
+SHORTCUTS = ("guidance_interval", "reuse")
+"""Settings of `Denoising` that are off when None."""
 
 
-class Pipeline(_Settings):
+class Pipeline(Settings):
     """A pipeline file, checked. `load` reads one.
 
     Attributes:
@@ -242,16 +130,22 @@ class Pipeline(_Settings):
         def pin(value: Any) -> Any:
             if isinstance(value, Checkpoint):
                 return value.model_copy(update={"revision": revisions[value]})
-            if isinstance(value, _Settings):
+            if isinstance(value, Settings):
                 return value.model_copy(update={name: pin(field) for name, field in value})
             return value
 
         return self.model_copy(update={"stages": pin(self.stages)})
 
     def recipe(self) -> dict[str, Any]:
-        """All that decides what a clip's frames are, as plain data; the place of local checkpoints is left out."""
+        """All that decides what a clip's frames are, as plain data; the place of local checkpoints is left out.
+
+        So are shortcuts that are off: recipes from before there were any stay the same.
+        """
         recipe = self.model_dump(mode="json", include={"dtype", "fps", "stages"})
         for node in mappings(recipe):
+            for shortcut in SHORTCUTS:
+                if shortcut in node and node[shortcut] is None:
+                    del node[shortcut]
             checkpoint = node.get("checkpoint")
             if checkpoint is not None:
                 checkpoint.pop("licence")
@@ -294,6 +188,28 @@ class Pipeline(_Settings):
             if size[0] % factor or size[1] % factor:
                 reason = f"{size[0]}x{size[1]} frames, but its {component} needs width and height divisible by {factor}"
                 yield key, reason
+        yield from self._misfits_of_reuse()
+
+    def _misfits_of_reuse(self) -> Iterator[tuple[str, str]]:
+        """No level would be left to be reused; or features would lie where a CUDA graph writes its next ones."""
+        for key, loop in (
+            ("keyframes", self.stages.keyframes),
+            ("interpolation", self.stages.interpolation),
+            ("super_resolution.first_frame", self.stages.super_resolution.first_frame),
+            ("super_resolution", self.stages.super_resolution),
+            ("latent_super_resolution", self.stages.latent_super_resolution),
+        ):
+            config = published_or_local_config(loop.checkpoint, "unet")
+            if loop.reuse and getattr(self.execution, key.split(".")[0]).compile == "graphs":
+                yield (
+                    f"execution.{key.split('.')[0]}.compile",
+                    "graphs do not go with reuse of deep features: use blocks",
+                )
+            if loop.reuse and config and loop.reuse.levels >= len(config["block_out_channels"]):
+                reason = (
+                    f"{loop.reuse.levels} of the unet's {len(config['block_out_channels'])} levels leave none to reuse"
+                )
+                yield f"stages.{key}.reuse.levels", reason
 
 
 def _whole(key: tuple[str, ...]) -> tuple[str, ...]:

@@ -109,10 +109,13 @@ class OnArrays:
         return [{name: to_array(tensor) for name, tensor in clip.items()} for clip in self.stage(clips, given)]
 
     def to(self, device: str) -> None:
-        """See `Stage.to`; what the device does not need any more, others may have."""
+        """See `Stage.leave` and `Stage.enter`; what the device does not need any more, others may have."""
         import torch
 
-        self.stage.to(device)
+        if device == "cpu":
+            self.stage.leave()
+        else:
+            self.stage.enter(device)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from show1_ray.models import VideoUNet
 from show1_ray.models.random import write_tiny_cascade
-from show1_ray.stages.sampling import Scheduler, make_scheduler
+from tests.goldens import Golden
 
 torch.set_num_threads(1)
 
@@ -27,53 +21,9 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 QUIET += ["--disable-sync", "--no-first-run"]
 
 
-@dataclass(frozen=True)
-class Golden:
-    """Tensors that the published code produced; see golden/README.md."""
-
-    folder: Path
-
-    def tensors(self, path: str) -> dict[str, Tensor]:
-        return load_file(self.folder / f"{path}.safetensors")
-
-    def meta(self, path: str, name: str = "meta") -> dict[str, Any]:
-        return json.loads((self.folder / path / f"{name}.json").read_text())
-
-    def network(self, path: str) -> Any:
-        """The network of a case, loaded as the project loads published ones."""
-        config = self.meta(path, "config")
-        kind, init = self.kind(config), dict(config["init"])
-        if kind is UNet3DConditionModel and config["class"].startswith("show1"):
-            init["attention_head_dim"] = 64  # show-1-sr2's configuration gives numbers of heads there
-        known = kind._get_init_keys(kind) if kind is not VideoUNet else init
-        network = kind.from_config({key: value for key, value in init.items() if key in known})
-        weights = self.tensors(f"{path}/weights")
-        network.load_state_dict({name: weight.float() for name, weight in weights.items()})
-        return network.eval()
-
-    @staticmethod
-    def kind(config: Mapping[str, Any]) -> Any:
-        library, _, name = config["class"].rpartition(".")
-        if library == "show1" and not config["init"]["transfromer_in_opt"]:
-            return VideoUNet
-        return {
-            "UNet2DConditionModel": UNet2DConditionModel,
-            "UNet3DConditionModel": UNet3DConditionModel,
-            "AutoencoderKL": AutoencoderKL,
-        }[name]
-
-    @staticmethod
-    def scheduler(meta: Mapping[str, Any]) -> Scheduler:
-        init = {key: float(value) if value == "-inf" else value for key, value in meta["init"].items()}
-        return make_scheduler({"_class_name": meta["class"], **init})
-
-
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Golden:
-    folder = tmp_path_factory.mktemp("golden")
-    with tarfile.open(Path(__file__).parent / "golden" / "golden.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return Golden(folder)
+    return Golden.unpacked(tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="session")

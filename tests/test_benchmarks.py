@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +14,23 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet3DConditionModel
 
+from show1_ray.errors import UserError
 from show1_ray.models import VideoUNet
-from show1_ray.models.random import published_config, without_unknown
-from show1_ray.pipeline import STAGES
+from show1_ray.models.random import published_config, without_unknown, write_tiny_cascade
+from show1_ray.pipeline import STAGES, Pipeline
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def cascade():
-    spec = importlib.util.spec_from_file_location("cascade_benchmark", BENCHMARKS / "cascade.py")
+    return load_benchmark("cascade")
+
+
+def load_benchmark(name):
+    if str(BENCHMARKS) not in sys.path:  # they import one another, as scripts do
+        sys.path.append(str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclasses look themselves up
     spec.loader.exec_module(module)
@@ -70,3 +79,73 @@ def test_the_cascade_benchmark_measures_every_stage_in_both_modes(tmp_path):
     by = {(row["stage"], row["mode"]): row["tflop"] for row in rows}
     assert by["interpolation", "batched"] == pytest.approx(by["interpolation", "as published"], rel=0.01)
     assert "in all, s/clip" in printed
+
+
+def test_the_fast_benchmark_pairs_clips_and_goes_on_where_it_ended(tiny, tmp_path, capsys):
+    fast, out = load_benchmark("fast"), tmp_path / "fast.jsonl"
+    exact, other = Pipeline.load(tiny), Pipeline.load(tiny, ["keyframes.reuse={every: 2, levels: 1}"])
+    [first] = fast.compare(exact, other, 1, 7, out)
+    pairs = list(fast.compare(exact, other, 3, 7, out))
+    assert pairs[0] == first
+    assert len(pairs) == 3
+    assert [json.loads(line) for line in out.read_text().splitlines()[1:]] == pairs
+    assert all(0 < pair["psnr"] < 100 for pair in pairs)
+    with pytest.raises(UserError, match="pairs of other pipelines"):
+        list(fast.compare(exact, exact, 1, 7, out))
+    fast.print_comparison(exact, exact, list(fast.compare(exact, exact, 2, 7)))
+    printed = capsys.readouterr().out
+    assert "2 clips, the same prompts and seeds" in printed
+    assert "PSNR between the two: median 100.00 dB" in printed
+    assert "more than 2 points lost: nowhere" in printed
+
+
+def test_a_paired_difference_is_that_of_the_clips_that_changed():
+    fast = load_benchmark("fast")
+    outcomes = [([True, True], [True, False]), ([False], [True]), ([True], [False]), ([True], [False])]
+    pairs = [{"exact": {"right": {"colour": a}}, "fast": {"right": {"colour": b}}} for a, b in outcomes]
+    row = fast.paired_difference(pairs, "colour")
+    assert (row["exact"], row["fast"], row["points"]) == (80, 40, -40)
+    assert (row["worse"], row["better"]) == (3, 1)
+    assert row["low"] < -40 < row["high"]
+
+
+def test_the_gpu_benchmark_measures_all_parts_and_goes_on_where_it_ended(tmp_path, monkeypatch):
+    gpu, out = load_benchmark("gpu"), tmp_path / "out"
+    command = [str(BENCHMARKS / "gpu.py"), str(out), "--pipeline", "tiny", "--device", "cpu", "--stages", "keyframes"]
+    command += ["--modes", "eager;channels last", "--batch-sizes", "1,2", "--steps", "2", "--repeats", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(importlib.import_module("numerics"), "CASES", ("sr1_image",))  # the quickest
+
+    def run(*options: str) -> list[dict]:
+        monkeypatch.setattr(sys, "argv", [*command, *options])
+        gpu.main()
+        return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+    first = run("--parts", "machine,scan")
+    rows = run("--set", "keyframes.reuse={every: 2, levels: 1}")
+    assert rows[: len(first)] == first
+    assert not [row for row in rows if "error" in row]
+    scanned = [(row["mode"], row["batch"]) for row in rows if row["part"] == "scan"]
+    assert scanned == [(mode, size) for mode in ("eager", "channels last") for size in (1, 2)]
+    timed = [row for row in rows if row["part"] in ("scan", "full", "fast")]
+    assert len(timed) == 4 + 2 + 1
+    assert all(row["seconds"] > 0 and row["tflop"] > 0 for row in timed)
+    assert [row["cached"] for row in rows if row["part"] == "start"] == [False, True]
+    numerics = [row for row in rows if row["part"] == "numerics"]
+    worst = {dtype: max(row["rms"] for row in numerics if row["dtype"] == dtype) for dtype in ("float32", "float16")}
+    assert worst["float32"] < 1e-3 < worst["float16"]
+    profiled = [row["stage"] for row in rows if row["part"] == "profile"]
+    assert all("aten::" in (out / f"profile-{stage}.txt").read_text() for stage in profiled)
+    assert "of peak" in (out / "summary.txt").read_text()
+
+
+def test_a_measurement_that_fails_is_a_result_and_is_tried_again(tmp_path):
+    gpu = load_benchmark("gpu")
+    options = argparse.Namespace(out=tmp_path, set=[], tiny=True, repeats=1)
+    run = gpu.Run(options, torch.device("cpu"), {}, [])
+    tiny = Pipeline.load(write_tiny_cascade(tmp_path))
+    shutil.rmtree(tmp_path / "show-1-base" / "unet")
+    gpu.measure_sizes(run, "scan", tiny, "keyframes", "eager", [1])
+    assert "unet" in run.rows[0]["error"]
+    assert run.find(part="scan") == []
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == run.rows[0]

@@ -91,6 +91,13 @@ def write(tmp_path):
         ("stages: {latent_super_resolution: {width: 570}}", "570x320 .* vae needs .* divisible by 8"),
         ("stages: {latent_super_resolution: {width: 575}}", "575x320 frames, but H.264 needs an even width"),
         ("stages: {latent_super_resolution: {steps: 1}}", "strength: 0.8 of 1 steps is not one step"),
+        ("stages: {keyframes: {guidance_interval: [0.5, 0.5]}}", "stages.keyframes: .*must end after it begins"),
+        ("stages: {keyframes: {guidance_interval: [0.5, 1.5]}}", "stages.keyframes.guidance_interval.1: .*less than"),
+        ("stages: {keyframes: {reuse: {every: 1}}}", "stages.keyframes.reuse.every: .*greater than or equal to 2"),
+        (
+            "stages: {super_resolution: {first_frame: {reuse: {every: 2, levels: 5}}}}",
+            "super_resolution.first_frame.reuse.levels: 5 of the unet's 5 levels leave none to reuse",
+        ),
         ("execution: {text: {batch_size: -1}}", "execution.text.batch_size"),
         ("- a list", "mine.yaml: a pipeline file is a mapping"),
         ("stages: [", "mine.yaml: not YAML"),

@@ -113,6 +113,8 @@ class StationLoad:
     """Stages that do not fit its memory."""
     held: dict[int, None] = field(default_factory=dict)
     hosted: dict[int, None] = field(default_factory=dict)
+    kept: set[int] = field(default_factory=set)
+    """Stages that came back to the device and keep their copy in host memory."""
     idle_since: float | None = None
 
     def may_run(self, stage: int) -> bool:
@@ -129,15 +131,18 @@ class StationLoad:
         evict: list[int] = []
         drop: list[int] = []
         self.held.pop(stage, None)
-        self.hosted.pop(stage, None)
+        if stage in self.hosted:
+            del self.hosted[stage]
+            self.kept.add(stage)
         taken = memory[stage] + sum(memory[held] for held in self.held)
         while taken > self.memory and self.held:
             oldest = next(iter(self.held))
             del self.held[oldest]
             taken -= memory[oldest]
             self.hosted[oldest] = None
+            self.kept.discard(oldest)
             evict.append(oldest)
-        while sum(memory[hosted] for hosted in self.hosted) > self.host_memory:
+        while self.hosted and sum(memory[one] for one in (*self.hosted, *self.kept)) > self.host_memory:
             oldest = next(iter(self.hosted))
             del self.hosted[oldest]
             drop.append(oldest)

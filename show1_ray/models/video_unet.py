@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from show1_ray.errors import ConfigError
-from show1_ray.models.temporal import convolve_frames_in_2d
+from show1_ray.models.temporal import attend_many_sequences, convolve_frames_in_2d
 
 DOWN_BLOCKS = {"ResnetDownsampleBlock3D": False, "SimpleCrossAttnDownBlock3D": True}  # name: has attention
 UP_BLOCKS = {"ResnetUpsampleBlock3D": False, "SimpleCrossAttnUpBlock3D": True}
@@ -178,7 +178,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, block_out_channels[0], eps=norm_eps)
         self.conv_out = nn.Conv2d(block_out_channels[0], out_channels, kernel_size=3, padding=1)
-        convolve_frames_in_2d(self)
+        attend_many_sequences(convolve_frames_in_2d(self))
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -334,7 +334,7 @@ class DownBlock(VideoBlock):
         for i in range(len(self.resnets)):
             x = self._layer(i, x, emb, text, frames)
             skips.append(x)
-        for downsampler in self.downsamplers:
+        for downsampler in self.downsamplers or ():  # none in `DeepFeatures.shallow`
             x = downsampler(x, emb)
             skips.append(x)
         return x

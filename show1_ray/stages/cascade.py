@@ -16,7 +16,9 @@ from show1_ray.models.checkpoints import CheckpointError
 from show1_ray.models.loading import Checkpoints
 from show1_ray.models.random import RandomCheckpoints
 from show1_ray.models.video_unet import VideoUNet
-from show1_ray.pipeline import STAGES, Denoising, Pipeline
+from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.settings import Denoising
+from show1_ray.stages.compilation import prepare
 from show1_ray.stages.interpolation import Interpolation
 from show1_ray.stages.keyframes import Keyframes
 from show1_ray.stages.latent_super_resolution import LatentSuperResolution
@@ -54,13 +56,15 @@ def load_stage(
         KeyError: no stage of that name.
     """
     parts = source(device, getattr(torch, pipeline.dtype))
-    return {
+    stage = {
         "text": _text,
         "keyframes": _keyframes,
         "interpolation": _interpolation,
         "super_resolution": _super_resolution,
         "latent_super_resolution": _latent_super_resolution,
     }[name](pipeline, parts)
+    prepare(stage, getattr(pipeline.execution, name))
+    return stage
 
 
 def load_stages(pipeline: Pipeline, device: str | torch.device = "cpu") -> list[Stage]:

@@ -8,10 +8,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from show1_ray import pipeline
+from show1_ray import settings as recipe
 from show1_ray.clip import Clip
 from show1_ray.stages.noise import Noise, draw_batch
-from show1_ray.stages.sampling import Schedule, Scheduler, denoise, guided
+from show1_ray.stages.sampling import Schedule, Scheduler, denoise, guided_as_set
 from show1_ray.stages.stage import Stage, Tensors, device_and_dtype
 
 
@@ -29,7 +29,7 @@ class Interpolation(Stage):
     takes = {"keyframes": "c k h w", "prompt_embeds": "l d", "negative_prompt_embeds": "l d"}  # noqa: RUF012
     gives = {"frames": "c f h w"}  # noqa: RUF012
 
-    def __init__(self, unet: nn.Module, scheduler: Scheduler, settings: pipeline.Interpolation) -> None:
+    def __init__(self, unet: nn.Module, scheduler: Scheduler, settings: recipe.Interpolation) -> None:
         self.unet, self.scheduler, self.settings = unet.eval(), scheduler, settings
         self.device, self.dtype = device_and_dtype(unet)
 
@@ -44,8 +44,8 @@ class Interpolation(Stage):
         _, channels, _, height, width = keyframes.shape
         x = draw_batch(noise, (channels, self.settings.window, height, width), like=keyframes)
         condition = window_conditions(keyframes, self.settings.window)
-        predict = guided(self.unet, text, negative, self.settings.guidance, condition=condition)
         schedule = Schedule.of(self.scheduler, self.settings.steps)
+        predict = guided_as_set(self.unet, text, negative, self.settings, schedule, condition=condition)
         x = denoise(predict, x.repeat_interleave(windows, dim=0), schedule, [n for n in noise for _ in range(windows)])
         return [{"frames": frames} for frames in join_windows(x, windows).cpu()]
 

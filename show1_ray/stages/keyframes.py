@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from show1_ray import pipeline
+from show1_ray import settings as recipe
 from show1_ray.clip import Clip
 from show1_ray.stages.noise import Noise, draw_batch
-from show1_ray.stages.sampling import Schedule, Scheduler, denoise, guided
+from show1_ray.stages.sampling import Schedule, Scheduler, denoise, guided_as_set
 from show1_ray.stages.stage import Stage, Tensors, device_and_dtype
 
 
@@ -25,7 +25,7 @@ class Keyframes(Stage):
     takes = {"prompt_embeds": "l d", "negative_prompt_embeds": "l d"}  # noqa: RUF012
     gives = {"keyframes": "c f h w"}  # noqa: RUF012
 
-    def __init__(self, unet: nn.Module, scheduler: Scheduler, settings: pipeline.Keyframes) -> None:
+    def __init__(self, unet: nn.Module, scheduler: Scheduler, settings: recipe.Keyframes) -> None:
         self.unet, self.scheduler, self.settings = unet.eval(), scheduler, settings
         self.device, self.dtype = device_and_dtype(unet)
 
@@ -34,8 +34,8 @@ class Keyframes(Stage):
         settings = self.settings
         text, negative = self.batch(tensors, "prompt_embeds"), self.batch(tensors, "negative_prompt_embeds")
         x = draw_batch(noise, (3, settings.frames, settings.height, settings.width), like=text)
-        predict = guided(self.unet, text, negative, settings.guidance)
-        x = denoise(predict, x, Schedule.of(self.scheduler, settings.steps), noise)
+        schedule = Schedule.of(self.scheduler, settings.steps)
+        x = denoise(guided_as_set(self.unet, text, negative, settings, schedule), x, schedule, noise)
         return [{"keyframes": frames} for frames in x.cpu()]
 
     @property

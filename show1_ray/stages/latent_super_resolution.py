@@ -11,11 +11,11 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from show1_ray import pipeline
+from show1_ray import settings as recipe
 from show1_ray.clip import Clip
-from show1_ray.models.temporal import convolve_frames_in_2d
+from show1_ray.models.temporal import attend_many_sequences, convolve_frames_in_2d
 from show1_ray.stages.noise import Noise, draw_batch
-from show1_ray.stages.sampling import Schedule, Scheduler, denoise, guided
+from show1_ray.stages.sampling import Schedule, Scheduler, denoise, guided_as_set
 from show1_ray.stages.stage import NonFiniteError, Stage, Tensors, device_and_dtype
 from show1_ray.stages.text import TextEncoder
 
@@ -39,10 +39,14 @@ class LatentSuperResolution(Stage):
         vae: AutoencoderKL,
         encoder: TextEncoder,
         scheduler: Scheduler,
-        settings: pipeline.LatentSuperResolution,
+        settings: recipe.LatentSuperResolution,
         vae_frames: int = 8,
     ) -> None:
-        self.unet, self.vae, self.encoder = convolve_frames_in_2d(unet.eval()), vae.eval(), encoder
+        self.unet, self.vae, self.encoder = (
+            attend_many_sequences(convolve_frames_in_2d(unet.eval())),
+            vae.eval(),
+            encoder,
+        )
         self.scheduler, self.settings, self.vae_frames = scheduler, settings, vae_frames
         self.device, self.dtype = device_and_dtype(unet)
 
@@ -81,7 +85,7 @@ class LatentSuperResolution(Stage):
 
         schedule = Schedule.of(self.scheduler, self.settings.steps, self.settings.strength)
         x = schedule.add_noise(latents, draw_batch(noise, (count, *mean.shape[1:]), like=mean).flatten(0, 1))
-        predict = guided(self.unet, text, negative_text, self.settings.guidance)
+        predict = guided_as_set(self.unet, text, negative_text, self.settings, schedule)
         x = denoise(predict, rearrange(x, "(b f) c h w -> b c f h w", b=batch), schedule, noise)
         decoded = self._decode(rearrange(x, "b c f h w -> (b f) c h w") / self.vae.config.scaling_factor)
         return rearrange(decoded, "(b f) c h w -> b c f h w", b=batch)

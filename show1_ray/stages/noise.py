@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 Noise = Callable[[Sequence[int]], Tensor]
 """Takes a shape, returns the clip's next standard normal draw of that shape, on the CPU."""
+
+AHEAD = 2
+"""Draws that `draw_ahead` has ready: one is in use while the next is drawn."""
 
 
 def seeded_noise(seed: int, dtype: torch.dtype) -> Noise:
@@ -43,4 +48,24 @@ def stored_noise(draws: Iterable[Tensor]) -> Noise:
 
 def draw_batch(noises: Sequence[Noise], shape: Sequence[int], like: Tensor) -> Tensor:
     """One draw a clip, stacked: B *shape*, on the device and in the dtype of `like`."""
-    return torch.stack([noise(shape) for noise in noises]).to(like)
+    draws = torch.stack([noise(shape) for noise in noises])
+    if not like.is_cuda:
+        return draws.to(like)
+    # From pinned memory the copy waits for nothing, and nobody waits for the copy.
+    return draws.to(like.dtype).pin_memory().to(like.device, non_blocking=True)
+
+
+def draw_ahead(noises: Sequence[Noise], shape: Sequence[int], like: Tensor, count: int) -> Iterator[Tensor]:
+    """`count` times `draw_batch`, drawn by a thread while the device works on what was drawn before.
+
+    One thread draws in order, so every clip's draws are what they would be without it.
+    """
+    if not count:
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending = deque(pool.submit(draw_batch, noises, shape, like) for _ in range(min(AHEAD, count)))
+        for i in range(count):
+            draws = pending.popleft().result()
+            if i + AHEAD < count:
+                pending.append(pool.submit(draw_batch, noises, shape, like))
+            yield draws

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,14 +14,18 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 from transformers import CLIPTextModel, T5EncoderModel
 
 from show1_ray.errors import UserError
 from show1_ray.models.checkpoints import Checkpoint, published_or_local_config
+from show1_ray.models.deep_features import DeepFeatures
 from show1_ray.models.loading import FOLDERS
 from show1_ray.models.random import blank_network, configuration
 from show1_ray.models.video_unet import VideoUNet
-from show1_ray.pipeline import Denoising, Pipeline
+from show1_ray.pipeline import Pipeline
+from show1_ray.settings import Denoising
+from show1_ray.stages.plan import plan_steps
 from show1_ray.stages.stage import Stage
 from show1_ray.stages.super_resolution import window_slices
 
@@ -67,7 +71,7 @@ def weight_bytes(network: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class _Work:
-    """Calls of one network, or of a part of it, for one clip, with shapes and dtypes of the arguments."""
+    """Calls of one network, or of a part or form of it, for one clip, with shapes and dtypes of the arguments."""
 
     network: nn.Module
     calls: int
@@ -92,33 +96,34 @@ def _works(pipeline: Pipeline) -> dict[str, list[_Work]]:
     t5 = _network(T5EncoderModel, stages.text.checkpoint, dtype)
 
     def loop(
-        kind: type[nn.Module], settings: Denoising, shape: Sequence[int], steps: int, text: tuple[int, int]
-    ) -> _Work:
+        kind: type[nn.Module],
+        settings: Denoising,
+        shape: Sequence[int],
+        steps: int,
+        text: tuple[int, int],
+        loops: int = 1,
+    ) -> list[_Work]:
         unet: Any = _network(kind, settings.checkpoint, dtype)
-        calls = steps * (2 if settings.guidance > 1 else 1)  # the two halves of guidance are one batch of two
         labels = [("class_labels", ((1,), torch.int64))] if unet.config.get("class_embed_type") else []
         shapes = [((1, unet.config.in_channels, *shape), dtype), ((), torch.int64), ((1, *text), dtype)]
-        return _Work(unet, calls, shapes, labels)
+        return _loop_works(unet, settings, steps, loops, shapes, labels)
 
     text = (tokens, t5.config.d_model)
     windows = len(list(window_slices(frames, sr.window, sr.stride)))
     return {
         "text": [_Work(t5, 1, [((1, tokens), torch.int64)])],
-        "keyframes": [
-            loop(VideoUNet, stages.keyframes, (stages.keyframes.frames, *small), stages.keyframes.steps, text)
-        ],
-        "interpolation": [
-            loop(
-                VideoUNet,
-                stages.interpolation,
-                (stages.interpolation.window, *small),
-                stages.interpolation.steps * (stages.keyframes.frames - 1),
-                text,
-            )
-        ],
+        "keyframes": loop(VideoUNet, stages.keyframes, (stages.keyframes.frames, *small), stages.keyframes.steps, text),
+        "interpolation": loop(
+            VideoUNet,
+            stages.interpolation,
+            (stages.interpolation.window, *small),
+            stages.interpolation.steps,
+            text,
+            loops=stages.keyframes.frames - 1,
+        ),
         "super_resolution": [
-            loop(UNet2DConditionModel, first, large, first.steps, text),
-            loop(VideoUNet, sr, (sr.window, *large), sr.steps * windows, text),
+            *loop(UNet2DConditionModel, first, large, first.steps, text),
+            *loop(VideoUNet, sr, (sr.window, *large), sr.steps, text, loops=windows),
         ],
         "latent_super_resolution": _latent_works(pipeline, dtype, loop),
     }
@@ -135,9 +140,30 @@ def _latent_works(pipeline: Pipeline, dtype: torch.dtype, loop: Any) -> list[_Wo
     return [
         _Work(clip, 1, [((1, tokens), torch.int64)]),
         _Work(vae.encoder, frames, [((1, 3, latent.height, latent.width), dtype)], whole=vae),
-        loop(UNet3DConditionModel, latent, (frames, *size), steps, (tokens, width)),
+        *loop(UNet3DConditionModel, latent, (frames, *size), steps, (tokens, width)),
         _Work(vae.decoder, frames, [((1, vae.config.latent_channels, *size), dtype)], whole=vae),
     ]
+
+
+def _loop_works(
+    unet: Any,
+    settings: Denoising,
+    steps: int,
+    loops: int,
+    shapes: Sequence[Any],
+    labels: Sequence[tuple[str, Any]],
+) -> list[_Work]:
+    """The calls of a denoising loop, `loops` times; shapes are of one clip, of which guidance has two halves."""
+    calls = dict.fromkeys((True, False), 0)
+    for step in plan_steps(settings, steps):
+        calls[step.whole] += loops * (2 if step.guided else 1)
+    works = [_Work(unet, calls[True], shapes, labels)]
+    if calls[False] and settings.reuse:
+        deep = DeepFeatures(unet, settings.reuse.levels)
+        with torch.device("meta"), torch.no_grad():
+            deep.whole(*map(_argument, shapes), **{key: _argument(value) for key, value in labels})
+        works.append(_Work(deep.shallow, calls[False], shapes, labels, whole=unet))
+    return works
 
 
 def _network(kind: type[nn.Module], checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -153,14 +179,23 @@ def _network(kind: type[nn.Module], checkpoint: Checkpoint, dtype: torch.dtype) 
 
 @contextlib.contextmanager
 def counted(stage: Stage) -> Iterator[Counter[Call]]:
-    """Counts calls of the stage's networks by their arguments' shapes: (network, positional, by name)."""
+    """Counts calls of the stage's networks by their arguments' shapes: (network, positional, by name).
+
+    Networks are named by copies on the meta device, made at their first call: `DeepFeatures` make new ones for each
+    loop, which afterwards remember other shapes.
+    """
     calls: Counter[Call] = Counter()
+    known: dict[Call, Call] = {}
     networks: list[nn.Module] = []
     for network in stage.networks.values():  # of a VAE the parts are called, not the whole
         networks += [network.encoder, network.decoder] if isinstance(network, AutoencoderKL) else [network]
 
     def record(network: nn.Module, positional: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        calls[network, tuple(map(_signature, positional)), tuple((k, _signature(v)) for k, v in named.items())] += 1
+        arguments = (tuple(map(_signature, positional)), tuple((k, _signature(v)) for k, v in named.items()))
+        call = (network, *arguments)
+        if call not in known:
+            known[call] = (_without_hooks(meta_copy(network), handles), *arguments)
+        calls[known[call]] += 1
 
     handles = [network.register_forward_pre_hook(record, with_kwargs=True) for network in networks]
     try:
@@ -168,6 +203,13 @@ def counted(stage: Stage) -> Iterator[Counter[Call]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _without_hooks(network: nn.Module, handles: Iterable[RemovableHandle]) -> nn.Module:
+    for handle in handles:  # a copy has its hooks under the same ids
+        network._forward_pre_hooks.pop(handle.id, None)
+        network._forward_pre_hooks_with_kwargs.pop(handle.id, None)
+    return network
 
 
 def _signature(value: Any) -> Any:
@@ -182,15 +224,15 @@ def operations_of(network: nn.Module, positional: Sequence[Any], named: Sequence
         positional: its arguments; (shape, dtype) stands for a tensor.
         named: those that are given by name.
     """
-
-    def argument(value: Any) -> Any:
-        return torch.empty(value[0], dtype=value[1], device="meta") if isinstance(value, tuple) else value
-
     meta = meta_copy(network)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         # A mask costs no operations, and transformers looks at its values.
-        meta(*map(argument, positional), **{k: argument(value) for k, value in named if k != "attention_mask"})
+        meta(*map(_argument, positional), **{k: _argument(value) for k, value in named if k != "attention_mask"})
     return counter.get_total_flops()
+
+
+def _argument(value: Any) -> Any:
+    return torch.empty(value[0], dtype=value[1], device="meta") if isinstance(value, tuple) else value
 
 
 def meta_copy(network: nn.Module) -> nn.Module:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,7 +13,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from show1_ray.errors import ConfigError
-from show1_ray.stages.noise import Noise, draw_batch
+from show1_ray.models.deep_features import DeepFeatures
+from show1_ray.settings import Denoising
+from show1_ray.stages.noise import Noise, draw_ahead
+from show1_ray.stages.plan import Step, plan_steps
 
 Scheduler: TypeAlias = DPMSolverMultistepScheduler | DDPMScheduler | DDIMScheduler
 Predict: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -77,6 +81,8 @@ def guided(
     negative_text: Tensor,
     scale: float,
     *,
+    plan: Iterable[Step] | None = None,
+    levels: int = 0,
     condition: Tensor | None = None,
     class_labels: Tensor | None = None,
 ) -> Predict:
@@ -88,21 +94,27 @@ def guided(
         model: a UNet of ours or of diffusers.
         text, negative_text: B L D.
         scale: 1 or less switches guidance off: the prompt's half alone.
+        plan: the steps of one loop, if not all are alike (see `plan_steps`): what is returned is then used up by it.
+        levels: of the network that are computed at every step; 0 for all (see `DeepFeatures`).
         condition: B C' …, joined to the sample's channels.
         class_labels: B, see `VideoUNet.forward`.
     """
-    extra = {} if class_labels is None else {"class_labels": class_labels}
-    if scale > 1:
-        text = torch.cat([negative_text, text])
-        extra = {name: torch.cat([labels, labels]) for name, labels in extra.items()}
+    walk = iter(plan) if plan is not None else itertools.repeat(Step(scale > 1))
+    deep = DeepFeatures(model, levels) if levels else None
+    texts = {False: text, True: torch.cat([negative_text, text])}
+    extra: dict[bool, dict[str, Tensor]] = {False: {}, True: {}}
+    if class_labels is not None:
+        extra = {False: {"class_labels": class_labels}, True: {"class_labels": torch.cat([class_labels, class_labels])}}
 
     def predict(x: Tensor, timestep: Tensor) -> Tensor:
+        step = next(walk)
+        network = model if deep is None else deep.whole if step.whole else deep.shallow
         inputs = x if condition is None else torch.cat([x, condition], dim=1)
-        if scale > 1:
+        if step.guided:
             inputs = torch.cat([inputs, inputs])
-        output = model(inputs, timestep, text, **extra)
+        output = network(inputs, timestep, texts[step.guided], **extra[step.guided])
         output = output if isinstance(output, Tensor) else output.sample
-        if scale <= 1:
+        if not step.guided:
             return output
         negative, positive = output.chunk(2)
         channels = x.shape[1]
@@ -110,6 +122,22 @@ def guided(
         return torch.cat([noise, positive[:, channels:]], dim=1)
 
     return predict
+
+
+def guided_as_set(
+    model: nn.Module, text: Tensor, negative_text: Tensor, settings: Denoising, schedule: Schedule, **inputs: Tensor
+) -> Predict:
+    """`guided` for one loop over `schedule`, with the guidance and the shortcuts of its settings.
+
+    Args:
+        model, text, negative_text: see `guided`.
+        settings: of the loop.
+        schedule: what it walks.
+        inputs: `condition` and `class_labels`, see `guided`.
+    """
+    plan = plan_steps(settings, len(schedule.timesteps))
+    levels = settings.reuse.levels if settings.reuse else 0
+    return guided(model, text, negative_text, settings.guidance, plan=plan, levels=levels, **inputs)
 
 
 def denoise(predict: Predict, x: Tensor, schedule: Schedule, noises: Sequence[Noise] = ()) -> Tensor:
@@ -129,14 +157,15 @@ def denoise(predict: Predict, x: Tensor, schedule: Schedule, noises: Sequence[No
     """
     frames = x.shape[2] if x.dim() == 5 else 0
     channels = x.shape[1]
+    shape = (max(frames, 1), channels, *x.shape[-2:])
+    is_ddpm = isinstance(schedule.scheduler, DDPMScheduler)
+    # Timesteps are asked for on the CPU, where schedulers look up their tables: the device is never waited for.
+    draws = draw_ahead(noises, shape, x, int((schedule.timesteps > 0).sum()) if is_ddpm else 0)
     for timestep, on_device in zip(schedule.timesteps, schedule.timesteps.to(x.device), strict=True):
         prediction = predict(x, on_device)
         rows, row_predictions = (rearrange(t, "b c f h w -> (b f) c h w") if frames else t for t in (x, prediction))
         if isinstance(schedule.scheduler, DDPMScheduler):
-            noise = torch.zeros_like(rows)
-            if timestep > 0:
-                shape = (max(frames, 1), *rows.shape[1:])
-                noise = draw_batch(noises, shape, like=rows).flatten(0, 1)
+            noise = next(draws).flatten(0, 1) if timestep > 0 else torch.zeros_like(rows)
             rows = ddpm_step(schedule.scheduler, row_predictions, timestep, rows, noise)
         else:
             rows = schedule.scheduler.step(row_predictions[:, :channels], timestep, rows).prev_sample

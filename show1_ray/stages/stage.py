@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from show1_ray.clip import Clip
+from show1_ray.models.host_copy import HostCopy
 from show1_ray.stages.noise import Noise, seeded_noise
 
 Tensors = Mapping[str, Tensor]
@@ -52,6 +53,7 @@ class Stage(ABC):
 
     device: torch.device
     dtype: torch.dtype
+    _host: HostCopy | None = None
 
     def __call__(
         self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise] | None = None
@@ -103,6 +105,23 @@ class Stage(ABC):
         for network in self.networks.values():
             network.to(self.device)
         return self
+
+    def leave(self) -> None:
+        """Gives the device back and keeps the weights in pinned host memory, from where `enter` takes them.
+
+        For weights that come and go: from the second time on nothing is copied here. They must not change meanwhile.
+        """
+        if self._host is None:
+            self._host = HostCopy(self.networks.values())
+        self._host.leave()
+        self.device = torch.device("cpu")
+
+    def enter(self, device: str | torch.device) -> None:
+        """Back from where `leave` put the weights."""
+        if self._host is None:
+            raise ValueError(f"stage {self.name} has not left its device")
+        self._host.enter(device)
+        self.device = torch.device(device)
 
     def batch(self, tensors: Sequence[Tensors], name: str) -> Tensor:
         """One tensor of all clips, stacked: B …, on the stage's device and in its dtype."""

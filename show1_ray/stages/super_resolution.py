@@ -9,10 +9,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from show1_ray import pipeline
+from show1_ray import settings as recipe
 from show1_ray.clip import Clip
 from show1_ray.stages.noise import Noise, draw_batch, seeded_noise
-from show1_ray.stages.sampling import Schedule, Scheduler, denoise, guided
+from show1_ray.stages.sampling import Schedule, Scheduler, denoise, guided_as_set
 from show1_ray.stages.stage import Stage, Tensors, device_and_dtype
 
 
@@ -23,12 +23,10 @@ class FirstFrame:
         unet: takes 6 channels: the noisy frame, the upscaled frame with noise; and the noise's level as class label.
         scheduler: of the denoising loop.
         noising: `DDPMScheduler` that adds noise to the upscaled frame.
-        settings: see `pipeline.FirstFrame`.
+        settings: see `recipe.FirstFrame`.
     """
 
-    def __init__(
-        self, unet: nn.Module, scheduler: Scheduler, noising: Scheduler, settings: pipeline.FirstFrame
-    ) -> None:
+    def __init__(self, unet: nn.Module, scheduler: Scheduler, noising: Scheduler, settings: recipe.FirstFrame) -> None:
         self.unet, self.scheduler, self.noising, self.settings = unet.eval(), scheduler, noising, settings
 
     def __call__(
@@ -51,10 +49,11 @@ class FirstFrame:
         x = draw_batch(noise, upscaled.shape[1:], like=images)
         labels = torch.full((len(images),), self.settings.noise_level, device=images.device)
         condition = self.noising.add_noise(upscaled, draw_batch(noise, upscaled.shape[1:], like=images), labels)
-        predict = guided(
-            self.unet, text, negative_text, self.settings.guidance, condition=condition, class_labels=labels
+        schedule = Schedule.of(self.scheduler, self.settings.steps)
+        predict = guided_as_set(
+            self.unet, text, negative_text, self.settings, schedule, condition=condition, class_labels=labels
         )
-        return denoise(predict, x, Schedule.of(self.scheduler, self.settings.steps), noise)
+        return denoise(predict, x, schedule, noise)
 
 
 class SuperResolution(Stage):
@@ -80,7 +79,7 @@ class SuperResolution(Stage):
         scheduler: Scheduler,
         noising: Scheduler,
         first_frame: FirstFrame,
-        settings: pipeline.SuperResolution,
+        settings: recipe.SuperResolution,
     ) -> None:
         self.unet, self.scheduler, self.noising = unet.eval(), scheduler, noising
         self.first_frame, self.settings = first_frame, settings
@@ -159,10 +158,11 @@ class SuperResolution(Stage):
         condition = self.noising.add_noise(upscaled, condition_noise, labels)
         if first is not None:
             condition[:, :, 0] = first
-        predict = guided(
-            self.unet, text, negative_text, self.settings.guidance, condition=condition, class_labels=labels
+        schedule = Schedule.of(self.scheduler, self.settings.steps)
+        predict = guided_as_set(
+            self.unet, text, negative_text, self.settings, schedule, condition=condition, class_labels=labels
         )
-        return denoise(predict, x, Schedule.of(self.scheduler, self.settings.steps), noise)
+        return denoise(predict, x, schedule, noise)
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:

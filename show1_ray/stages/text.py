@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from show1_ray import pipeline
+from show1_ray import settings as recipe
 from show1_ray.clip import Clip
 from show1_ray.stages.noise import Noise
 from show1_ray.stages.stage import Stage, Tensors, device_and_dtype
@@ -73,7 +73,7 @@ class Text(Stage):
     name = "text"
     gives = {"prompt_embeds": "l d", "negative_prompt_embeds": "l d"}  # noqa: RUF012
 
-    def __init__(self, encoder: TextEncoder, settings: pipeline.Text, dtype: torch.dtype) -> None:
+    def __init__(self, encoder: TextEncoder, settings: recipe.Text, dtype: torch.dtype) -> None:
         self.encoder, self.settings = encoder, settings
         self.device, _ = device_and_dtype(encoder.model)
         self.dtype = dtype

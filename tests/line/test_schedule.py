@@ -123,6 +123,7 @@ def test_a_stage_that_makes_room_goes_to_host_memory_as_long_as_that_has_room() 
     back = schedule.decide(0.0)
     assert back is not None
     assert (back.stage, back.price) == (1, 0.5)
+    assert back.drop == (2,), "a stage that comes back keeps its copy in host memory, and that has room for one"
 
 
 def test_a_pinned_station_runs_only_what_is_pinned_to_it() -> None:

@@ -8,57 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from show1_ray import pipeline
+from show1_ray import settings as recipe
 from show1_ray.clip import Clip
-from show1_ray.models.checkpoints import Checkpoint
 from show1_ray.stages.interpolation import Interpolation
 from show1_ray.stages.keyframes import Keyframes
 from show1_ray.stages.latent_super_resolution import LatentSuperResolution, resize, to_uint8
-from show1_ray.stages.noise import Noise, draw_batch, seeded_noise, stored_noise
+from show1_ray.stages.noise import Noise, draw_batch, seeded_noise
 from show1_ray.stages.super_resolution import FirstFrame, SuperResolution
-
-ANY = Checkpoint(repo="/")
-TEXT = ("prompt_embeds", "negative_prompt_embeds")
+from tests.goldens import ANY, Case
 
 
-class Case:
-    """A golden call of a published pipeline."""
-
-    def __init__(self, golden: Any, name: str) -> None:
-        path = f"B_stage/{name}"
-        self.meta, self.inputs = golden.meta(path), golden.tensors(f"{path}/inputs")
-        self.expected = golden.tensors(f"{path}/output")["output"]
-        self.call = self.meta["call"]
-        self.unet = golden.network(f"A_unet/{self.meta['unet']}")
-        self.scheduler = golden.scheduler(self.meta["scheduler"])
-        self.noising = self.meta["image_noising_scheduler"] and golden.scheduler(self.meta["image_noising_scheduler"])
-        self.count = self.call["b"]
-        listed = self.call.get("gen") == "list"
-        self.clips = [Clip(str(i), "", seed=self.meta["seed"] + i * listed) for i in range(self.count)]
-        self.stored = golden.tensors(f"{path}/draws") if self.count > 1 and not listed else None
-
-    @property
-    def text(self) -> tuple[Tensor, Tensor]:
-        return self.inputs["prompt_embeds"], self.inputs["negative_prompt_embeds"]
-
-    @property
-    def noise(self) -> list[Noise]:
-        """From the seeds; where one generator drew for a batch, the stored draws."""
-        if self.stored is None:
-            return [seeded_noise(clip.seed, torch.float32) for clip in self.clips]
-        draws = [self.stored[draw["tensor"]].chunk(self.count) for draw in self.meta["draws"]]
-        return [stored_noise([draw[i] for draw in draws]) for i in range(self.count)]
-
-    def settings(self, kind: Any, **more: Any) -> Any:
-        return kind(checkpoint=ANY, steps=self.call["steps"], guidance=self.call["g"], **more)
-
-    def tensors(self, **more: Tensor) -> list[dict[str, Tensor]]:
-        given = {**{name: self.inputs[name] for name in TEXT}, **more}
-        return [{name: tensor[i] for name, tensor in given.items()} for i in range(self.count)]
-
-    def check(self, output: Tensor) -> None:
-        assert output.shape == self.expected.shape
-        assert (output - self.expected).abs().max() <= max(1e-3, 10 * self.meta["fp32_vs_fp64_max_abs"])
+def check(case: Case, output: Tensor) -> None:
+    assert output.shape == case.expected.shape
+    assert (output - case.expected).abs().max() <= max(1e-3, 10 * case.meta["fp32_vs_fp64_max_abs"])
 
 
 @pytest.mark.parametrize(
@@ -67,26 +29,26 @@ class Case:
 def test_keyframes(golden, name):
     case = Case(golden, name)
     size = {"frames": case.call["f"], "height": case.call["h"], "width": case.call["w"]}
-    stage = Keyframes(case.unet, case.scheduler, case.settings(pipeline.Keyframes, **size))
+    stage = Keyframes(case.unet, case.scheduler, case.settings(recipe.Keyframes, **size))
     outputs = stage(case.clips, case.tensors(), case.noise)
-    case.check(torch.stack([output["keyframes"] for output in outputs]))
+    check(case, torch.stack([output["keyframes"] for output in outputs]))
 
 
 @pytest.mark.parametrize("name", ["interp", "interp_own_noise_b2"])
 def test_interpolation(golden, name):
     case = Case(golden, name)
-    stage = Interpolation(case.unet, case.scheduler, case.settings(pipeline.Interpolation, window=case.call["f"]))
+    stage = Interpolation(case.unet, case.scheduler, case.settings(recipe.Interpolation, window=case.call["f"]))
     keyframes = case.inputs["pixel_values"][:, :, [0, -1]]
     outputs = stage(case.clips, case.tensors(keyframes=keyframes), case.noise)
-    case.check(torch.stack([output["frames"] for output in outputs]))
+    check(case, torch.stack([output["frames"] for output in outputs]))
 
 
 def test_first_frame(golden):
     case = Case(golden, "sr1_image")
-    settings = case.settings(pipeline.FirstFrame, noise_level=case.call["noise_level"])
+    settings = case.settings(recipe.FirstFrame, noise_level=case.call["noise_level"])
     first_frame = FirstFrame(case.unet, case.scheduler, case.noising, settings)
     with torch.inference_mode():
-        case.check(first_frame(case.inputs["image"], *case.text, 4, case.noise))
+        check(case, first_frame(case.inputs["image"], *case.text, 4, case.noise))
 
 
 @pytest.mark.parametrize("name", ["sr1", "sr1_nofirst_b2"])
@@ -97,7 +59,7 @@ def test_a_window_of_super_resolution(golden, name):
     x, condition_noise = (draw_batch(noise, case.expected.shape[1:], like=case.expected) for _ in range(2))
     first = case.inputs["first_frame_cond"][:, :, 0] if case.call["first"] else None
     with torch.inference_mode():
-        case.check(stage.upscale_window(case.inputs["image"], first, *case.text, x, condition_noise))
+        check(case, stage.upscale_window(case.inputs["image"], first, *case.text, x, condition_noise))
 
 
 @pytest.mark.parametrize("name", ["sr2", "sr2_diffusers_unet"])
@@ -105,22 +67,22 @@ def test_latent_super_resolution(golden, name):
     case = Case(golden, name)
     stage = latent_super_resolution(case, golden)
     with torch.inference_mode():
-        case.check(stage.upscale(case.inputs["video_uint8"][None], *case.text, case.noise))
+        check(case, stage.upscale(case.inputs["video_uint8"][None], *case.text, case.noise))
 
 
 def super_resolution(case: Any, first_frame: Any = None, **settings: Any) -> SuperResolution:
-    settings["first_frame"] = pipeline.FirstFrame(checkpoint=ANY, steps=1, guidance=1)
+    settings["first_frame"] = recipe.FirstFrame(checkpoint=ANY, steps=1, guidance=1)
     return SuperResolution(
         case.unet,
         case.scheduler,
         case.noising,
         first_frame,
-        case.settings(pipeline.SuperResolution, **settings),
+        case.settings(recipe.SuperResolution, **settings),
     )
 
 
 def latent_super_resolution(case: Any, golden: Any) -> LatentSuperResolution:
-    settings = case.settings(pipeline.LatentSuperResolution, strength=case.call["strength"])
+    settings = case.settings(recipe.LatentSuperResolution, strength=case.call["strength"])
     vae = golden.network("B_stage/vae")
     return LatentSuperResolution(case.unet, vae, None, case.scheduler, settings, vae_frames=2)  # type: ignore[arg-type]
 
@@ -173,17 +135,17 @@ def test_the_cascade_up_to_super_resolution_is_the_script_s(golden, script):
 
     base = Script(golden, "base")
     size = {"frames": 8, "height": meta["h"], "width": meta["w"]}
-    stage: Any = Keyframes(base.unet, base.scheduler, base.settings(pipeline.Keyframes, **size))
+    stage: Any = Keyframes(base.unet, base.scheduler, base.settings(recipe.Keyframes, **size))
     tensors |= stage([base.clip], [tensors])[0]
     assert_within(tensors["keyframes"], script["keyframes"][0], floors["keyframes"])
 
     interp = Script(golden, "interp")
-    stage = Interpolation(interp.unet, interp.scheduler, interp.settings(pipeline.Interpolation))
+    stage = Interpolation(interp.unet, interp.scheduler, interp.settings(recipe.Interpolation))
     tensors |= stage([interp.clip], [tensors])[0]
     assert_within(tensors["frames"], script["interp_video"][0], floors["interp_video"])
 
     image, sr1 = Script(golden, "image"), Script(golden, "sr1")
-    first_frame = FirstFrame(image.unet, image.scheduler, image.noising, image.settings(pipeline.FirstFrame))
+    first_frame = FirstFrame(image.unet, image.scheduler, image.noising, image.settings(recipe.FirstFrame))
     stage = super_resolution(sr1, first_frame)
     tensors |= stage([sr1.clip], [tensors])[0]
     video = tensors["frames_sr"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from show1_ray.errors import ConfigError
-from show1_ray.stages.noise import seeded_noise, stored_noise
+from show1_ray.stages.noise import draw_ahead, draw_batch, seeded_noise, stored_noise
 from show1_ray.stages.sampling import Schedule, denoise, make_scheduler
 
 CASES = [
@@ -52,6 +52,34 @@ def test_ddpm_draws_for_each_clip_of_a_batch_of_videos():
         walk([0])[0],
         denoise(lambda x, t: x * 0.1, x[[0]], Schedule.of(scheduler, 5), [seeded_noise(9, torch.float32)])[0],
     )
+
+
+def test_noise_that_is_drawn_ahead_is_the_same_noise():
+    like = torch.empty(2, 3, dtype=torch.float16)
+
+    def noises():
+        return [seeded_noise(seed, torch.float16) for seed in (1, 2)]
+
+    one_by_one, ahead = noises(), noises()
+    expected = [draw_batch(one_by_one, (3, 4), like) for _ in range(7)]
+    assert all(torch.equal(a, b) for a, b in zip(draw_ahead(ahead, (3, 4), like, 7), expected, strict=True))
+    # No draw more than was asked for: what is drawn next is what would have been.
+    assert torch.equal(draw_batch(ahead, (5,), like), draw_batch(one_by_one, (5,), like))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_loop_asks_the_device_for_nothing(golden, case):
+    # A tensor on the meta device has no values: whatever waited for one would raise.
+    meta = golden.meta(f"E_sampler/{case}")
+    learned = meta["scheduler"]["init"].get("variance_type") == "learned_range"
+    schedule = Schedule.of(golden.scheduler(meta["scheduler"]), meta["steps"], meta["strength"] or 1.0)
+    x = torch.empty(2, 3, 4, 8, 8, device="meta")
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x], dim=1) * t if learned else x * t
+
+    noises = [seeded_noise(seed, torch.float32) for seed in (1, 2)]
+    assert denoise(predict, x, schedule, noises).shape == x.shape
 
 
 def test_the_global_generator_is_left_alone():
