@@ -48,14 +48,11 @@ class Diffusion:
             lambda_min: log(α / σ) where sampling begins with noise alone (the scheduler's `lambda_min_clipped`).
             last: the timestep where sampling begins with a noised sample; without either, the published last.
         """
-        config = published_config(repo, "scheduler")
-        if lambda_min is not None:
-            config["lambda_min_clipped"] = lambda_min
-            scheduler: Scheduler = make_scheduler(config)
+        begin = {} if lambda_min is None else {"lambda_min_clipped": lambda_min}
+        scheduler: Scheduler = make_scheduler(published_config(repo, "scheduler"), **begin)
+        if begin:
             scheduler.set_timesteps(10)
             last = int(scheduler.timesteps[0])
-        else:
-            scheduler = make_scheduler(config)
         alphas = scheduler.alphas_cumprod
         last = len(alphas) - 1 if last is None else last
         return cls(alphas, last, scheduler.config.prediction_type, lambda_min is not None)

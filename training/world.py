@@ -97,13 +97,16 @@ def sample_scene(rng: np.random.Generator, *, shapes: int | None = None, held_ou
         if len(colours) == count and sum(c in HELD_OUT for c in combinations) == int(held_out):
             break
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
-    return Scene(tuple(_place(rng, c, i, count) for i, c in enumerate(combinations)), background)
+    return _placed(combinations, background, rng)
 
 
 def alike(scene: Scene, rng: np.random.Generator) -> Scene:
     """Another scene of which the same is to be said: the shapes have other places, sizes and ways to go."""
-    combinations = [shape.combination for shape in scene.shapes]
-    return Scene(tuple(_place(rng, c, i, len(combinations)) for i, c in enumerate(combinations)), scene.background)
+    return _placed([shape.combination for shape in scene.shapes], scene.background, rng)
+
+
+def _placed(combinations: Sequence[Combination], background: str, rng: np.random.Generator) -> Scene:
+    return Scene(tuple(_place(rng, c, i, len(combinations)) for i, c in enumerate(combinations)), background)
 
 
 def _place(rng: np.random.Generator, combination: Combination, index: int, count: int) -> Shape:
