@@ -21,12 +21,14 @@ judged on each. Where (d) is above .714, nothing could pass it.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import logging
+import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,10 +38,10 @@ import numpy as np
 import ray
 
 from show1_ray.clip import Clip
-from show1_ray.line.events import ClipDone, StageDone
-from show1_ray.line.line import Line
+from show1_ray.line.events import ClipDone, Event, StageDone
 from show1_ray.line.load import load_of
 from show1_ray.line.plan import limits
+from show1_ray.line.service import ClipEvent, Service
 from show1_ray.line.simulate import busy_share, simulate
 from show1_ray.line.spec import LineSettings, StageSpec, Tensors
 
@@ -159,16 +161,34 @@ def run_line(
         store_bytes=STORE * 9 // 10,
         pinned=pinned,
     )
-    busy, job_begin = [], time.time()
-    with Line(specs(regime, unit, guess or {}), settings) as line:
-        line.wait_for_stations()
-        begin = end = time.time()
-        for event in line.run([Clip(f"{number:06}", "a prompt", seed=number) for number in range(clips)]):
-            if isinstance(event, StageDone) and event.station is not None:
-                busy.append((event.started, event.started + event.seconds))
-            elif isinstance(event, ClipDone):
-                end = time.time()
+    busy: list[tuple[float, float]] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, StageDone) and event.station is not None:
+            busy.append((event.started, event.started + event.seconds))
+
+    job_begin = time.time()
+    line = Service(specs(regime, unit, guess or {}), settings, math.inf, observe, total=clips)
+    with line:
+        line.warm.wait()
+        begin = time.time()
+        asyncio.run(follow_all(line, clips))
+        end = time.time()
+    if line.error is not None:
+        raise line.error
     return result(busy, stations, clips, unit, begin, end, job_begin)
+
+
+async def follow_all(line: Service, clips: int) -> None:
+    """Clips through the line, as `show1_ray.render` sends them."""
+
+    async def follow(events: AsyncIterable[ClipEvent]) -> None:
+        assert isinstance([event async for event in events][-1], ClipDone)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(clips):
+            await line.room()
+            tasks.create_task(follow(line.render(Clip(f"{number:06}", "a prompt", seed=number))))
 
 
 def simulate_line(

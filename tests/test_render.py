@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import os
@@ -133,6 +134,12 @@ class TestOneJob:
         summary = render(manifest, str(out), str(tiny), limit=2, gpus=1, verify=True)
         assert (summary.done_before, summary.rendered) == (1, 1)
         assert np.array_equal(frames_of(clip), before)
+
+    def test_it_works_where_an_event_loop_runs_as_in_a_notebook(self, tiny, manifest, tmp_path):
+        async def cell() -> int:
+            return render(manifest, str(tmp_path / "out"), str(tiny), limit=2, gpus=1).rendered
+
+        assert asyncio.run(cell()) == 2
 
     def test_another_recipe_and_another_prompt_are_refused(self, tiny, manifest, tmp_path):
         out = str(tmp_path / "out")

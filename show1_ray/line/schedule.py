@@ -384,7 +384,7 @@ class Schedule:
         stage.holders += index not in before
         for left in before.difference(station.held):
             self.stages[left].holders -= 1
-        return Assignment(station.number, index, clips, isolated, evict, drop, price)
+        return Assignment(station.number, index, clips, isolated, evict, drop, price, station.kind)
 
 
 def _exceeds(stations: float, threshold: tuple[float, float], share: float) -> bool:
