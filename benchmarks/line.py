@@ -189,6 +189,7 @@ async def follow_all(line: Service, clips: int) -> None:
         for number in range(clips):
             await line.room()
             tasks.create_task(follow(line.render(Clip(f"{number:06}", "a prompt", seed=number))))
+        line.close()
 
 
 def simulate_line(

@@ -243,6 +243,7 @@ async def _follow_all(
                 for entry in entries:
                     await line.room()
                     clips.create_task(follow(line.render(Order(entry.clip, {"extra": entry.extra}))))
+            line.close()
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
 

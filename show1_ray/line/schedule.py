@@ -222,7 +222,8 @@ class Schedule:
                 stage.ready_since = None
             elif stage.ready_since is None:
                 stage.ready_since = now
-        if not ready and not any(stage.running for stage in self.stages):
+        is_stuck = not self.unadmitted or not self.room()
+        if not ready and is_stuck and not any(stage.running for stage in self.stages):
             # Incomplete batches everywhere and the limits in their way: the last of them has to go first.
             for index in reversed(range(len(self.stages))):
                 stage = self.stages[index]

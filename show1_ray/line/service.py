@@ -112,8 +112,8 @@ class Service:
         max_waiting: clips that may wait for their first stage; `math.inf`: any number, and their places are not told.
         observe: is told everything that happens in the line, in its thread, before the clips' callers are. What it
             raises stops the line.
-        total: how many clips will be submitted. The line lets batches wait until they are full, and splits what is left
-            at the end over its stations; with None, nobody knows, and what waits runs at once.
+        total: how many clips will be submitted before `close`. The line lets batches wait until they are full, and
+            splits what is left at the end over its stations; with None, nobody knows, and what waits runs at once.
     """
 
     def __init__(
@@ -204,6 +204,10 @@ class Service:
         while len(self._inbox) >= AHEAD and not self.ended.is_set():
             await asyncio.sleep(ROOM_SECONDS)
         self._raise_if_ended()
+
+    def close(self) -> None:
+        """No more clips will be submitted: the line ends when those that were have ended."""
+        self._inbox.close()
 
     def stop(self, now: bool = False) -> None:
         """Take in nothing more; what runs ends and lands, or, with `now`, does not. May be called from any thread."""
