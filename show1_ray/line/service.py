@@ -160,8 +160,8 @@ class Service:
         with `break`, hold the iterator with `contextlib.aclosing`.
 
         Args:
-            clip: what to render. Its id is free again when nothing of it is in the line any more.
-            outputs: names of tensors on the way, whose values come with `Ended`.
+            clip: what to render, or an order for it. Its id is free again when nothing of it is in the line any more.
+            outputs: of a clip, names of tensors on the way, whose values come with `Ended`.
 
         Raises:
             FullError: `max_waiting` clips wait already.

@@ -225,7 +225,12 @@ def test_a_line_that_knows_how_many_come_fills_its_batches_and_is_fed_as_there_i
             submitted += 1
             await asyncio.sleep(0)  # it is submitted
             assert submitted - sum(task.done() for task in tasks) <= AHEAD + 24
-        return await asyncio.gather(*tasks)
+        line.close()
+        told = await asyncio.gather(*tasks)
+        await until(line.ended.is_set)
+        with pytest.raises(StoppedError, match="it was closed"):
+            await line.room()
+        return told
 
     def observe(event: Event) -> None:
         if isinstance(event, StageDone):
