@@ -14,12 +14,12 @@ Parts, in this order; each result is written to OUT as it is there, and the same
 What is measured of a stage, which is loaded once:
 
     short      in each mode, at each batch size, with short loops: seconds, memory, the first batch, and by how much the
-               output differs from the first mode's
+               UNet's first prediction differs from that in the first mode
     swap       to host memory and back
-    published  all steps as the published script runs them: one clip, window after window, weights come and go
     profile    in the last mode: which kernels take the time, and what waits for the device
     exact      in the last mode, at its batch size: all steps
     fast       the same for the pipeline with fewer operations
+    published  all steps as the published script runs them: one clip, window after window, weights come and go
 
 Modes build on one another: what "channels last" lays out, "channels last, blocks" compiles. Operations are counted for
 the recipe on the meta device (`stages/operations.py`).
@@ -65,10 +65,11 @@ from show1_ray.stages.stage import Stage, Tensors
 from show1_ray.stages.super_resolution import SuperResolution
 
 PARTS = ("machine", "start", "restart", "stages", "numerics")
-MEASURES = ("short", "swap", "published", "profile", "exact", "fast")
-MODES = ("eager", "channels last", "channels last, blocks")
+MEASURES = ("short", "swap", "profile", "exact", "fast", "published")
+MODES = ("eager", "fused")
 FEATURES: dict[str, dict[str, Any]] = {
     "channels last": {"channels_last": True},
+    "fused": {"fused": True},
     "blocks": {"compile": "blocks"},
     "graphs": {"compile": "graphs"},
 }
@@ -111,6 +112,10 @@ class Run:
     def modes(self, stage: str) -> list[str]:
         """A text encoder is run as it is."""
         return ["eager"] if stage == "text" else self.options.modes
+
+    def batch(self, stage: str) -> int:
+        """Clips a batch of the last mode."""
+        return self.options.batch.get(f"={stage}", self.options.batch.get("", 4))
 
     def find(self, **wanted: Any) -> list[dict[str, Any]]:
         """Results with these values, without those that failed."""
@@ -166,7 +171,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--measures", default=",".join(MEASURES))
     parser.add_argument("--modes", default=";".join(MODES), help="separated by semicolons")
     parser.add_argument("--batch-sizes", default="1,4", help="clips a batch, of all modes but the last")
-    parser.add_argument("--batch", type=int, default=4, help="clips a batch of the last mode")
+    parser.add_argument("--batch", action="append", metavar="[STAGE=]CLIPS", help="of the last mode; default: 4")
     parser.add_argument("--steps", type=int, default=3, help="of short loops")
     parser.add_argument("--repeats", type=int, default=1, help="timed runs; their median counts")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.KEY=VALUE")
@@ -177,6 +182,7 @@ def parse() -> argparse.Namespace:
         setattr(options, name, getattr(options, name).split(","))
     options.modes = options.modes.split(";")
     options.sizes = [int(size) for size in options.batch_sizes.split(",")]
+    options.batch = {stage: int(size) for stage, _, size in (("=" + b).rpartition("=") for b in options.batch or ["4"])}
     return options
 
 
@@ -234,7 +240,7 @@ def first_batches(run: Run, name: str) -> None:
     for which, kind in (("first", "exact"), ("second", "exact"), ("fast first", "fast")):
         pipeline = run.short(kind)
         set_recipe(stage, pipeline)
-        batch = batch_for(pipeline, run.options.batch)
+        batch = batch_for(pipeline, run.batch(name))
         seconds[which] = timed(lambda batch=batch: run_batch(stage, *batch), run.device)
     print(json.dumps(seconds))
 
@@ -246,27 +252,28 @@ def process_age() -> float:
 
 def measure_stages(run: Run) -> None:
     for name in run.options.stages:
-        wanted = [job for job in jobs(run, name) if not run.find(**job)]
-        if not wanted:
-            continue
-        with run.keeping_failures(part="load", stage=name):
-            measure_stage(run, name, wanted)
-        torch._dynamo.reset()
-        if run.device.type == "cuda":
-            torch.cuda.empty_cache()
+        wanted = [job for job in jobs(run, name) if job["part"] in run.options.measures and not run.find(**job)]
+        published = [job for job in wanted if job["part"] == "published"]  # with a network that nothing was done to
+        for group in ([job for job in wanted if job not in published], published):
+            if group:
+                with run.keeping_failures(part="load", stage=name):
+                    measure_stage(run, name, group)
+                torch._dynamo.reset()
+                if run.device.type == "cuda":
+                    torch.cuda.empty_cache()
 
 
 def jobs(run: Run, name: str) -> Iterator[dict[str, Any]]:
     """What shall be measured of a stage, as results begin."""
     *_, last = modes = run.modes(name)
     for mode in modes:
-        for size in [run.options.batch] if mode == last and len(modes) > 1 else run.options.sizes:
+        for size in [run.batch(name)] if mode == last and len(modes) > 1 else run.options.sizes:
             yield {"part": "short", "stage": name, "mode": mode, "batch": size}
         if mode == modes[0]:
             yield {"part": "swap", "stage": name, "mode": mode}
-            yield {"part": "published", "stage": name, "mode": mode, "batch": 1}
     for part in ("profile", "exact", "fast"):
-        yield {"part": part, "stage": name, "mode": last, "batch": run.options.batch}
+        yield {"part": part, "stage": name, "mode": last, "batch": run.batch(name)}
+    yield {"part": "published", "stage": name, "mode": modes[0], "batch": 1}
 
 
 def measure_stage(run: Run, name: str, wanted: Sequence[dict[str, Any]]) -> None:
@@ -274,7 +281,7 @@ def measure_stage(run: Run, name: str, wanted: Sequence[dict[str, Any]]) -> None
     stage = run.load(name)
     reference: dict[int, Any] = {}  # the first mode's output by batch size
     done: list[str] = []
-    for job in (job for job in wanted if job["part"] in run.options.measures):
+    for job in wanted:
         with run.keeping_failures(**job):
             done = switch(stage, job["mode"], done)
             if job["part"] == "swap":
@@ -309,19 +316,19 @@ def timing(run: Run, stage: Stage, part: str, size: int, reference: dict[int, An
     short, whole = run.short(kind), run.pipeline(kind)
     pipeline = short if part == "short" else whole
     row: dict[str, Any] = {}
-    outputs: list[Any] = []
     batch = batch_for(pipeline, size)
 
     def work() -> None:
-        outputs[:] = run_batch(stage, *batch, run.device if published else None)
+        run_batch(stage, *batch, run.device if published else None)
 
     with as_published(stage) if published else nullcontext():
         set_recipe(stage, short)
-        row["first"] = timed(work, run.device)
-        if part == "short":
-            found = torch.cat([tensor.flatten() for given in outputs for tensor in given.values()]).double()
-            exact = reference.setdefault(size, found)
-            row["difference"] = ((found - exact).norm() / (exact - exact.mean()).norm()).item()
+        with first_prediction(stage) as predictions:
+            row["first"] = timed(work, run.device)
+        if predictions and size in reference:
+            row["difference"] = ((predictions[0] - reference[size]).norm() / reference[size].norm()).item()
+        elif predictions:
+            reference[size] = predictions[0]
         set_recipe(stage, pipeline)
         if run.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -330,6 +337,21 @@ def timing(run: Run, stage: Stage, part: str, size: int, reference: dict[int, An
     row["tflop"], row["share"] = operations / 1e12, operations / row["seconds"] / run.find(part="machine")[0]["peak"]
     row["memory"] = torch.cuda.max_memory_allocated() / 2**30 if run.device.type == "cuda" else None
     return row
+
+
+@contextmanager
+def first_prediction(stage: Stage) -> Iterator[list[torch.Tensor]]:
+    """What a stage's UNet gives when it is called first: later calls go where rounding leads them."""
+    given: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if not given:
+            given.append((output if isinstance(output, torch.Tensor) else output.sample).float())
+
+    hooks = [stage.networks["unet"].register_forward_hook(keep)] if "unet" in stage.networks else []
+    yield given
+    for hook in hooks:
+        hook.remove()
 
 
 def batch_for(pipeline: Pipeline, size: int) -> tuple[list[Clip], list[Tensors]]:
@@ -353,15 +375,16 @@ def batch_for(pipeline: Pipeline, size: int) -> tuple[list[Clip], list[Tensors]]
 
 def run_batch(
     stage: Stage, clips: Sequence[Clip], tensors: Sequence[Tensors], published_on: torch.device | None = None
-) -> list[dict[str, torch.Tensor]]:
+) -> None:
     """One batch, as it is or as published on a device."""
     encoder = getattr(stage, "encoder", None)
     if encoder is not None:
         encoder.forget()
     with torch.inference_mode():
         if published_on is not None:
-            return run_as_published(stage, clips, tensors, published_on)
-        return stage.run(clips, tensors, [seeded_noise(clip.seed, stage.dtype) for clip in clips])
+            run_as_published(stage, clips, tensors, published_on)
+        else:
+            stage.run(clips, tensors, [seeded_noise(clip.seed, stage.dtype) for clip in clips])
 
 
 def swap(stage: Stage, device: torch.device) -> dict[str, Any]:
@@ -412,15 +435,15 @@ def count_waits(run: Run, stage: Stage, clips: Sequence[Clip], tensors: Sequence
 
 
 def measure_numerics(run: Run) -> None:
-    if len(run.find(part="numerics")) == NUMERICS:
-        return
+    """Of networks as they are, and fused."""
     sys.path.insert(0, str(Path(__file__).parent.parent))  # of the golden runs, in tests/
     from numerics import differences
 
-    with run.keeping_failures(part="numerics"):
-        for row in differences(run.device):
-            if not run.find(part="numerics", case=row["case"], dtype=row["dtype"]):
-                run.keep({"part": "numerics", **row})
+    for fused in (False, True):
+        if len(run.find(part="numerics", fused=fused)) < NUMERICS:
+            with run.keeping_failures(part="numerics"):
+                for row in differences(run.device, fused):
+                    run.keep({"part": "numerics", "fused": fused, **row})
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -437,7 +460,7 @@ def summary(run: Run) -> str:
         f"{'part':10}{'stage':24}{'mode':24}{'batch':>6}{'s/clip':>9}{'PFLOP':>8}{'of peak':>9}{'GiB':>7}{'first':>8}"
         f"{'differs':>9}"
     ]
-    lines += [timing_line(row) for row in run.rows if row["part"] in ("short", "published", "exact", "fast", "load")]
+    lines += [timing_line(row) for row in run.rows if row["part"] in ("short", "exact", "fast", "published", "load")]
     exact = run.find(part="exact")
     for part in ("exact", "published", "fast"):
         rows = run.find(part=part)
