@@ -6,6 +6,7 @@ precision after normalisation, after FiLM and after the activation, this does so
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 WIDE = 8192
 """Pixels a frame from which on cuDNN has only slow kernels for convolutions over frames (H200, cuDNN 9)."""
 ACTIVATIONS = {nn.SiLU: "silu", nn.GELU: "gelu"}
-FUNCTIONS = {"silu": F.silu, "gelu": F.gelu, "": lambda x: x}
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "": lambda x: x}
 
 
 def fuse(network: nn.Module) -> nn.Module:
