@@ -25,18 +25,20 @@ from show1_ray.stages.stage import Stage, Tensors
 from show1_ray.stages.super_resolution import SuperResolution
 
 FEATURES: dict[str, dict[str, Any]] = {
+    "eager": {},
     "channels last": {"channels_last": True},
     "fused": {"fused": True},
     "blocks": {"compile": "blocks"},
     "graphs": {"compile": "graphs"},
+    "cudnn benchmark": {},  # torch's own switch
 }
-"""Execution settings by their name in a mode; "cudnn benchmark" is torch's own switch."""
+"""Execution settings by their name in a mode."""
 
 
 def switch(stage: Stage, mode: str, done: Sequence[str] = ("eager",)) -> list[str]:
     """Brings a stage from the features that it has to those of `mode`, which has them too; returns the latter."""
     features = mode.split(", ")
-    settings = [FEATURES.get(feature, {}) for feature in features if feature not in done]
+    settings = [FEATURES[feature] for feature in features if feature not in done]
     prepare(stage, Execution(**{key: value for setting in settings for key, value in setting.items()}))
     torch.backends.cudnn.benchmark = "cudnn benchmark" in features
     return features
