@@ -26,9 +26,10 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.ge
 
 
 def fuse(network: nn.Module) -> nn.Module:
-    """Lays out a network of diffusers' blocks with channels last and fuses what is between its convolutions, in place.
+    """Fuses what is between the convolutions of a network of diffusers' blocks, in place; returns `network`.
 
-    Parameters keep their names and shapes. Returns `network`.
+    Parameters keep their names and shapes. Their layout shall be that of `compilation.put_channels_last`: others cost
+    copies.
     """
     for module in network.modules():
         for kind, fused in FUSED.items():
