@@ -165,10 +165,11 @@ async def follow(studio: Studio, visitor: Visitor, trouble: str) -> AsyncIterato
     version, opened = -1, time.time()
     while True:
         version = await visitor.news(version, BEAT_SECONDS if sent else 0.0)
+        is_last = not visitor.is_busy  # asked now: while an update is on its way, the clips' end may come
         current = [*buttons(visitor), PIECES.message(trouble), *takes(studio, visitor, opened), gallery(studio)]
         yield [gr.skip() if sent and new == old else new for new, old in zip(current, sent or current, strict=True)]
         sent = current
-        if not visitor.is_busy:
+        if is_last:
             return
 
 

@@ -120,6 +120,22 @@ def test_closing_the_page_is_noticed(open_studio: Callable[..., Studio], line: S
     assert visitor.takes[0].note == "The page was closed."
 
 
+def test_the_page_shows_the_end_of_a_clip_though_it_comes_while_an_update_is_on_its_way(
+    open_studio: Callable[..., Studio],
+) -> None:
+    async def slow_page() -> list[Any]:
+        here = open_studio()
+        visitor = here.visitor(None)
+        here.start(visitor, "a prompt", "", "1", 1)
+        updates = page.follow(here, visitor, "")
+        await anext(updates)
+        await until_over([visitor])
+        return [update async for update in updates]
+
+    *_, last = run(slow_page())
+    assert any("s1-result" in str(piece) for piece in last)
+
+
 def test_a_queue_that_is_full_says_so(
     open_studio: Callable[..., Studio], line: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
