@@ -4,9 +4,9 @@
     python benchmarks/cascade.py --pipeline show1-demo --batch-sizes 1,2,4,8   # full size, on a GPU
 
 Each stage is built alone, warmed up, timed at each batch size, and then as the published script runs it: one clip,
-window after window, weights brought to the device before each pipeline call and taken off after it. Operations are
-counted on the meta device for the very calls that were made; the peak is that of large matrix products, measured in the
-same run.
+window after window, weights brought to the device before each pipeline call and taken off after it, convolutions over
+frames in 3D, the VAE one frame at a time. Operations are counted on the meta device for the very calls that were made;
+the peak is that of large matrix products, measured in the same run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,17 @@ import diffusers
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from show1_ray.clip import Clip
 from show1_ray.models.loading import Checkpoints
 from show1_ray.models.random import RandomCheckpoints, write_tiny_cascade
+from show1_ray.models.temporal import TemporalConv
 from show1_ray.pipeline import STAGES, Pipeline
 from show1_ray.stages.cascade import load_stage
 from show1_ray.stages.interpolation import Interpolation
 from show1_ray.stages.latent_super_resolution import LatentSuperResolution
-from show1_ray.stages.noise import draw_batch, seeded_noise
+from show1_ray.stages.noise import Noise, draw_batch, seeded_noise
 from show1_ray.stages.operations import counted, operations_of
 from show1_ray.stages.stage import Stage, Tensors
 from show1_ray.stages.super_resolution import SuperResolution, window_slices
@@ -138,6 +140,7 @@ def measure(
     stage: Stage, clips: Sequence[Clip], tensors: Sequence[Tensors], mode: str, peak: float, repeats: int
 ) -> Row:
     """Times the stage on a batch."""
+    device = stage.device
 
     def run() -> None:
         if isinstance(stage, Text | LatentSuperResolution):
@@ -145,58 +148,95 @@ def measure(
         noise = [seeded_noise(clip.seed, stage.dtype) for clip in clips]
         with torch.inference_mode():
             if mode == "as published":
-                run_as_published(stage, clips, tensors)
+                run_as_published(stage, clips, tensors, device)
             else:
                 stage.run(clips, tensors, noise)
 
-    with counted(stage) as calls:
-        run()
-    if stage.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    seconds = statistics.median(timed(run, stage.device) for _ in range(repeats)) / len(clips)
-    memory = torch.cuda.max_memory_allocated() / 2**30 if stage.device.type == "cuda" else None
+    with as_published(stage) if mode == "as published" else contextlib.nullcontext():
+        with counted(stage) as calls:
+            run()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        seconds = statistics.median(timed(run, device) for _ in range(repeats)) / len(clips)
+    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     operations = sum(count * operations_of(network, *call) for (network, *call), count in calls.items()) / len(clips)
     return Row(stage.name, mode, len(clips), seconds, operations / 1e12, operations / seconds / peak, memory)
 
 
-def run_as_published(stage: Stage, clips: Sequence[Clip], tensors: Sequence[Tensors]) -> None:
-    """As the published script: one clip, window after window, the weights on the device for one pipeline call."""
+@contextlib.contextmanager
+def as_published(stage: Stage) -> Iterator[None]:
+    """Weights at home in host memory, convolutions over frames in 3D, the VAE one frame at a time."""
+    device = stage.device
+    convolutions = [
+        layer for network in stage.networks.values() for layer in network.modules() if isinstance(layer, TemporalConv)
+    ]
+    for layer in convolutions:
+        layer.__class__ = nn.Conv3d
+    frames = getattr(stage, "vae_frames", None)
+    if isinstance(stage, LatentSuperResolution):
+        stage.vae_frames = 1
+    stage.to("cpu")
+    try:
+        yield
+    finally:
+        for layer in convolutions:
+            layer.__class__ = TemporalConv
+        if isinstance(stage, LatentSuperResolution):
+            stage.vae_frames = frames
+        stage.to(device)
+
+
+def run_as_published(
+    stage: Stage, clips: Sequence[Clip], tensors: Sequence[Tensors], device: torch.device
+) -> list[dict[str, Tensor]]:
+    """As the published script: one clip, window after window; weights come to the device for one pipeline call and go
+    home after it, as accelerate's model offloading lets them. Call it within `as_published`.
+    """
     noise = [seeded_noise(clips[0].seed, stage.dtype)]
     if isinstance(stage, Interpolation):
         keyframes = tensors[0]["keyframes"]
-        for i in range(keyframes.shape[1] - 1):
-            with on_device(stage):
-                pair = {**tensors[0], "keyframes": keyframes[:, i : i + 2]}
-                stage.run(clips, [pair], [seeded_noise(clips[0].seed, stage.dtype)])
-    elif isinstance(stage, SuperResolution):
-        device, home = stage.device, torch.device("cpu")
-        frames = stage.batch(tensors, "frames")
-        text = stage.batch(tensors, "prompt_embeds"), stage.batch(tensors, "negative_prompt_embeds")
-        stage.to(home).first_frame.unet.to(device)
+        pairs = [keyframes[:, i : i + 2] for i in range(keyframes.shape[1] - 1)]
+        given = []
+        for pair in pairs:
+            with on_device(stage.networks.values(), stage, device):
+                window_noise = [seeded_noise(clips[0].seed, stage.dtype)]
+                given += stage.run(clips, [{**tensors[0], "keyframes": pair}], window_noise)
+        return [{"frames": torch.cat([given[0]["frames"], *(g["frames"][:, 1:] for g in given[1:])], dim=1)}]
+    if isinstance(stage, SuperResolution):
+        return [{"frames_sr": upscale_as_published(stage, tensors, noise, device)}]
+    with on_device(stage.networks.values(), stage, device):
+        return stage.run(clips, tensors, noise)
+
+
+def upscale_as_published(
+    stage: SuperResolution, tensors: Sequence[Tensors], noise: Sequence[Noise], device: torch.device
+) -> Tensor:
+    """The first frame, then window after window: 3 F H W."""
+    stage.device = device
+    frames = stage.batch(tensors, "frames")
+    text = stage.batch(tensors, "prompt_embeds"), stage.batch(tensors, "negative_prompt_embeds")
+    with on_device([stage.first_frame.unet], stage, device):
         first = stage.first_frame(frames[:, :, 0], *text, stage.settings.scale, noise)
-        stage.first_frame.unet.to(home)
-        shape = (3, stage.settings.window, *first.shape[-2:])
-        x, condition_noise = draw_batch(noise, shape, like=frames), draw_batch(noise, shape, like=frames)
-        for window in window_slices(frames.shape[2], stage.settings.window, stage.settings.stride):
-            stage.unet.to(device)
-            video = stage.upscale_window(frames[:, :, window], first, *text, x, condition_noise)
-            first = video[:, :, -1]
-            stage.unet.to(home)
-        stage.to(device)
-    else:
-        with on_device(stage):
-            stage.run(clips, tensors, noise)
+    shape = (3, stage.settings.window, *first.shape[-2:])
+    x, condition_noise = draw_batch(noise, shape, like=frames), draw_batch(noise, shape, like=frames)
+    video = torch.zeros(*frames.shape[:3], *first.shape[-2:], device=device, dtype=frames.dtype)
+    for window in window_slices(frames.shape[2], stage.settings.window, stage.settings.stride):
+        with on_device([stage.unet], stage, device):
+            part = stage.upscale_window(frames[:, :, window], first, *text, x, condition_noise)
+        video[:, :, window], first = part, part[:, :, -1]
+    return video[0].cpu()
 
 
 @contextlib.contextmanager
-def on_device(stage: Stage) -> Iterator[None]:
-    """Brings the weights from host memory and takes them back, as accelerate's model offloading does."""
-    device = stage.device
-    stage.to("cpu")
-    stage.to(device)
+def on_device(networks: Iterable[nn.Module], stage: Stage, device: torch.device) -> Iterator[None]:
+    """Brings weights from host memory and takes them back."""
+    networks = list(networks)
+    for network in networks:
+        network.to(device)
+    stage.device = device
     yield
-    stage.to("cpu")
-    stage.to(device)
+    for network in networks:
+        network.to("cpu")
 
 
 def keep(report: dict[str, Any], row: Row, out: Path | None) -> None:

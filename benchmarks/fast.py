@@ -4,7 +4,8 @@ python benchmarks/fast.py [--exact nano] [--fast nano-fast] [--count 400] [--see
 
 Each attribute's difference is in points of 100, with its 95 % interval over clips; "worse" and "better" count the
 clips that changed. PSNR is between the two 8-bit clips. With `--out`, each pair is written as it is done, and the same
-command again goes on from there.
+command again goes on from there. Operations are counted on the meta device; with `--count 0` nothing is rendered and
+they alone are printed, which needs no weights: `--exact show1-demo --fast show1-fast --count 0`.
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     exact, fast = Pipeline.load(options.exact), Pipeline.load(options.fast, options.overrides)
     try:
-        pairs = list(compare(exact, fast, options.count, options.seed, options.out))
+        if options.count:
+            print_comparison(exact, fast, list(compare(exact, fast, options.count, options.seed, options.out)))
+        print_operations(exact, fast)
     except UserError as error:
         parser.error(str(error))
-    print_comparison(exact, fast, pairs)
 
 
 def compare(
@@ -130,10 +132,21 @@ def print_comparison(exact: Pipeline, fast: Pipeline, pairs: Sequence[dict[str, 
     print(f"PSNR between the two: median {np.median(ratios):.2f} dB, 10th percentile {np.quantile(ratios, 0.1):.2f} dB")
     for name, pipeline in (("exact", exact), ("fast", fast)):
         seconds = np.median([pair[name]["seconds"] for pair in pairs])
-        operations = sum(count.operations for count in count_stages(pipeline).values())
-        print(f"{pipeline.name}: {operations / 1e12:.4g} TFLOP a clip, median {seconds:.2f} s")
+        print(f"{pipeline.name}: median {seconds:.2f} s a clip")
     lost = [attribute for attribute, row in found.items() if row["points"] < GOAL]
     print(f"more than {-GOAL:g} points lost: {', '.join(lost) or 'nowhere'}")
+
+
+def print_operations(exact: Pipeline, fast: Pipeline) -> None:
+    """TFLOP a clip of each stage and of all."""
+    print(f"{'TFLOP a clip':24}{exact.name:>12}{fast.name:>12}{'share':>9}")
+    before, after = (
+        {name: count.operations / 1e12 for name, count in count_stages(pipeline).items()} for pipeline in (exact, fast)
+    )
+    for counts in (before, after):
+        counts["all"] = sum(counts.values())
+    for name in before:
+        print(f"{name:24}{before[name]:12.5g}{after[name]:12.5g}{100 * after[name] / before[name]:8.1f}%")
 
 
 if __name__ == "__main__":

@@ -52,8 +52,7 @@ class Progress:
                     self._next_line = time.monotonic() + LINE_SECONDS
                     self.print(line(event))
             case ClipFailed():
-                reason = event.error.strip().rpartition("\n")[2]
-                self.print(f"clip {event.clip.id} failed in {event.stage}: {reason}", style="red")
+                self.print(f"clip {event.clip.id} failed in {event.stage}: {event.reason}", style="red")
             case StationLost():
                 self.print(f"station {event.station} lost: {event.reason}", style="yellow")
 

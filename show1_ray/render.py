@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -23,7 +26,7 @@ from show1_ray.line.events import (
     StationLost,
     StationUp,
 )
-from show1_ray.line.line import Line
+from show1_ray.line.service import ClipEvent, Service, StoppedError
 from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec
 from show1_ray.manifest import Entry, open_manifest
 from show1_ray.metrics import Metrics
@@ -54,6 +57,12 @@ class Summary:
             return 130
         return 1 if self.failed or self.skipped_failures or self.stopped else 0
 
+    def count_failure(self, event: ClipFailed) -> None:
+        """A clip could not be rendered; the first hundred are listed."""
+        self.failed += 1
+        if len(self.failures) < 100:
+            self.failures.append({"id": event.clip.id, "stage": event.stage, "error": event.reason})
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {**asdict(self), "exit_code": self.exit_code}
@@ -64,10 +73,10 @@ class Control:
 
     def __init__(self) -> None:
         self.asked = False
-        self._line: Line | None = None
+        self._line: Service | None = None
 
     @contextmanager
-    def over(self, line: Line) -> Iterator[None]:
+    def over(self, line: Service) -> Iterator[None]:
         """`render` hands its line over as long as it runs."""
         self._line = line
         try:
@@ -129,7 +138,7 @@ def render(
         verify: read all clips that are there and render again those whose checksum is wrong; else only their sizes are
             compared, which tells truncated ones and costs a listing.
         dry_run: check everything, say what is left, render nothing.
-        observe: called with each of the line's events, and first with the summary as it stands.
+        observe: called with each of the line's events, in the line's thread, and first with the summary as it stands.
         control: stops the job.
         line: how the line runs, for tests and experiments.
 
@@ -173,12 +182,12 @@ def render(
             stages = specs(pipeline, dataset.lander, save_stages, costs)
             subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
             control = control or Control()
-            with cluster(address), Line(stages, settings) as running:
+            with cluster(address):
                 check_shared(out)
-                with Report(dataset.lander.storage, subject) as report, control.over(running):
+                with Report(dataset.lander.storage, subject) as report:
                     watched = watching(observe, report, Metrics(job_name() or out))
-                    missing = dataset.missing(entries, retry_failed)
-                    _run(running, missing, left, dataset, summary, watched, max_failures)
+                    running = Service(stages, settings, max_waiting=math.inf, observe=watched, total=left)
+                    fill(dataset, running, dataset.missing(entries, retry_failed), summary, control, max_failures)
                     report.end(interrupted=control.asked, stopped=summary.stopped)
         summary.interrupted = control is not None and control.asked
         summary.seconds = time.monotonic() - began
@@ -187,35 +196,71 @@ def render(
     return summary
 
 
-def _run(
-    line: Line,
-    entries: Iterable[Entry],
-    left: int,
+def fill(
     dataset: Dataset,
+    line: Service,
+    entries: Iterable[Entry],
     summary: Summary,
-    observe: Callable[[Event | Summary], None],
-    max_failures: int,
+    control: Control,
+    max_failures: int = 20,
 ) -> None:
-    """Drains the line into the dataset."""
-    orders = (Order(entry.clip, {"extra": entry.extra}) for entry in entries)
+    """Renders `entries` into the dataset, through a line of its own, which is begun and ended here.
+
+    Raises:
+        UserError: what stopped the line, or the dataset's storage fails.
+    """
+    with line, control.over(line):
+        _wait_for(_follow_all(line, entries, dataset, summary, max_failures), line)
+    if isinstance(line.error, FatalError):
+        raise UserError(str(line.error)) from line.error
+    if line.error is not None:
+        raise line.error
+
+
+async def _follow_all(
+    line: Service, entries: Iterable[Entry], dataset: Dataset, summary: Summary, max_failures: int
+) -> None:
+    """Follows each clip to its end; all end early if the line does."""
+
+    async def follow(events: AsyncIterable[ClipEvent]) -> None:
+        with suppress(StoppedError):
+            async for event in events:
+                match event:
+                    case ClipDone():
+                        dataset.record(event.result["row"])
+                        summary.rendered += 1
+                    case ClipFailed():
+                        dataset.record_failure(event.clip, event.stage, event.attempts, event.error)
+                        summary.count_failure(event)
+                        if summary.failed >= max_failures and not summary.rendered and not summary.stopped:
+                            failed = f"the first {summary.failed} clips failed"
+                            summary.stopped = f"{failed}; the last with: {event.reason}"
+                            line.stop()
+
     try:
-        for event in line.run(orders, total=left):
-            match event:
-                case ClipDone():
-                    dataset.record(event.result["row"])
-                    summary.rendered += 1
-                case ClipFailed():
-                    dataset.record_failure(event.clip, event.stage, event.attempts, event.error)
-                    summary.failed += 1
-                    last_line = event.error.strip().rpartition("\n")[2]
-                    if len(summary.failures) < 100:
-                        summary.failures.append({"id": event.clip.id, "stage": event.stage, "error": last_line})
-                    if summary.failed >= max_failures and not summary.rendered and not summary.stopped:
-                        summary.stopped = f"the first {summary.failed} clips failed; the last with: {last_line}"
-                        line.stop()
-            observe(event)
-    except FatalError as error:
-        raise UserError(str(error)) from error
+        async with asyncio.TaskGroup() as clips:
+            with suppress(StoppedError):
+                for entry in entries:
+                    await line.room()
+                    clips.create_task(follow(line.render(Order(entry.clip, {"extra": entry.extra}))))
+            line.close()
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+def _wait_for(following: Coroutine[Any, Any, None], line: Service) -> None:
+    """Runs it to its end, also where an asyncio loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(following)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            thread.submit(asyncio.run, following).result()
+        except BaseException:  # Ctrl-C comes here, not there
+            line.stop(now=True)
+            raise
 
 
 def report_subject(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from show1_ray.models.checkpoints import Checkpoint
 
@@ -12,6 +12,10 @@ Count = Annotated[int, Field(ge=1)]
 NoiseLevel = Annotated[int, Field(ge=0, lt=1000)]
 Guidance = Annotated[float, Field(ge=1)]
 Part = Annotated[float, Field(ge=0, le=1)]
+Compile = Annotated[
+    Literal["off", "blocks", "graphs"],
+    BeforeValidator(lambda value: "off" if value is False else value),  # YAML's off is false
+]
 
 
 class Settings(BaseModel):
@@ -129,9 +133,8 @@ class Execution(Settings):
 
     batch_size: Count = 1
     memory: float = Field(0, ge=0, description="GiB on the device: the weights, and the working set of a batch")
-    compile: Literal[False, "blocks", "graphs"] = Field(
-        False,  # what YAML makes of "off"
-        description="torch.compile for all but text encoders: repeated blocks, or UNets whole, as CUDA graphs",
+    compile: Compile = Field(
+        "off", description="torch.compile for all but text encoders: repeated blocks, or UNets whole, as CUDA graphs"
     )
     channels_last: bool = Field(False, description="lay the networks' convolutions out with channels last")
 

@@ -99,6 +99,16 @@ def test_the_fast_benchmark_pairs_clips_and_goes_on_where_it_ended(tiny, tmp_pat
     assert "more than 2 points lost: nowhere" in printed
 
 
+def test_the_fast_benchmark_counts_operations_without_weights(tmp_path, monkeypatch, capsys):
+    fast = load_benchmark("fast")
+    faster = tmp_path / "faster.yaml"
+    faster.write_text("extends: show1-demo\nstages: {keyframes: {steps: 25}}\n")  # of 75
+    monkeypatch.setattr(sys, "argv", ["fast.py", "--exact", "show1-demo", "--fast", str(faster), "--count", "0"])
+    fast.main()
+    shares = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert [shares["keyframes"], shares["interpolation"], shares["all"]] == ["33.3%", "100.0%", "95.1%"]
+
+
 def test_a_paired_difference_is_that_of_the_clips_that_changed():
     fast = load_benchmark("fast")
     outcomes = [([True, True], [True, False]), ([False], [True]), ([True], [False]), ([True], [False])]

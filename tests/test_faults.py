@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -17,10 +18,9 @@ import pytest
 from show1_ray import Pipeline, render
 from show1_ray.dataset import Dataset, read_status
 from show1_ray.dataset.video import decode_video
-from show1_ray.line.line import Line
-from show1_ray.line.spec import LineSettings
+from show1_ray.line import LineSettings, Service
 from show1_ray.manifest import open_manifest
-from show1_ray.render import Summary, _run, origin
+from show1_ray.render import Control, Summary, fill, origin
 from show1_ray.work import specs
 from tests.own_ray import own_ray
 
@@ -79,8 +79,7 @@ def test_one_bad_clip_costs_one_clip(tiny, manifest, undisturbed, tmp_path, faul
     with Dataset.open(str(out), origin=origin(pipeline)) as dataset:
         stages = specs(pipeline, dataset.lander)
         stages[1] = replace(stages[1], build=partial(Faulty, stages[1].build, fault))
-        with Line(stages, settings) as line:
-            _run(line, entries, COUNT, dataset, summary, lambda event: None, max_failures=20)
+        fill(dataset, Service(stages, settings, math.inf, total=COUNT), entries, summary, Control())
         dataset.finish()
 
     guilty = [] if fault == "out of memory" else [GUILTY]

@@ -10,8 +10,8 @@ import ray
 
 from show1_ray.clip import Clip
 from show1_ray.line.flight import Flight
-from show1_ray.line.load import Assignment
-from show1_ray.line.spec import StageSpec
+from show1_ray.line.load import Assignment, Cost
+from show1_ray.line.spec import LineSettings, StageSpec
 from show1_ray.line.station import Failure, Report, is_out_of_memory, returns, run_task
 
 
@@ -58,6 +58,15 @@ class Batch:
                 given = dict(zip(gives, refs, strict=True))
                 shown[flight.clip.id] = {name: given[name] for name in flight.outputs.intersection(gives)}
         return shown
+
+
+def patience(settings: LineSettings, cost: Cost, assignment: Assignment) -> float:
+    """Seconds after which a batch counts as one that never returns."""
+    seconds = max(settings.deadline_floor, settings.deadline_factor * cost.seconds * assignment.clips)
+    # CPU tasks wait for storage, which may be slow and has retries of its own.
+    if assignment.price or not cost.measured or assignment.station is None:
+        seconds += settings.first_deadline
+    return seconds
 
 
 def on_station(actor: Any, spec: StageSpec, assignment: Assignment, flights: list[Flight], deadline: float) -> Batch:

@@ -95,6 +95,11 @@ class ClipFailed:
     attempts: int
     error: str
 
+    @property
+    def reason(self) -> str:
+        """The error's last line."""
+        return self.error.strip().rpartition("\n")[2]
+
 
 @dataclass(frozen=True)
 class ClipCancelled:

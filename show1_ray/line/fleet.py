@@ -15,7 +15,7 @@ import ray
 from show1_ray.errors import UserError
 from show1_ray.line import plan
 from show1_ray.line.spec import LineSettings, StageSpec
-from show1_ray.line.station import StationInfo, start_station
+from show1_ray.line.station import Failure, StationInfo, is_out_of_memory, start_station
 
 GONE_LATELY = 60.0
 """Seconds within which tasks die, or are noticed to have died, of a node that went away."""
@@ -154,7 +154,17 @@ class Fleet:
         """What Ray knows of a node."""
         return next((known for known in ray.nodes() if known["NodeID"] == node), {})
 
-    def is_gone(self, handle: StationHandle, error: Exception) -> bool:
+    def death(self, station: int | None, error: Exception, begun: bool, now: float) -> Failure:
+        """Why a batch ended with its station's process (None: a task's); `begun`: whether that was alive before."""
+        if begun and is_out_of_memory(error):
+            return Failure("memory", str(error))
+        if self.node_went_away(now) if station is None else self._is_gone(self.stations[station], error):
+            return Failure("gone", str(error))
+        if not begun:
+            return Failure("idle", f"the process had died while it had nothing to do: {error}")
+        return Failure("death", f"the process died: {error}")
+
+    def _is_gone(self, handle: StationHandle, error: Exception) -> bool:
         """Whether a station was lost with its node, or was preempted: no fault of what it ran."""
         if getattr(error, "preempted", False):
             return True

@@ -9,9 +9,14 @@ from show1_ray.line.spec import Order
 
 
 class Inbox:
-    """What `Line.run` pulls from when nobody knows yet what comes. An iterator that ends for now, not for good."""
+    """What `Line.run` pulls from when clips come one by one. An iterator that ends for now, not for good.
 
-    def __init__(self) -> None:
+    `total` is how many clips will come in all, if anybody knows.
+    """
+
+    def __init__(self, total: int | None = None) -> None:
+        self.total = total
+        self._to_come = total or 0
         self._changed = threading.Condition()
         self._news = False
         self._orders: dict[str, Order] = {}
@@ -20,6 +25,12 @@ class Inbox:
 
     def __len__(self) -> int:
         return len(self._orders)
+
+    @property
+    def left(self) -> int:
+        """Clips that wait here, and those that are known to come."""
+        with self._changed:
+            return len(self._orders) + self._to_come
 
     def __iter__(self) -> Iterator[Order]:
         return self
@@ -37,6 +48,7 @@ class Inbox:
                 reason = "the line is closed" if self.closed else "it waits already"
                 raise ValueError(f"clip {order.clip.id!r}: {reason}")
             self._orders[order.clip.id] = order
+            self._to_come = max(0, self._to_come - 1)
             self._tell()
 
     def cancel(self, clip_id: str) -> bool:
@@ -58,6 +70,7 @@ class Inbox:
         """Nothing more comes."""
         with self._changed:
             self.closed = True
+            self._to_come = 0
             self._tell()
 
     def wait(self, seconds: float) -> None:

@@ -14,7 +14,7 @@ import ray
 from show1_ray.clip import Clip
 from show1_ray.errors import UserError
 from show1_ray.line import events, plan
-from show1_ray.line.batch import Batch, as_task, on_station
+from show1_ray.line.batch import Batch, as_task, on_station, patience
 from show1_ray.line.fleet import Fleet, StationHandle
 from show1_ray.line.flight import Flight
 from show1_ray.line.inbox import Inbox
@@ -22,7 +22,7 @@ from show1_ray.line.load import Assignment, load_of
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.snapshot import Progress
 from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec, check
-from show1_ray.line.station import Failure, Report, is_out_of_memory
+from show1_ray.line.station import Failure, Report
 from show1_ray.line.traffic import GivenUp, Traffic
 
 POLL_SECONDS = 0.05
@@ -39,8 +39,8 @@ class Line:
             for event in line.run(clips):
                 ...
 
-    This is what renders manifests, a thread's loop over everything that happens. `Service` runs the same loop for
-    clips that come one by one, and gives each its own events: `async for event in line.render(clip)`.
+    A loop over everything that happens. `Service` runs it in a thread and gives each clip its own events:
+    `async for event in line.render(clip)`.
 
     Ray has to be initialized. Raises UserError for stages that do not fit together.
     """
@@ -89,28 +89,30 @@ class Line:
     def run(self, clips: Iterable[Clip | Order], total: int | None = None) -> Iterator[events.Event]:
         """Render `clips`, pulling them as room allows; ends when all are done or failed, or at `stop`.
 
-        With an `Inbox` the line is open: it goes on until the inbox is closed and empty, takes clips back that are
-        cancelled there, and lets incomplete batches run at once, because someone waits for them.
+        With an `Inbox` the line is open: it goes on until the inbox is closed and empty, and takes clips back that
+        are cancelled there. If nobody knows how many will come, incomplete batches run at once: someone waits for them.
 
-        `total` is the number of clips, if it is known (it is asked of `clips` if that has a length). A line that was
+        `total` is the number of clips, if it is known (it is asked of `clips` if that knows). A line that was
         stopped, or whose events were not read to the end, cannot run again.
 
         Raises FatalError if a stage did, if stages do not load or no station comes up; UserError if a stage does
         not fit a station; ValueError if two clips in the line have the same id.
         """
         self._inbox = clips if isinstance(clips, Inbox) else None
-        if total is None and self._inbox is None and isinstance(clips, Sized):
+        if isinstance(clips, Inbox):
+            total = clips.total
+        elif total is None and isinstance(clips, Sized):
             total = len(clips)
         self.schedule.open(total)
-        self.schedule.eager = self._inbox is not None
+        self.schedule.eager = self._inbox is not None and total is None
         self.progress.begin(total)
         source = iter(clips)
         try:
             while not self._stopping_now:
                 if self._stopping and not self.schedule.closed:
                     self.schedule.close()
-                self._look_in()
-                self.traffic.admit(source)
+                self._take_back()
+                self._admit(source)
                 self._scale()
                 self._dispatch()
                 yield from self._tell()
@@ -132,14 +134,20 @@ class Line:
 
     # From the manifest to the stations.
 
-    def _look_in(self) -> None:
-        """What an open line was asked for since the last time."""
-        if self._inbox is None:
-            return
-        for clip_id in self._inbox.cancellations():
+    def _take_back(self) -> None:
+        """Cancel what is not wanted any more."""
+        for clip_id in self._inbox.cancellations() if self._inbox is not None else ():
             self.traffic.cancel(clip_id)
-        if not self.schedule.closed:
-            self.schedule.expect(len(self._inbox))
+
+    def _admit(self, source: Iterator[Clip | Order]) -> None:
+        """Pull clips as there is room. That the source of an open line ends says nothing: the inbox does."""
+        self._expect()
+        self.traffic.admit(source)
+        self._expect()
+
+    def _expect(self) -> None:
+        if self._inbox is not None and not self.schedule.closed:
+            self.schedule.expect(self._inbox.left)
 
     def _dispatch(self) -> None:
         while assignment := self.schedule.decide(time.monotonic()):
@@ -162,8 +170,9 @@ class Line:
             self._set_limits()
 
     def _start(self, assignment: Assignment) -> None:
-        spec = self.specs[assignment.stage]
-        flights, deadline = self.traffic.take(assignment), self._deadline(assignment)
+        spec, cost = self.specs[assignment.stage], self.schedule.stages[assignment.stage].on(assignment.kind)
+        flights = self.traffic.take(assignment)
+        deadline = time.monotonic() + patience(self.settings, cost, assignment)
         if assignment.station is None:
             batch = as_task(self._spec_refs[assignment.stage], spec, assignment, flights, deadline)
         else:
@@ -171,22 +180,9 @@ class Line:
             batch = on_station(actor, spec, assignment, flights, deadline)
         self.batches[batch.report] = batch
         if flights:
-            cost = self.schedule.stages[assignment.stage].on(self._kind(assignment))
             ids = tuple(flight.clip.id for flight in flights)
             seconds = cost.seconds * len(flights)
             self._events.append(events.StageBegan(ids, spec.name, assignment.station, seconds, assignment.price))
-
-    def _deadline(self, assignment: Assignment) -> float:
-        settings, index = self.settings, assignment.stage
-        cost = self.schedule.stages[index].on(self._kind(assignment))
-        seconds = max(settings.deadline_floor, settings.deadline_factor * cost.seconds * assignment.clips)
-        # CPU tasks wait for storage, which may be slow and has retries of its own.
-        if assignment.price or not cost.measured or self.specs[index].on == "cpu":
-            seconds += settings.first_deadline
-        return time.monotonic() + seconds
-
-    def _kind(self, assignment: Assignment) -> str:
-        return "" if assignment.station is None else self.schedule.stations[assignment.station].kind
 
     # What comes back.
 
@@ -244,23 +240,9 @@ class Line:
         try:
             report = batch.read()
         except ray.exceptions.RayError as error:
-            report = Report(failure=self._death(batch, error))
+            begun, station = batch.has_begun(), batch.assignment.station
+            report = Report(failure=self.fleet.death(station, error, begun, time.monotonic()))
         self._conclude(batch, report)
-
-    def _death(self, batch: Batch, error: Exception) -> Failure:
-        number = batch.assignment.station
-        begun = batch.has_begun()
-        if begun and is_out_of_memory(error):
-            return Failure("memory", str(error))
-        if number is None:
-            gone = self.fleet.node_went_away(time.monotonic())
-        else:
-            gone = self.fleet.is_gone(self.fleet.stations[number], error)
-        if gone:
-            return Failure("gone", str(error))
-        if not begun:
-            return Failure("idle", f"the process had died while it had nothing to do: {error}")
-        return Failure("death", f"the process died: {error}")
 
     def _expire(self) -> None:
         """End what has passed its deadline, and give up if there has been no station for too long."""
@@ -378,8 +360,8 @@ class Line:
 
     def _measure(self, batch: Batch, report: Report) -> None:
         """Let what a batch took replace what was guessed."""
-        index = batch.assignment.stage
-        load, kind = self.schedule.stages[index], self._kind(batch.assignment)
+        index, kind = batch.assignment.stage, batch.assignment.kind
+        load = self.schedule.stages[index]
         if batch.assignment.price:
             load.measure_load(kind, report.load_seconds, report.from_host)
         if not batch.flights:

@@ -165,3 +165,5 @@ class Assignment:
     evict: tuple[int, ...] = ()
     drop: tuple[int, ...] = ()
     price: float = 0.0
+    kind: str = ""
+    """Of the station's GPU."""

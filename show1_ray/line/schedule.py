@@ -222,7 +222,8 @@ class Schedule:
                 stage.ready_since = None
             elif stage.ready_since is None:
                 stage.ready_since = now
-        if not ready and not any(stage.running for stage in self.stages):
+        is_stuck = not self.unadmitted or not self.room()
+        if not ready and is_stuck and not any(stage.running for stage in self.stages):
             # Incomplete batches everywhere and the limits in their way: the last of them has to go first.
             for index in reversed(range(len(self.stages))):
                 stage = self.stages[index]
@@ -384,7 +385,7 @@ class Schedule:
         stage.holders += index not in before
         for left in before.difference(station.held):
             self.stages[left].holders -= 1
-        return Assignment(station.number, index, clips, isolated, evict, drop, price)
+        return Assignment(station.number, index, clips, isolated, evict, drop, price, station.kind)
 
 
 def _exceeds(stations: float, threshold: tuple[float, float], share: float) -> bool:

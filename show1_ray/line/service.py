@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import suppress
@@ -20,6 +21,11 @@ from show1_ray.line.inbox import Inbox
 from show1_ray.line.line import Line
 from show1_ray.line.spec import LineSettings, Order, StageSpec
 from show1_ray.line.station import FETCH_SECONDS
+
+AHEAD = 64
+"""Clips that wait at the line's door, so that it never waits for one."""
+ROOM_SECONDS = 0.02
+"""How often `room` looks; at most AHEAD clips for each."""
 
 
 class FullError(UserError):
@@ -94,25 +100,29 @@ class Service:
                     case ClipFailed():
                         print(event.error)
 
-    Clips of all callers are in flight together and share batches. The loop is `Line.run`, as in `show1_ray.render`,
-    which has a manifest in place of callers and needs no asyncio. `show1_ray.open_line` makes the stages of a
-    pipeline, and this of them.
+    Clips of all callers are in flight together and share batches. `show1_ray.render` follows each clip of a manifest
+    so, and awaits `room` before it submits the next. `show1_ray.open_line` makes the stages of a pipeline, and this of
+    them. The loop is that of `Line`, in a thread.
 
     Ray has to be initialized. Raises UserError as `Line` does.
 
     Args:
         stages: of the line, in their order.
         settings: of the line.
-        max_waiting: clips that may wait for their first stage.
-        observe: is told everything that happens in the line, in its thread, before the clips' callers are.
+        max_waiting: clips that may wait for their first stage; `math.inf`: any number, and their places are not told.
+        observe: is told everything that happens in the line, in its thread, before the clips' callers are. What it
+            raises stops the line.
+        total: how many clips will be submitted before `close`. The line lets batches wait until they are full, and
+            splits what is left at the end over its stations; with None, nobody knows, and what waits runs at once.
     """
 
     def __init__(
         self,
         stages: Sequence[StageSpec],
         settings: LineSettings | None = None,
-        max_waiting: int = 64,
+        max_waiting: float = 64,
         observe: Callable[[events.Event], None] | None = None,
+        total: int | None = None,
     ) -> None:
         self.line = Line(stages, settings)
         self.max_waiting = max_waiting
@@ -121,9 +131,9 @@ class Service:
         """Set when the line has stopped, by itself or at the end of the `with` block."""
         self.warm = threading.Event()
         """Set when all stations are up and, with `LineSettings.warm`, have loaded what fits."""
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         """What stopped the line."""
-        self._inbox = Inbox()
+        self._inbox = Inbox(total)
         self._lock = threading.Lock()
         self._in_line: dict[str, Follower | None] = {}  # None: cancelled, but some of it is still there
         self._waiting: dict[str, None] = {}
@@ -142,22 +152,26 @@ class Service:
         self._thread.join()
         self.line.__exit__(kind, error, trace)
 
-    async def render(self, clip: Clip, outputs: Collection[str] = ()) -> AsyncGenerator[ClipEvent]:
-        """Submit a clip and follow it to its end; leaving early cancels it, and so does cancelling the task.
+    def render(self, clip: Clip | Order, outputs: Collection[str] = ()) -> AsyncGenerator[ClipEvent]:
+        """Submit a clip, at once, and follow it to its end: `async for event in line.render(clip)`.
 
-        What waits of a cancelled clip is taken out of the line. What runs of it, in a batch with others, goes on, and
-        its result is dropped. To leave with `break`, hold the iterator with `contextlib.aclosing`.
+        Leaving early cancels the clip, and so does cancelling the task that follows it. What waits of a cancelled clip
+        is taken out of the line. What runs of it, in a batch with others, goes on, and its result is dropped. To leave
+        with `break`, hold the iterator with `contextlib.aclosing`.
 
         Args:
-            clip: what to render. Its id is free again when nothing of it is in the line any more.
-            outputs: names of tensors on the way, whose values come with `Ended`.
+            clip: what to render, or an order for it. Its id is free again when nothing of it is in the line any more.
+            outputs: of a clip, names of tensors on the way, whose values come with `Ended`.
 
         Raises:
             FullError: `max_waiting` clips wait already.
-            StoppedError: the line stopped.
+            StoppedError: the line stopped; raised where events are awaited, too.
             ValueError: a clip of this id is in the line already.
         """
-        follower = self._submit(clip, frozenset(outputs))
+        order = clip if isinstance(clip, Order) else Order(clip, outputs=frozenset(outputs))
+        return self._follow(order.clip, self._submit(order))
+
+    async def _follow(self, clip: Clip, follower: Follower) -> AsyncGenerator[ClipEvent]:
         is_over = False
         try:
             while not is_over:
@@ -182,6 +196,23 @@ class Service:
             if self._inbox.cancel(clip_id):
                 del self._in_line[clip_id]
 
+    async def room(self) -> None:
+        """Wait until the line has taken in most of what was submitted: before each clip, this keeps memory flat.
+
+        Raises StoppedError if the line stopped.
+        """
+        while len(self._inbox) >= AHEAD and not self.ended.is_set():
+            await asyncio.sleep(ROOM_SECONDS)
+        self._raise_if_ended()
+
+    def close(self) -> None:
+        """No more clips will be submitted: the line ends when those that were have ended."""
+        self._inbox.close()
+
+    def stop(self, now: bool = False) -> None:
+        """Take in nothing more; what runs ends and lands, or, with `now`, does not. May be called from any thread."""
+        self.line.stop(now)
+
     @property
     def stations(self) -> int:
         """How many stations the line has, those included that are starting."""
@@ -197,20 +228,23 @@ class Service:
         """Clips that are anywhere in the line, the cancelled ones included that still run."""
         return len(self._in_line)
 
-    def _submit(self, clip: Clip, outputs: frozenset[str]) -> Follower:
-        follower = Follower(asyncio.get_running_loop())
+    def _submit(self, order: Order) -> Follower:
+        follower, clip_id = Follower(asyncio.get_running_loop()), order.clip.id
         with self._lock:
-            if self.ended.is_set():
-                raise StoppedError(f"the line has stopped: {self.error or 'it was closed'}")
-            if clip.id in self._in_line:
-                raise ValueError(f"clip {clip.id!r} is in the line already")
+            self._raise_if_ended()
+            if clip_id in self._in_line:
+                raise ValueError(f"clip {clip_id!r} is in the line already")
             if len(self._waiting) >= self.max_waiting:
                 raise FullError(f"{self.max_waiting} clips are waiting already; try again in a while")
-            self._in_line[clip.id] = follower
-            self._waiting[clip.id] = None
+            self._in_line[clip_id] = follower
+            self._waiting[clip_id] = None
             follower.tell(Queued(len(self._waiting)))
-            self._inbox.put(Order(clip, outputs=outputs))
+            self._inbox.put(order)
         return follower
+
+    def _raise_if_ended(self) -> None:
+        if self.ended.is_set():
+            raise StoppedError(f"the line has stopped: {self.error or 'it was closed'}")
 
     # In the line's thread.
 
@@ -220,7 +254,7 @@ class Service:
                 self._observe(event)
                 with self._lock:
                     self._hear(event)
-        except Exception as error:  # it is raised where clips are awaited: every follower gets it
+        except BaseException as error:  # it is raised where clips are awaited: every follower gets it
             self.error = error
         finally:
             with self._lock:
@@ -263,9 +297,11 @@ class Service:
 
     def _begin_or_leave(self, clip_ids: Collection[str]) -> None:
         """These clips do not wait for their first stage any more: the others move up."""
-        places = list(self._waiting)
+        places = list(self._waiting) if self.max_waiting < math.inf else []
         for clip_id in clip_ids:
             self._waiting.pop(clip_id, None)
+        if not places:
+            return
         for place, clip_id in enumerate(self._waiting, start=1):
             if places[place - 1] != clip_id:
                 self._tell([clip_id], Queued(place))

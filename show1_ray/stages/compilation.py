@@ -32,7 +32,7 @@ def prepare(stage: Stage, execution: Execution) -> None:
     if execution.channels_last:
         for network in networks.values():
             put_channels_last(network)
-    if not execution.compile:
+    if execution.compile == "off":
         return
     keep_compiled()
     for name, network in networks.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import time
@@ -15,10 +16,10 @@ import psutil
 import pytest
 
 from show1_ray.clip import Clip
-from show1_ray.line.events import ClipDone, ClipFailed
-from show1_ray.line.service import Began, Ended, FullError, Queued, Repeated, Service, StoppedError
+from show1_ray.line.events import ClipDone, ClipFailed, Event, StageDone
+from show1_ray.line.service import AHEAD, Began, Ended, FullError, Queued, Repeated, Service, StoppedError
 from show1_ray.line.spec import FatalError, StageSpec, Tensors
-from tests.line.sleepers import Adds, expected, references, settings, spec
+from tests.line.sleepers import Adds, clips, expected, references, settings, spec
 
 MAX_WAITING = 6
 
@@ -209,6 +210,39 @@ def test_nothing_is_kept_of_clips_that_are_done(line: Service) -> None:
     asyncio.run(many(10))
     assert references() <= before + 3
     assert (line.in_line, line.waiting, len(line.line.traffic.flights)) == (0, 0, 0)
+
+
+def test_a_line_that_knows_how_many_come_fills_its_batches_and_is_fed_as_there_is_room(local_ray: None) -> None:
+    bytes_of_a_clip, batch, submitted = 8000, clips(200), 0
+    batches: list[StageDone] = []
+
+    async def feed(line: Service) -> list[list[Any]]:
+        nonlocal submitted
+        tasks = []
+        for one in batch:
+            await line.room()
+            tasks.append(asyncio.create_task(follow(line, one)))
+            submitted += 1
+            await asyncio.sleep(0)  # it is submitted
+            assert submitted - sum(task.done() for task in tasks) <= AHEAD + 24
+        line.close()
+        told = await asyncio.gather(*tasks)
+        await until(line.ended.is_set)
+        with pytest.raises(StoppedError, match="it was closed"):
+            await line.room()
+        return told
+
+    def observe(event: Event) -> None:
+        if isinstance(event, StageDone):
+            batches.append(event)
+
+    stages = [spec(number, output_bytes=bytes_of_a_clip) for number in range(3)]
+    bounds = settings(store_bytes=20 * bytes_of_a_clip)
+    with Service(stages, bounds, math.inf, observe, total=len(batch)) as line:
+        told = asyncio.run(feed(line))
+    assert [value(events) for events in told] == [expected(one) for one in batch]
+    early = [event for event in batches if max(event.clips) < "clip-150"]
+    assert {len(event.clips) for event in early} == {4}, "nothing runs in part before the end is near"
 
 
 def test_a_line_that_stops_tells_all_who_wait(local_ray: None) -> None:

@@ -61,10 +61,22 @@ def test_blocks_give_the_same_to_rounding_and_another_process_does_not_compile_t
 
 def test_execution_settings_are_off_unless_given_and_leave_the_recipe_alone(tiny):
     plain = Pipeline.load(tiny)
-    assert {getattr(plain.execution, name).compile for name in STAGES} == {False}
+    assert {getattr(plain.execution, name).compile for name in STAGES} == {"off"}
     compiled = Pipeline.load(tiny, ["keyframes.compile=blocks", "keyframes.channels_last=true"])
     assert compiled.resolved().recipe_hash() == plain.resolved().recipe_hash()
-    assert Pipeline.load(tiny, ["keyframes.compile=off"]).execution.keyframes.compile is False
+
+
+@pytest.mark.parametrize("written", ["off", "'off'", "false"])
+def test_off_is_off_however_yaml_reads_it(tiny, tmp_path, written):
+    file = tmp_path / "plain.yaml"
+    file.write_text(f"extends: {tiny}\nexecution: {{keyframes: {{compile: {written}}}}}\n")
+    by_file, by_override = Pipeline.load(file), Pipeline.load(tiny, [f"keyframes.compile={written}"])
+    assert {pipeline.execution.keyframes.compile for pipeline in (by_file, by_override)} == {"off"}
+
+
+def test_on_does_not_say_what_to_compile(tiny):
+    with pytest.raises(ConfigError, match=r"execution\.keyframes\.compile: .*'off', 'blocks' or 'graphs' \(it is True"):
+        Pipeline.load(tiny, ["keyframes.compile=on"])
 
 
 @pytest.mark.parametrize("name", STAGES[1:])
