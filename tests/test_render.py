@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-import torch
 
 from show1_ray import Pipeline, UserError, render
 from show1_ray.clip import Clip
@@ -31,6 +30,7 @@ from show1_ray.line.spec import LineSettings
 from show1_ray.render import Control
 from show1_ray.stages.cascade import load_stages
 from show1_ray.stages.cascade import render as render_in_process
+from tests.broken import break_word
 from tests.own_ray import own_ray
 
 COUNT = 12
@@ -151,7 +151,7 @@ class TestOneJob:
             render(changed, out, str(tiny), gpus=1)
 
     def test_a_clip_that_is_not_finite_fails_alone_and_is_skipped_until_asked_for(self, tiny, tmp_path, encoded):
-        broken = break_word(tiny, "snow", tmp_path / "broken")
+        broken = break_word(tiny, "snow", PROMPTS, tmp_path / "broken")
         manifest = write_manifest(tmp_path, [*PROMPTS[:4], "a snow", *PROMPTS[5:]])
         out, batched = tmp_path / "out", ["text.batch_size=6", "keyframes.batch_size=6"]
         first = render(manifest, str(out), str(broken), overrides=batched, gpus=1)
@@ -166,7 +166,7 @@ class TestOneJob:
         assert (third.rendered, third.failed) == (0, 1)
 
     def test_a_job_whose_first_clips_all_fail_stops(self, tiny, tmp_path):
-        broken = break_word(tiny, "snow", tmp_path / "broken")
+        broken = break_word(tiny, "snow", PROMPTS, tmp_path / "broken")
         manifest = write_manifest(tmp_path, ["a snow"] * 40)
         summary = render(manifest, str(tmp_path / "out"), str(broken), max_failures=5, gpus=1)
         assert 5 <= summary.failed < 40
@@ -246,25 +246,6 @@ class TestOneJob:
         shutil.move(out / "kept", out / "clips")
         render(manifest, str(out), str(tiny), gpus=1)
         assert_complete(out, encoded)
-
-
-def break_word(tiny: Path, word: str, folder: Path) -> Path:
-    """A copy of the tiny cascade that computes NaN for prompts with `word`."""
-    from show1_ray.models.loading import load_tokenizer
-
-    shutil.copytree(tiny.parent, folder)
-    base = folder / "show-1-base"
-    tokens = load_tokenizer(base)
-    others = {token for prompt in (*PROMPTS, "") for token in tokens(prompt).input_ids}
-    own = [token for token in tokens(f"a {word}").input_ids if token not in others]
-    assert own
-    for path in (base / "text_encoder").glob("*.bin"):
-        weights = torch.load(path, weights_only=True)
-        for name in ("shared.weight", "encoder.embed_tokens.weight"):
-            if name in weights:
-                weights[name][own] = float("nan")
-        torch.save(weights, path)
-    return folder / "pipeline.yaml"
 
 
 def test_a_node_that_goes_with_its_tensors_costs_nothing(tiny, manifest, tmp_path, encoded):

@@ -69,7 +69,7 @@ def build(studio: Studio) -> gr.Blocks:
     """The page as Gradio's blocks."""
     with gr.Blocks(title="show1-ray", analytics_enabled=False, fill_width=True) as page:
         browser = gr.BrowserState("", storage_key="show1-ray")
-        gr.HTML(PIECES.header(studio.pipeline, studio.stations))
+        gr.HTML(PIECES.header(studio.pipeline, studio.line.stations))
         examples = examples_for(studio.pipeline)
         # With one line Enter makes the clip, and Shift-Enter a line; more lines are shown where there are.
         prompt = gr.Textbox(
@@ -165,10 +165,11 @@ async def follow(studio: Studio, visitor: Visitor, trouble: str) -> AsyncIterato
     version, opened = -1, time.time()
     while True:
         version = await visitor.news(version, BEAT_SECONDS if sent else 0.0)
+        is_last = not visitor.is_busy  # asked now: while an update is on its way, the clips' end may come
         current = [*buttons(visitor), PIECES.message(trouble), *takes(studio, visitor, opened), gallery(studio)]
         yield [gr.skip() if sent and new == old else new for new, old in zip(current, sent or current, strict=True)]
         sent = current
-        if not visitor.is_busy:
+        if is_last:
             return
 
 
@@ -185,8 +186,8 @@ def takes(studio: Studio, visitor: Visitor, opened: float) -> list[str]:
     pieces: list[str] = []
     shown = shapes(studio.pipeline)
     count = len(visitor.takes)
-    for take in visitor.takes:
-        pieces.append(PIECES.title(take, visitor.takes.index(take) + 1, count))
+    for number, take in enumerate(visitor.takes, start=1):
+        pieces.append(PIECES.title(take, number, count))
         for step in take.steps:
             pieces.append(PIECES.step(step, shown[step.stage], take.clip.prompt, max(step.began, opened)))
         pieces.append(result(studio, take, count))

@@ -33,7 +33,7 @@ ABSENCE_SECONDS = 30.0
 """A page may be closed for so long before its clips are cancelled."""
 GALLERY = 12
 KEPT_CLIPS = 96
-"""Files and previews of the latest clips; those of older ones are deleted."""
+"""The latest clips, whose files and previews are kept: a few hundred kB each."""
 FORGET_SECONDS = 3600.0
 """When what a visitor made is forgotten."""
 
@@ -119,18 +119,14 @@ class Studio:
         name: str = "",
         overrides: tuple[str, ...] = (),
         absence_seconds: float = ABSENCE_SECONDS,
+        kept_clips: int = KEPT_CLIPS,
     ) -> None:
         self.line, self.pipeline, self.lander, self.folder = line, pipeline, lander, folder
         self.name, self.overrides = name or pipeline.name, overrides
-        self.absence_seconds = absence_seconds
+        self.absence_seconds, self.kept_clips = absence_seconds, kept_clips
         self.gallery: deque[Take] = deque(maxlen=GALLERY)
         self.visitors: dict[str, Visitor] = {}
         self._kept: deque[Take] = deque()
-
-    @property
-    def stations(self) -> int:
-        """How many stations the line has."""
-        return self.line.stations
 
     def visitor(self, visitor_id: str | None) -> Visitor:
         """The visitor of this id; a new one if there is none, or none any more."""
@@ -197,6 +193,7 @@ class Studio:
             for step in take.steps:
                 step.state = "done" if step.state == "done" else "waiting"
             take.seconds = time.time() - take.began
+            self._keep(take)
             await visitor.tell()
 
     async def _hear(self, take: Take, event: Any) -> None:
@@ -220,11 +217,9 @@ class Studio:
                 take.path = await asyncio.to_thread(self._land, event)
                 step_of(take, STAGES[-1]).picture = await asyncio.to_thread(self._preview, event.result["video"])
                 take.state, take.note = "done", ""
-                self._keep(take)
+                self.gallery.appendleft(take)
             case ClipFailed():
-                reason = event.error.strip().rpartition("\n")[2]
-                attempts = f"{event.attempts} attempts" if event.attempts > 1 else "one attempt"
-                take.state, take.note = "failed", f"It failed in {label(event.stage)} after {attempts}: {reason}"
+                take.state, take.note = "failed", failed_note(event)
 
     def _preview(self, frames: np.ndarray) -> str:
         return preview(frames, self.pipeline.total_frames / self.pipeline.fps)
@@ -239,19 +234,16 @@ class Studio:
         return self.folder / str(row["file_name"])
 
     def _keep(self, take: Take) -> None:
-        self.gallery.appendleft(take)
+        """Of a clip that is over, for as long as it is one of the latest; then forget what is big of it."""
         self._kept.append(take)
-        while len(self._kept) > KEPT_CLIPS:
-            self._drop(self._kept.popleft())
-
-    @staticmethod
-    def _drop(take: Take) -> None:
-        """Forget what is big of a clip."""
-        assert take.path is not None
-        take.path.unlink(missing_ok=True)
-        take.path, take.note = None, "Its file is not kept any more; the same prompt and seed make it again."
-        for step in take.steps:
+        if len(self._kept) <= self.kept_clips:
+            return
+        oldest = self._kept.popleft()
+        for step in oldest.steps:
             step.picture = ""
+        if oldest.path is not None:
+            oldest.path.unlink(missing_ok=True)
+            oldest.path, oldest.note = None, "Its file is not kept any more; the same prompt and seed make it again."
 
     async def _attend(self, visitor: Visitor) -> None:
         """Cancel a visitor's clips when its page has been closed for long enough."""
@@ -294,6 +286,16 @@ def step_of(take: Take, stage: str) -> Step:
 def label(stage: str) -> str:
     """A stage's name for people."""
     return stage.replace("_", " ")
+
+
+def failed_note(event: ClipFailed) -> str:
+    """Why a clip failed, in plain words where they are known."""
+    reason = event.error.strip().rpartition("\n")[2]
+    stage = label(event.stage).capitalize()
+    if "NonFiniteError" in reason:
+        return f"{stage} failed: its values are not numbers any more. Another prompt or seed may do better."
+    attempts = f" {event.attempts} times" if event.attempts > 1 else ""
+    return f"{stage} failed{attempts}: {reason}"
 
 
 def repeated_note(event: Repeated) -> str:

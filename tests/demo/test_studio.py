@@ -1,0 +1,164 @@
+"""What is behind the page: many visitors at once, and what is kept of their clips."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytest.importorskip("gradio", reason="the extra [demo] is not installed")
+
+from show1_ray.demo import page, server
+from show1_ray.demo.studio import GALLERY, Studio, Visitor
+from show1_ray.errors import UserError
+from show1_ray.line import Service
+from show1_ray.line.events import Event, StageBegan
+from show1_ray.pipeline import STAGES
+from tests.demo.browsing import ask
+from tests.line.sleepers import references
+
+PEOPLE = 16
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """As asyncio.run, in a thread: Playwright's loop runs in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
+async def until_over(visitors: list[Visitor]) -> None:
+    while any(visitor.is_busy for visitor in visitors):
+        for visitor in visitors:
+            visitor.seen = time.monotonic()
+        await asyncio.sleep(0.05)
+
+
+async def crowd(here: Studio) -> list[Visitor]:
+    """That many people ask for a clip at once, and wait for it."""
+    visitors = [here.visitor(None) for _ in range(PEOPLE)]
+    for number, visitor in enumerate(visitors):
+        here.start(visitor, f"prompt {number}", "", str(number), 1)
+    await until_over(visitors)
+    return visitors
+
+
+def test_sixteen_people_at_once_are_all_served_in_the_order_in_which_they_came(
+    open_studio: Callable[..., Studio], line: Service, told: list[Event]
+) -> None:
+    told.clear()
+    visitors = run(crowd(open_studio()))
+    takes = [visitor.takes[0] for visitor in visitors]
+    assert [take.state for take in takes] == ["done"] * PEOPLE
+    came = {take.clip.id: number for number, take in enumerate(takes)}
+    batches = [event for event in told if isinstance(event, StageBegan) and event.clips]
+    for stage in STAGES:
+        assert sorted(clip for event in batches if event.stage == stage for clip in event.clips) == sorted(came)
+    first = [came[clip] for event in batches if event.stage == STAGES[0] for clip in event.clips]
+    assert first == list(range(PEOPLE))
+    numbers = [[came[clip] for clip in event.clips] for event in batches]
+    assert numbers == [sorted(batch) for batch in numbers]
+    assert max(map(len, numbers)) == 4
+    assert (line.in_line, line.waiting) == (0, 0)
+
+
+def test_what_is_kept_does_not_grow_with_the_number_of_clips(
+    open_studio: Callable[..., Studio], tmp_path: Path
+) -> None:
+    here = open_studio(kept_clips=PEOPLE)
+    kept = []
+    for _ in range(3):
+        run(crowd(here))
+        pictures = [step.picture for visitor in here.visitors.values() for take in visitor.takes for step in take.steps]
+        files = list(tmp_path.glob("clips/*/*.mp4"))
+        kept.append((len(list(filter(None, pictures))), len(files), len(here.gallery), references()))
+    pictured = len(STAGES) - 1
+    assert [counts[:3] for counts in kept] == [(PEOPLE * pictured, PEOPLE, GALLERY)] * 3
+    assert kept[2][3] <= kept[0][3] + 3
+
+
+def test_the_clips_of_a_page_that_was_closed_are_cancelled(open_studio: Callable[..., Studio], line: Service) -> None:
+    async def leave() -> Visitor:
+        here = open_studio(absence_seconds=0.0)
+        visitor = here.visitor(None)
+        here.start(visitor, "a prompt", "", "", 4)
+        await asyncio.gather(*visitor.tasks, return_exceptions=True)
+        while line.in_line:
+            await asyncio.sleep(0.01)
+        return visitor
+
+    visitor = run(leave())
+    assert {take.state for take in visitor.takes} == {"cancelled"}
+    assert {take.note for take in visitor.takes} == {"The page was closed."}
+
+
+def test_closing_the_page_is_noticed(open_studio: Callable[..., Studio], line: Service, browser: Any) -> None:
+    here = open_studio(absence_seconds=3 * page.BEAT_SECONDS)
+    with server.listen("127.0.0.1", 0) as listening, server.serving(page.app(here, None), listening):
+        tab = browser.new_page()
+        tab.goto(server.page_url("127.0.0.1", listening))
+        (handle,) = line.line.fleet.stations.values()
+        assert handle.info is not None
+        station = psutil.Process(handle.info.pid)
+        station.suspend()
+        try:
+            ask(tab, "a prompt", 1)
+            tab.locator(".s1-state").wait_for()
+            (visitor,) = here.visitors.values()
+            tab.wait_for_timeout(4000 * page.BEAT_SECONDS)
+            assert visitor.is_busy, "the page is open"
+            tab.close()
+            while visitor.is_busy:
+                time.sleep(0.05)
+        finally:
+            station.resume()
+    assert visitor.takes[0].note == "The page was closed."
+
+
+def test_the_page_shows_the_end_of_a_clip_though_it_comes_while_an_update_is_on_its_way(
+    open_studio: Callable[..., Studio],
+) -> None:
+    async def slow_page() -> list[Any]:
+        here = open_studio()
+        visitor = here.visitor(None)
+        here.start(visitor, "a prompt", "", "1", 1)
+        updates = page.follow(here, visitor, "")
+        await anext(updates)
+        await until_over([visitor])
+        return [update async for update in updates]
+
+    *_, last = run(slow_page())
+    assert any("s1-result" in str(piece) for piece in last)
+
+
+def test_a_queue_that_is_full_says_so(
+    open_studio: Callable[..., Studio], line: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def crowd() -> None:
+        here = open_studio()
+        monkeypatch.setattr(line, "max_waiting", 2)
+        visitor = here.visitor(None)
+        with pytest.raises(UserError, match="0 clips are waiting already, and 2 are the most"):
+            here.start(visitor, "a prompt", "", "", 4)
+
+    run(crowd())
+
+
+def test_files_and_previews_of_old_clips_are_deleted(open_studio: Callable[..., Studio], tmp_path: Path) -> None:
+    async def several() -> Studio:
+        here = open_studio(kept_clips=2)
+        visitor = here.visitor(None)
+        here.start(visitor, "a prompt", "", "1", 3)
+        await until_over([visitor])
+        return here
+
+    newest, second, oldest = run(several()).gallery
+    assert set(tmp_path.glob("clips/*/*.mp4")) == {newest.path, second.path}
+    assert oldest.path is None
+    assert "not kept any more" in oldest.note
+    assert not any(step.picture for step in oldest.steps)
