@@ -290,7 +290,7 @@ def label(stage: str) -> str:
 
 def failed_note(event: ClipFailed) -> str:
     """Why a clip failed, in plain words where they are known."""
-    reason = event.error.strip().rpartition("\n")[2]
+    reason = event.reason
     stage = label(event.stage).capitalize()
     if "NonFiniteError" in reason:
         return f"{stage} failed: its values are not numbers any more. Another prompt or seed may do better."
