@@ -27,13 +27,15 @@ from show1_ray.dataset import read_status
 from show1_ray.dataset.video import decode_video
 from show1_ray.line.events import StageBegan, StageDone, StationLost, StationUp
 from show1_ray.line.spec import LineSettings
+from show1_ray.pipeline import STAGES
 from show1_ray.render import Control
 from show1_ray.stages.cascade import load_stages
 from show1_ray.stages.cascade import render as render_in_process
 from tests.broken import break_word
+from tests.line.clusters import end
 from tests.own_ray import own_ray
 
-COUNT = 12
+COUNT, BEGUN = 12, 5
 PROMPTS = [
     f"a {colour} {shape}" for colour in ("red", "green", "blue", "white") for shape in ("circle", "square", "cat")
 ]
@@ -64,6 +66,21 @@ def expected(tiny):
 def local_ray():
     with own_ray(2, object_store_memory=300_000_000):
         yield
+
+
+@pytest.fixture(scope="class")
+def begun(local_ray, tiny, tmp_path_factory):
+    """A dataset of the manifest's first five clips."""
+    folder = tmp_path_factory.mktemp("begun")
+    batches = ["keyframes.batch_size=3"]
+    render(write_manifest(folder), str(folder / "out"), str(tiny), limit=BEGUN, overrides=batches, gpus=1)
+    return folder / "out"
+
+
+@pytest.fixture
+def out_begun(begun, tmp_path):
+    """A copy of it to go on with."""
+    return shutil.copytree(begun, tmp_path / "out")
 
 
 def frames_of(path: Path) -> np.ndarray:
@@ -116,23 +133,20 @@ class TestOneJob:
         assert (again.rendered, again.done_before, again.exit_code) == (0, COUNT, 0)
         assert {path: path.stat().st_mtime_ns for path in out.glob("clips/*/*.mp4")} == stamps
 
-    def test_other_batch_sizes_continue_a_dataset_and_change_no_frame(self, tiny, manifest, tmp_path, encoded):
-        out = tmp_path / "out"
-        render(manifest, str(out), str(tiny), limit=5, overrides=["keyframes.batch_size=3"])
-        summary = render(manifest, str(out), str(tiny), overrides=["interpolation.batch_size=4"])
-        assert (summary.done_before, summary.rendered) == (5, COUNT - 5)
-        assert_complete(out, encoded)
+    def test_other_batch_sizes_continue_a_dataset_and_change_no_frame(self, tiny, manifest, out_begun, encoded):
+        summary = render(manifest, str(out_begun), str(tiny), overrides=["interpolation.batch_size=4"])
+        assert (summary.done_before, summary.rendered) == (BEGUN, COUNT - BEGUN)
+        assert_complete(out_begun, encoded)
 
-    def test_a_clip_that_was_changed_at_equal_size_is_rendered_again_when_asked(self, tiny, manifest, tmp_path):
-        out = tmp_path / "out"
-        render(manifest, str(out), str(tiny), limit=2, gpus=1)
+    def test_a_clip_that_was_changed_at_equal_size_is_rendered_again_when_asked(self, tiny, manifest, out_begun):
+        out = out_begun
         clip = next(out.glob("clips/*/clip-01.mp4"))
         before = frames_of(clip)
         data = clip.read_bytes()
         clip.write_bytes(data[:-1] + bytes([data[-1] ^ 0xFF]))
-        assert render(manifest, str(out), str(tiny), limit=2, gpus=1).rendered == 0
-        summary = render(manifest, str(out), str(tiny), limit=2, gpus=1, verify=True)
-        assert (summary.done_before, summary.rendered) == (1, 1)
+        assert render(manifest, str(out), str(tiny), limit=BEGUN, gpus=1).rendered == 0
+        summary = render(manifest, str(out), str(tiny), limit=BEGUN, gpus=1, verify=True)
+        assert (summary.done_before, summary.rendered) == (BEGUN - 1, 1)
         assert np.array_equal(frames_of(clip), before)
 
     def test_it_works_where_an_event_loop_runs_as_in_a_notebook(self, tiny, manifest, tmp_path):
@@ -141,9 +155,8 @@ class TestOneJob:
 
         assert asyncio.run(cell()) == 2
 
-    def test_another_recipe_and_another_prompt_are_refused(self, tiny, manifest, tmp_path):
-        out = str(tmp_path / "out")
-        render(manifest, out, str(tiny), limit=2, gpus=1)
+    def test_another_recipe_and_another_prompt_are_refused(self, tiny, manifest, out_begun, tmp_path):
+        out = str(out_begun)
         with pytest.raises(UserError, match=r"keyframes\.steps"):
             render(manifest, out, str(tiny), overrides=["keyframes.steps=3"], gpus=1)
         changed = write_manifest(tmp_path, ["a fire", *PROMPTS[1:]])
@@ -206,7 +219,7 @@ class TestOneJob:
         )
         assert 1 <= first.rendered < COUNT
         assert first.exit_code == 130
-        second = render(manifest, str(out), str(tiny))
+        second = render(manifest, str(out), str(tiny), gpus=1)
         assert second.done_before == first.rendered
         assert second.exit_code == 0
         assert_complete(out, encoded)
@@ -222,21 +235,17 @@ class TestOneJob:
         assert not list(out.glob("clips/*/*.mp4"))
         assert render(manifest, str(out), str(tiny), format="webdataset", gpus=1).rendered == 0
 
-    def test_stages_frames_are_saved_when_asked(self, tiny, manifest, tmp_path):
-        out = tmp_path / "out"
-        render(manifest, str(out), str(tiny), limit=2, save_stages=["keyframes", "super_resolution"], gpus=1)
+    def test_stages_frames_are_saved_when_asked_and_bfloat16_travels(self, tiny, manifest, tmp_path):
+        out, half, saved = tmp_path / "out", ["dtype=bfloat16"], ["keyframes", "super_resolution"]
+        summary = render(manifest, str(out), str(tiny), limit=2, overrides=half, save_stages=saved, gpus=1)
+        assert (summary.rendered, summary.failed) == (2, 0)
         assert frames_of(next(out.glob("__stages__/keyframes/*/clip-00.mp4"))).shape == (3, 8, 12, 3)
         assert frames_of(next(out.glob("__stages__/super_resolution/*/clip-01.mp4"))).shape == (9, 16, 24, 3)
 
-    def test_bfloat16_travels(self, tiny, manifest, tmp_path):
-        summary = render(manifest, str(tmp_path / "out"), str(tiny), limit=2, overrides=["dtype=bfloat16"], gpus=1)
-        assert (summary.rendered, summary.failed) == (2, 0)
-
     def test_storage_that_fails_stops_the_job_with_one_line_and_nothing_half_written(
-        self, tiny, manifest, tmp_path, encoded
+        self, tiny, manifest, out_begun, encoded
     ):
-        out = tmp_path / "out"
-        render(manifest, str(out), str(tiny), limit=1, gpus=1)
+        out = out_begun
         shutil.move(out / "clips", out / "kept")
         (out / "clips").write_text("a file where a folder should be")
         with pytest.raises(UserError, match="clips") as caught:
@@ -273,8 +282,7 @@ def test_a_node_that_goes_with_its_tensors_costs_nothing(tiny, manifest, tmp_pat
         assert (summary.rendered, summary.failed) == (COUNT, 0)
         assert_complete(out, encoded)
     finally:
-        ray.shutdown()
-        cluster.shutdown()
+        end(cluster)
 
 
 def command(manifest: str, out: Path, tiny: Path, *more: str) -> list[str]:
@@ -330,18 +338,23 @@ def test_the_driver_killed_at_five_moments_and_run_again_loses_and_repeats_nothi
     assert_complete(out, encoded)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_lets_clips_land_and_ends_with_130(tiny, manifest, tmp_path, encoded, number):
-    out = tmp_path / "out"
-    process = subprocess.Popen(command(manifest, out, tiny), stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and landed(out) < 1:
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 130, errors
-    assert "interrupted; run the same command again to go on" in errors
-    assert "Traceback" not in errors
-    assert read_status(str(out)).holder is None
+def test_ctrl_c_and_sigterm_let_clips_land_and_end_with_130(tiny, manifest, tmp_path, encoded):
+    out, before = tmp_path / "out", 0
+    # Clip after clip: the rest has not begun when the first one lands.
+    one_by_one = [f"--set=execution.{stage}.batch_size=1" for stage in STAGES]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        line = command(manifest, out, tiny, "--gpus", "1", *one_by_one)
+        process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and landed(out) == before:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 130, errors
+        assert "interrupted; run the same command again to go on" in errors
+        assert "Traceback" not in errors
+        assert read_status(str(out)).holder is None
+        assert before < landed(out) < COUNT
+        before = landed(out)
     final = subprocess.run(command(manifest, out, tiny), capture_output=True, text=True, timeout=240)
     assert final.returncode == 0, final.stderr
     assert_complete(out, encoded)

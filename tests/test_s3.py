@@ -27,8 +27,9 @@ from show1_ray.render import origin
 from show1_ray.stages.cascade import load_stages, render
 from tests.dataset.test_dataset import WORKER, assert_complete
 from tests.dataset.toys import Job
+from tests.test_render import kill
 
-COLOURS = ["red", "green", "blue", "white"] * 6
+COLOURS = ["red", "green", "blue", "white"] * 3
 CLIPS = [Clip(f"clip-{i:02}", f"a {colour} circle", seed=i) for i, colour in enumerate(COLOURS)]
 
 
@@ -78,9 +79,9 @@ def test_a_job_from_s3_to_s3_that_is_killed_goes_on_and_loses_and_repeats_nothin
         pq.write_table(pa.table(columns), file)
     # One station that takes clip after clip down the whole line: when the first one lands, most are not begun.
     one_by_one = [f"--set=execution.{stage}.batch_size=1" for stage in STAGES]
-    command = program("render", manifest, "--out", out, "--pipeline", str(tiny), "--gpus", "1", *one_by_one)
+    command = program("render", manifest, "--out", out, "--pipeline", str(tiny), "--gpus", "1")
 
-    job = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    job = subprocess.Popen([*command, *one_by_one], stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: store().exists(f"{out}/.lease.json"), job)
         other = run(command)
@@ -88,9 +89,7 @@ def test_a_job_from_s3_to_s3_that_is_killed_goes_on_and_loses_and_repeats_nothin
         assert f"dataset {out}: being written by process {job.pid}" in other.stderr
         wait_for(lambda: landed(out), job)
     finally:
-        job.send_signal(signal.SIGKILL)
-        job.wait()
-    time.sleep(3)  # Ray's workers end a moment after their driver, and may still land a clip
+        kill(job)
     before = landed(out)
     assert 0 < len(before) < len(CLIPS)
 

@@ -17,17 +17,8 @@ from show1_ray.clip import Clip
 from show1_ray.line.events import StageDone, StationUp
 from show1_ray.line.line import Line
 from tests.line.autoscaling import AutoscalingCluster
+from tests.line.clusters import end
 from tests.line.sleepers import Outcome, clips, land, settings, spec
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 150_000_000})
-    cluster.add_node(num_gpus=1, num_cpus=1, object_store_memory=150_000_000, labels={"size": "large"})
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 @pytest.fixture
@@ -37,6 +28,47 @@ def autoscaling() -> Iterator[AutoscalingCluster]:
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+def test_the_autoscaler_gives_nodes_up_to_the_most_and_gets_them_back(autoscaling: AutoscalingCluster) -> None:
+    outcome, taken = Outcome(), clips(2000)
+    worked: set[int] = set()
+
+    def until_all_work() -> Iterator[Clip]:
+        for clip in taken:
+            if len(worked) == 3:
+                return
+            yield clip
+
+    with Line([spec(0), spec(1, seconds=0.1), spec(2), land()], settings(stations=(1, 3), idle_seconds=1.0)) as line:
+        for event in line.run(until_all_work()):
+            outcome.add(event)
+            if isinstance(event, StageDone) and event.station is not None:
+                worked.add(event.station)
+    outcome.assert_done(taken[: len(outcome.done)])
+    assert len(worked) == 3
+    assert not outcome.lost
+    while [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]:
+        time.sleep(0.5)  # what never ends is ended by pytest's timeout
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Cluster]:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 150_000_000})
+    cluster.add_node(num_gpus=1, num_cpus=1, object_store_memory=150_000_000, labels={"size": "large"})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    end(cluster)
+
+
+@pytest.fixture
+def cluster(shared: Cluster) -> Iterator[Cluster]:
+    """A head and one node with a GPU; nodes that a test adds go with it."""
+    before = shared.list_all_nodes()
+    yield shared
+    for node in set(shared.list_all_nodes()) - set(before):
+        shared.remove_node(node, allow_graceful=False)
+    shared.wait_for_nodes()
 
 
 def test_a_node_that_joins_is_used(cluster: Cluster) -> None:
@@ -92,28 +124,6 @@ def test_a_stage_runs_only_where_it_fits_and_costs_are_kept_by_kind_of_gpu(clust
     assert len(where["stage2"]) == 2
     assert kinds[1] == {""}
     assert kinds[2] == {"", "T4"}
-
-
-def test_the_autoscaler_gives_nodes_up_to_the_most_and_gets_them_back(autoscaling: AutoscalingCluster) -> None:
-    outcome, taken = Outcome(), clips(2000)
-    worked: set[int] = set()
-
-    def until_all_work() -> Iterator[Clip]:
-        for clip in taken:
-            if len(worked) == 3:
-                return
-            yield clip
-
-    with Line([spec(0), spec(1, seconds=0.1), spec(2), land()], settings(stations=(1, 3), idle_seconds=1.0)) as line:
-        for event in line.run(until_all_work()):
-            outcome.add(event)
-            if isinstance(event, StageDone) and event.station is not None:
-                worked.add(event.station)
-    outcome.assert_done(taken[: len(outcome.done)])
-    assert len(worked) == 3
-    assert not outcome.lost
-    while [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]:
-        time.sleep(0.5)  # what never ends is ended by pytest's timeout
 
 
 DRIVER = """
