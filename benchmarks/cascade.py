@@ -171,10 +171,10 @@ def as_published(stage: Stage) -> Iterator[None]:
         layer for network in stage.networks.values() for layer in network.modules() if isinstance(layer, TemporalConv)
     ]
     for layer in convolutions:
-        layer.__class__ = nn.Conv3d
-    frames = getattr(stage, "vae_frames", None)
+        layer.__class__ = nn.Conv3d  # type: ignore[assignment]
+    frames = 0
     if isinstance(stage, LatentSuperResolution):
-        stage.vae_frames = 1
+        frames, stage.vae_frames = stage.vae_frames, 1
     stage.to("cpu")
     try:
         yield

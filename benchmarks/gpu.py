@@ -14,12 +14,12 @@ Parts, in this order; each result is written to OUT as it is there, and the same
 What is measured of a stage, which is loaded once:
 
     short      in each mode, at each batch size, with short loops: seconds, memory, the first batch, and by how much the
-               output differs from the first mode's
+               UNet's first prediction differs from that in the first mode
     swap       to host memory and back
-    published  all steps as the published script runs them: one clip, window after window, weights come and go
-    profile    in the last mode: which kernels take the time, and what waits for the device
     exact      in the last mode, at its batch size: all steps
     fast       the same for the pipeline with fewer operations
+    profile    in the last mode: which kernels take the time, and what waits for the device
+    published  all steps as the published script runs them: one clip, window after window, weights come and go
 
 Modes build on one another: what "channels last" lays out, "channels last, blocks" compiles. Operations are counted for
 the recipe on the meta device (`stages/operations.py`).
@@ -28,18 +28,17 @@ the recipe on the meta device (`stages/operations.py`).
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,33 +46,18 @@ from typing import Any
 import diffusers
 import psutil
 import torch
-from cascade import as_published, matrix_peak, run_as_published, synchronise, timed
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from cascade import matrix_peak, synchronise, timed
+from stage_measures import batch_for, profiled, run_batch, set_recipe, swap, switch, timing
 
-from show1_ray.clip import Clip
-from show1_ray.models.checkpoints import published_or_local_config
 from show1_ray.models.loading import Checkpoints
 from show1_ray.models.random import RandomCheckpoints, write_tiny_cascade
 from show1_ray.pipeline import STAGES, Pipeline
-from show1_ray.settings import Execution
 from show1_ray.stages.cascade import load_stage
-from show1_ray.stages.compilation import prepare
-from show1_ray.stages.noise import seeded_noise
-from show1_ray.stages.operations import count_stages
-from show1_ray.stages.stage import Stage, Tensors
-from show1_ray.stages.super_resolution import SuperResolution
+from show1_ray.stages.stage import Stage
 
 PARTS = ("machine", "start", "restart", "stages", "numerics")
-MEASURES = ("short", "swap", "published", "profile", "exact", "fast")
-MODES = ("eager", "channels last", "channels last, blocks")
-FEATURES: dict[str, dict[str, Any]] = {
-    "channels last": {"channels_last": True},
-    "blocks": {"compile": "blocks"},
-    "graphs": {"compile": "graphs"},
-}
-"""Execution settings by their name in a mode; "cudnn benchmark" is torch's own switch."""
-PUBLISHED = "as published"
+MEASURES = ("short", "swap", "exact", "fast", "profile", "published")
+MODES = ("eager", "fused")
 LOOPS = ("keyframes", "interpolation", "super_resolution", "super_resolution.first_frame")
 ALL_KINDS = 10
 """Steps after which `show1-fast` has made each kind of step: guided or not, whole or with reused features."""
@@ -103,6 +87,17 @@ class Run:
         """A pipeline with short loops."""
         return self.pipeline(name, ALL_KINDS if name == "fast" else self.options.steps)
 
+    def recipes(self, part: str) -> tuple[Pipeline, Pipeline]:
+        """What a part of the measurements does, and the same with short loops."""
+        kind = "fast" if part == "fast" else "exact"
+        short = self.short(kind)
+        return (short if part == "short" else self.pipeline(kind)), short
+
+    @property
+    def peak(self) -> float:
+        """Operations a second of large matrix products."""
+        return self.find(part="machine")[0]["peak"]
+
     def load(self, stage: str) -> Stage:
         """A stage on the device, with random weights."""
         source = Checkpoints if self.options.tiny else RandomCheckpoints
@@ -111,6 +106,10 @@ class Run:
     def modes(self, stage: str) -> list[str]:
         """A text encoder is run as it is."""
         return ["eager"] if stage == "text" else self.options.modes
+
+    def batch(self, stage: str) -> int:
+        """Clips a batch of the last mode."""
+        return self.options.batch.get(f"={stage}", self.options.batch.get("", 4))
 
     def find(self, **wanted: Any) -> list[dict[str, Any]]:
         """Results with these values, without those that failed."""
@@ -166,7 +165,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--measures", default=",".join(MEASURES))
     parser.add_argument("--modes", default=";".join(MODES), help="separated by semicolons")
     parser.add_argument("--batch-sizes", default="1,4", help="clips a batch, of all modes but the last")
-    parser.add_argument("--batch", type=int, default=4, help="clips a batch of the last mode")
+    parser.add_argument("--batch", action="append", metavar="[STAGE=]CLIPS", help="of the last mode; default: 4")
     parser.add_argument("--steps", type=int, default=3, help="of short loops")
     parser.add_argument("--repeats", type=int, default=1, help="timed runs; their median counts")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.KEY=VALUE")
@@ -177,6 +176,7 @@ def parse() -> argparse.Namespace:
         setattr(options, name, getattr(options, name).split(","))
     options.modes = options.modes.split(";")
     options.sizes = [int(size) for size in options.batch_sizes.split(",")]
+    options.batch = {stage: int(size) for stage, _, size in (("=" + b).rpartition("=") for b in options.batch or ["4"])}
     return options
 
 
@@ -234,8 +234,8 @@ def first_batches(run: Run, name: str) -> None:
     for which, kind in (("first", "exact"), ("second", "exact"), ("fast first", "fast")):
         pipeline = run.short(kind)
         set_recipe(stage, pipeline)
-        batch = batch_for(pipeline, run.options.batch)
-        seconds[which] = timed(lambda batch=batch: run_batch(stage, *batch), run.device)
+        batch = batch_for(pipeline, run.batch(name))
+        seconds[which] = timed(functools.partial(run_batch, stage, *batch), run.device)
     print(json.dumps(seconds))
 
 
@@ -246,27 +246,28 @@ def process_age() -> float:
 
 def measure_stages(run: Run) -> None:
     for name in run.options.stages:
-        wanted = [job for job in jobs(run, name) if not run.find(**job)]
-        if not wanted:
-            continue
-        with run.keeping_failures(part="load", stage=name):
-            measure_stage(run, name, wanted)
-        torch._dynamo.reset()
-        if run.device.type == "cuda":
-            torch.cuda.empty_cache()
+        wanted = [job for job in jobs(run, name) if job["part"] in run.options.measures and not run.find(**job)]
+        published = [job for job in wanted if job["part"] == "published"]  # with a network that nothing was done to
+        for group in ([job for job in wanted if job not in published], published):
+            if group:
+                with run.keeping_failures(part="load", stage=name):
+                    measure_stage(run, name, group)
+                torch._dynamo.reset()
+                if run.device.type == "cuda":
+                    torch.cuda.empty_cache()
 
 
 def jobs(run: Run, name: str) -> Iterator[dict[str, Any]]:
     """What shall be measured of a stage, as results begin."""
     *_, last = modes = run.modes(name)
     for mode in modes:
-        for size in [run.options.batch] if mode == last and len(modes) > 1 else run.options.sizes:
+        for size in [run.batch(name)] if mode == last and len(modes) > 1 else run.options.sizes:
             yield {"part": "short", "stage": name, "mode": mode, "batch": size}
         if mode == modes[0]:
             yield {"part": "swap", "stage": name, "mode": mode}
-            yield {"part": "published", "stage": name, "mode": mode, "batch": 1}
-    for part in ("profile", "exact", "fast"):
-        yield {"part": part, "stage": name, "mode": last, "batch": run.options.batch}
+    for part in ("exact", "fast", "profile"):
+        yield {"part": part, "stage": name, "mode": last, "batch": run.batch(name)}
+    yield {"part": "published", "stage": name, "mode": modes[0], "batch": 1}
 
 
 def measure_stage(run: Run, name: str, wanted: Sequence[dict[str, Any]]) -> None:
@@ -274,153 +275,38 @@ def measure_stage(run: Run, name: str, wanted: Sequence[dict[str, Any]]) -> None
     stage = run.load(name)
     reference: dict[int, Any] = {}  # the first mode's output by batch size
     done: list[str] = []
-    for job in (job for job in wanted if job["part"] in run.options.measures):
+    for job in wanted:
         with run.keeping_failures(**job):
             done = switch(stage, job["mode"], done)
             if job["part"] == "swap":
                 if run.device.type == "cuda":
                     run.keep(job | swap(stage, run.device))
             elif job["part"] == "profile":
-                run.keep(job | profiled(run, stage, job["batch"]))
+                pipeline = run.short("exact")
+                run.keep(job | profiled(stage, pipeline, job["batch"], run.device, run.options.out))
             else:
-                run.keep(job | timing(run, stage, job["part"], job["batch"], reference))
-
-
-def switch(stage: Stage, mode: str, done: Sequence[str] = ("eager",)) -> list[str]:
-    """Brings a stage from the features that it has to those of `mode`, which has them too; returns the latter."""
-    features = mode.split(", ")
-    settings = [FEATURES.get(feature, {}) for feature in features if feature not in done]
-    prepare(stage, Execution(**{key: value for setting in settings for key, value in setting.items()}))
-    torch.backends.cudnn.benchmark = "cudnn benchmark" in features
-    return features
-
-
-def set_recipe(stage: Stage, pipeline: Pipeline) -> None:
-    """Lets a loaded stage do what another pipeline of the same networks says."""
-    settings: Any = getattr(pipeline.stages, stage.name)
-    stage.settings = settings  # type: ignore[attr-defined]
-    if isinstance(stage, SuperResolution):
-        stage.first_frame.settings = settings.first_frame
-
-
-def timing(run: Run, stage: Stage, part: str, size: int, reference: dict[int, Any]) -> dict[str, Any]:
-    """Seconds a clip, share of the peak, memory, and what the first batch (of short loops) took."""
-    kind, published = "fast" if part == "fast" else "exact", part == "published"
-    short, whole = run.short(kind), run.pipeline(kind)
-    pipeline = short if part == "short" else whole
-    row: dict[str, Any] = {}
-    outputs: list[Any] = []
-    batch = batch_for(pipeline, size)
-
-    def work() -> None:
-        outputs[:] = run_batch(stage, *batch, run.device if published else None)
-
-    with as_published(stage) if published else nullcontext():
-        set_recipe(stage, short)
-        row["first"] = timed(work, run.device)
-        if part == "short":
-            found = torch.cat([tensor.flatten() for given in outputs for tensor in given.values()]).double()
-            exact = reference.setdefault(size, found)
-            row["difference"] = ((found - exact).norm() / (exact - exact.mean()).norm()).item()
-        set_recipe(stage, pipeline)
-        if run.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        row["seconds"] = statistics.median(timed(work, run.device) for _ in range(run.options.repeats)) / size
-    operations = count_stages(pipeline)[stage.name].operations
-    row["tflop"], row["share"] = operations / 1e12, operations / row["seconds"] / run.find(part="machine")[0]["peak"]
-    row["memory"] = torch.cuda.max_memory_allocated() / 2**30 if run.device.type == "cuda" else None
-    return row
-
-
-def batch_for(pipeline: Pipeline, size: int) -> tuple[list[Clip], list[Tensors]]:
-    """Clips, and what any stage takes of each, of the recipe's shapes: timing does not depend on values."""
-    stages, dtype = pipeline.stages, getattr(torch, pipeline.dtype)
-    encoder = published_or_local_config(stages.text.checkpoint, "text_encoder") or {"d_model": 4096}
-    small = (stages.keyframes.height, stages.keyframes.width)
-    large = tuple(side * stages.super_resolution.scale for side in small)
-    shapes = {
-        "prompt_embeds": (stages.text.max_tokens, encoder["d_model"]),
-        "negative_prompt_embeds": (stages.text.max_tokens, encoder["d_model"]),
-        "keyframes": (3, stages.keyframes.frames, *small),
-        "frames": (3, pipeline.total_frames, *small),
-        "frames_sr": (3, pipeline.total_frames, *large),
-    }
-    torch.manual_seed(0)
-    tensors = {name: (torch.rand(shape) * 2 - 1).to(dtype) for name, shape in shapes.items()}
-    clips = [Clip(f"clip-{i}", f"a red circle moving left, take {i}", seed=i) for i in range(size)]
-    return clips, [tensors] * size
-
-
-def run_batch(
-    stage: Stage, clips: Sequence[Clip], tensors: Sequence[Tensors], published_on: torch.device | None = None
-) -> list[dict[str, torch.Tensor]]:
-    """One batch, as it is or as published on a device."""
-    encoder = getattr(stage, "encoder", None)
-    if encoder is not None:
-        encoder.forget()
-    with torch.inference_mode():
-        if published_on is not None:
-            return run_as_published(stage, clips, tensors, published_on)
-        return stage.run(clips, tensors, [seeded_noise(clip.seed, stage.dtype) for clip in clips])
-
-
-def swap(stage: Stage, device: torch.device) -> dict[str, Any]:
-    """Seconds to leave and to enter, the first time and then; the rate of the latter."""
-    seconds = []
-    for _ in range(2):
-        seconds.append((timed(stage.leave, device), timed(lambda: stage.enter(device), device)))
-    weights = sum(t.numel() * t.element_size() for network in stage.networks.values() for t in network.parameters())
-    (first_leave, first_enter), (leave, enter) = seconds
-    again = {"leave": leave, "enter": enter, "rate": weights / enter}
-    return {"first_leave": first_leave, "first_enter": first_enter, **again}
-
-
-def profiled(run: Run, stage: Stage, size: int) -> dict[str, Any]:
-    """Where the time of a batch with short loops goes; kernels and waits are written to files."""
-    pipeline = run.short("exact")
-    set_recipe(stage, pipeline)
-    batch, is_gpu = batch_for(pipeline, size), run.device.type == "cuda"
-    run_batch(stage, *batch)
-    waits = count_waits(run, stage, *batch)
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]) as found:
-        seconds = timed(lambda: run_batch(stage, *batch), run.device)
-    kernels = [
-        (event.self_device_time_total if is_gpu else event.self_cpu_time_total, event.count, event.key)
-        for event in found.key_averages()
-        if event.device_type == (DeviceType.CUDA if is_gpu else DeviceType.CPU)
-    ]
-    busy = sum(time for time, _, _ in kernels) / 1e6
-    lines = [f"{time / 1e6:10.4f} s {time / 1e6 / busy:6.1%} {count:7} {name[:160]}" for time, count, name in kernels]
-    file = run.options.out / f"profile-{stage.name}.txt"
-    file.write_text(f"{stage.name}: kernels {busy:.4f} s\n" + "\n".join(sorted(lines, reverse=True)[:60]) + "\n")
-    return {"seconds": seconds, "kernels": busy, "waits": waits}
-
-
-def count_waits(run: Run, stage: Stage, clips: Sequence[Clip], tensors: Sequence[Tensors]) -> int | None:
-    """How often a batch waits for the GPU: its end does, loops should not."""
-    if run.device.type != "cuda":
-        return None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        run_batch(stage, clips, tensors)
-        torch.cuda.set_sync_debug_mode("default")
-    waits = [warning for warning in caught if "synchronizing" in str(warning.message)]
-    places = sorted({f"{warning.filename}:{warning.lineno}" for warning in waits})
-    (run.options.out / f"waits-{stage.name}.txt").write_text("\n".join(places) + "\n")
-    return len(waits)
+                row = timing(
+                    stage,
+                    *run.recipes(job["part"]),
+                    job["batch"],
+                    run.device,
+                    run.options.repeats,
+                    published=job["part"] == "published",
+                    reference=reference if job["part"] == "short" else None,
+                )
+                run.keep(job | row | {"share": row["tflop"] * 1e12 / row["seconds"] / run.peak})
 
 
 def measure_numerics(run: Run) -> None:
-    if len(run.find(part="numerics")) == NUMERICS:
-        return
+    """Of networks as they are, and fused."""
     sys.path.insert(0, str(Path(__file__).parent.parent))  # of the golden runs, in tests/
     from numerics import differences
 
-    with run.keeping_failures(part="numerics"):
-        for row in differences(run.device):
-            if not run.find(part="numerics", case=row["case"], dtype=row["dtype"]):
-                run.keep({"part": "numerics", **row})
+    for fused in (False, True):
+        if len(run.find(part="numerics", fused=fused)) < NUMERICS:
+            with run.keeping_failures(part="numerics"):
+                for row in differences(run.device, fused):
+                    run.keep({"part": "numerics", "fused": fused, **row})
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -437,7 +323,7 @@ def summary(run: Run) -> str:
         f"{'part':10}{'stage':24}{'mode':24}{'batch':>6}{'s/clip':>9}{'PFLOP':>8}{'of peak':>9}{'GiB':>7}{'first':>8}"
         f"{'differs':>9}"
     ]
-    lines += [timing_line(row) for row in run.rows if row["part"] in ("short", "published", "exact", "fast", "load")]
+    lines += [timing_line(row) for row in run.rows if row["part"] in ("short", "exact", "fast", "published", "load")]
     exact = run.find(part="exact")
     for part in ("exact", "published", "fast"):
         rows = run.find(part=part)
@@ -455,8 +341,9 @@ def timing_line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{head}  {row['error']}"
     memory = "" if row["memory"] is None else f"{row['memory']:.1f}"
-    share, differs = f"{row['share']:.1%}", f"{row['difference']:.1e}" if "difference" in row else ""
-    return f"{head}{row['seconds']:9.4g}{row['tflop'] / 1e3:8.3g}{share:>9}{memory:>7}{row['first']:8.3g}{differs:>9}"
+    first = f"{row['first']:.3g}" if "first" in row else ""
+    share, differs = f"{row['share']:.1%}", f"{row['difference']:.1e}" if row.get("difference") else ""
+    return f"{head}{row['seconds']:9.4g}{row['tflop'] / 1e3:8.3g}{share:>9}{memory:>7}{first:>8}{differs:>9}"
 
 
 if __name__ == "__main__":

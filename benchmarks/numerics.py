@@ -22,6 +22,8 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from show1_ray import settings as recipe
+from show1_ray.models.fused import fuse
+from show1_ray.stages.compilation import put_channels_last
 from show1_ray.stages.interpolation import Interpolation
 from show1_ray.stages.keyframes import Keyframes
 from show1_ray.stages.latent_super_resolution import LatentSuperResolution
@@ -50,8 +52,8 @@ def main() -> None:
         options.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def differences(device: torch.device) -> Iterator[dict[str, Any]]:
-    """A row for each case and dtype."""
+def differences(device: torch.device, fused: bool = False) -> Iterator[dict[str, Any]]:
+    """A row for each case and dtype; `fused` with the networks that `models/fused.py` makes of them."""
     logging.set_verbosity_error()  # diffusers advises against casting networks that have no part to be kept single
     with tempfile.TemporaryDirectory() as folder:
         golden = Golden.unpacked(Path(folder))
@@ -59,16 +61,18 @@ def differences(device: torch.device) -> Iterator[dict[str, Any]]:
             for dtype in DTYPES:
                 case = Case(golden, name)
                 with torch.inference_mode():
-                    output = run(case, golden, device, getattr(torch, dtype))
+                    output = run(case, golden, device, getattr(torch, dtype), fused)
                 error = output.float().cpu() - case.expected
                 rms = error.square().mean().sqrt().item()
                 psnr = 20 * math.log10(2 / max(rms, 1e-10))
                 yield {"case": name, "dtype": dtype, "largest": error.abs().max().item(), "rms": rms, "psnr": psnr}
 
 
-def run(case: Case, golden: Golden, device: torch.device, dtype: torch.dtype) -> Tensor:
+def run(case: Case, golden: Golden, device: torch.device, dtype: torch.dtype, fused: bool = False) -> Tensor:
     """The case's stage on a device, in a dtype; noise is what the published code drew, rounded to it."""
     unet = case.unet.to(device, dtype)
+    if fused:
+        put_channels_last(fuse(unet))
     inputs = {
         name: tensor.to(device, dtype) if tensor.is_floating_point() else tensor for name, tensor in case.inputs.items()
     }

@@ -137,6 +137,7 @@ class Execution(Settings):
         "off", description="torch.compile for all but text encoders: repeated blocks, or UNets whole, as CUDA graphs"
     )
     channels_last: bool = Field(False, description="lay the networks' convolutions out with channels last")
+    fused: bool = Field(False, description="channels last, and Triton kernels for what is between convolutions")
 
 
 class LatentExecution(Execution):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +121,7 @@ def test_a_paired_difference_is_that_of_the_clips_that_changed():
 def test_the_gpu_benchmark_measures_all_parts_and_goes_on_where_it_ended(tmp_path, monkeypatch):
     gpu, out = load_benchmark("gpu"), tmp_path / "out"
     command = [str(BENCHMARKS / "gpu.py"), str(out), "--pipeline", "tiny", "--device", "cpu", "--stages", "keyframes"]
-    command += ["--modes", "eager;channels last", "--batch-sizes", "1,2", "--steps", "2", "--repeats", "1"]
+    command += ["--modes", "eager;fused", "--batch-sizes", "1,2", "--batch", "keyframes=2", "--steps", "2"]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(importlib.import_module("numerics"), "CASES", ("sr1_image",))  # the quickest
 
@@ -131,31 +130,41 @@ def test_the_gpu_benchmark_measures_all_parts_and_goes_on_where_it_ended(tmp_pat
         gpu.main()
         return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
-    first = run("--parts", "machine,scan")
-    rows = run("--set", "keyframes.reuse={every: 2, levels: 1}")
+    first = run("--parts", "machine,stages", "--measures", "short")
+    rows = run("--set", "keyframes.reuse={every: 2, levels: 1}", "--parts", "machine,start,stages,numerics")
     assert rows[: len(first)] == first
     assert not [row for row in rows if "error" in row]
-    scanned = [(row["mode"], row["batch"]) for row in rows if row["part"] == "scan"]
-    assert scanned == [(mode, size) for mode in ("eager", "channels last") for size in (1, 2)]
-    timed = [row for row in rows if row["part"] in ("scan", "full", "fast")]
-    assert len(timed) == 4 + 2 + 1
-    assert all(row["seconds"] > 0 and row["tflop"] > 0 for row in timed)
-    assert [row["cached"] for row in rows if row["part"] == "start"] == [False, True]
+    short = [(row["mode"], row["batch"]) for row in rows if row["part"] == "short"]
+    assert short == [("eager", 1), ("eager", 2), ("fused", 2)]
+    assert 0 < first[-1]["difference"] < 1e-4
+    timed = [row for row in rows if row["part"] in ("short", "exact", "fast", "published")]
+    assert [row["part"] for row in timed[3:]] == ["exact", "fast", "published"]
+    assert all(row["seconds"] > 0 and row["tflop"] > 0 and row["share"] > 0 for row in timed)
+    (start,) = (row for row in rows if row["part"] == "start")
+    assert start["mode"] == "fused"
+    assert min(start["load"], start["first"], start["fast first"]) > 0
     numerics = [row for row in rows if row["part"] == "numerics"]
+    assert [row["fused"] for row in numerics] == [False] * 3 + [True] * 3
     worst = {dtype: max(row["rms"] for row in numerics if row["dtype"] == dtype) for dtype in ("float32", "float16")}
     assert worst["float32"] < 1e-3 < worst["float16"]
-    profiled = [row["stage"] for row in rows if row["part"] == "profile"]
-    assert all("aten::" in (out / f"profile-{stage}.txt").read_text() for stage in profiled)
+    assert "aten::" in (out / "profile-keyframes.txt").read_text()
     assert "of peak" in (out / "summary.txt").read_text()
 
 
 def test_a_measurement_that_fails_is_a_result_and_is_tried_again(tmp_path):
-    gpu = load_benchmark("gpu")
-    options = argparse.Namespace(out=tmp_path, set=[], tiny=True, repeats=1)
-    run = gpu.Run(options, torch.device("cpu"), {}, [])
-    tiny = Pipeline.load(write_tiny_cascade(tmp_path))
-    shutil.rmtree(tmp_path / "show-1-base" / "unet")
-    gpu.measure_sizes(run, "scan", tiny, "keyframes", "eager", [1])
-    assert "unet" in run.rows[0]["error"]
-    assert run.find(part="scan") == []
-    assert json.loads((tmp_path / "rows.jsonl").read_text()) == run.rows[0]
+    gpu, tiny = load_benchmark("gpu"), write_tiny_cascade(tmp_path / "tiny")
+    options = argparse.Namespace(
+        out=tmp_path, set=[], tiny=True, repeats=1, steps=2, stages=["keyframes"], measures=["short"], modes=["eager"],
+        sizes=[1], batch={},
+    )  # fmt: skip
+    machine = {"part": "machine", "peak": 1e12}
+    run = gpu.Run(options, torch.device("cpu"), {"exact": tiny, "fast": tiny}, [machine])
+    weights = tmp_path / "tiny" / "show-1-base" / "unet"
+    weights.rename(tmp_path / "away")
+    gpu.measure_stages(run)
+    assert "unet" in run.rows[1]["error"]
+    assert run.find(stage="keyframes") == []
+    (tmp_path / "away").rename(weights)
+    gpu.measure_stages(run)
+    assert [row["seconds"] > 0 for row in run.find(stage="keyframes")] == [True]
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == run.rows[1:]

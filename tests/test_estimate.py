@@ -109,7 +109,7 @@ def test_on_cards_with_room_for_one_stage_each_has_one(pipeline):
 
 def test_a_stage_that_does_not_fit_is_refused_with_the_card():
     with pytest.raises(UserError, match=r"T4: 13\.4 GiB .* too little for super_resolution, which takes 20\.0 GiB"):
-        estimate(Pipeline.load("show1-demo"), 10, 8, "T4")
+        estimate(Pipeline.load("show1-demo", ["super_resolution.memory=20"]), 10, 8, "T4")
 
 
 def test_a_gpu_that_is_not_known_is_refused(pipeline):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from show1_ray.errors import ConfigError
+from show1_ray.models.fused import join
 from show1_ray.models.temporal import attend_many_sequences, convolve_frames_in_2d
 
 DOWN_BLOCKS = {"ResnetDownsampleBlock3D": False, "SimpleCrossAttnDownBlock3D": True}  # name: has attention
@@ -362,7 +363,7 @@ class UpBlock(VideoBlock):
     def forward(self, x: Tensor, emb: Tensor, text: Tensor, frames: int, skips: list[Tensor]) -> Tensor:
         """(B F) C H W in; each layer takes one off the end of `skips`."""
         for i in range(len(self.resnets)):
-            x = self._layer(i, torch.cat([x, skips.pop()], dim=1), emb, text, frames)
+            x = self._layer(i, join(x, skips.pop()), emb, text, frames)
         for upsampler in self.upsamplers:
             x = upsampler(x, emb)
         return x

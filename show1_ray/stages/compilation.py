@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+from show1_ray.models.fused import fuse
 from show1_ray.models.temporal import TemporalConv
 from show1_ray.settings import Execution
 from show1_ray.stages.stage import Stage
@@ -26,12 +27,15 @@ def prepare(stage: Stage, execution: Execution) -> None:
 
     Compilation is by region ("blocks") and for fixed shapes: the first batch of a size pays for it. What was compiled
     is kept on disk (see `keep_compiled`). "graphs" compiles each UNet whole and records it as a CUDA graph, which saves
-    the launches of small networks; of a VAE, blocks.
+    the launches of small networks; of a VAE, blocks. Fused networks (`fused.py`) need no compilation.
     """
     networks = {name: network for name, network in stage.networks.items() if name != "text_encoder"}
-    if execution.channels_last:
+    if execution.channels_last or execution.fused:
         for network in networks.values():
             put_channels_last(network)
+    if execution.fused:
+        for network in networks.values():
+            fuse(network)
     if execution.compile == "off":
         return
     keep_compiled()
