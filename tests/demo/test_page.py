@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="the extra [demo] is not installed")
 
+from show1_ray.demo.page import EXAMPLES
 from show1_ray.demo.studio import MAX_PROMPT
 from tests.broken import break_word
 from tests.demo.browsing import ask, downloaded, shown_python, until_done, until_it_plays
@@ -32,7 +33,7 @@ WILD_PROMPT = "<img src=x onerror=alert(1)> ${1+1} {{value}} {% raw %} <b>ünï<
 def demo(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """`show1-ray demo` of a cascade that cannot make snow: `url`, `pid`."""
     folder = tmp_path_factory.mktemp("broken") / "cascade"
-    pipeline = break_word(tiny, "snow", [*PROMPTS, WILD_PROMPT], folder)
+    pipeline = break_word(tiny, "snow", [*PROMPTS, WILD_PROMPT, EXAMPLES[0]], folder)
     options = [option for change in CHANGES for option in ("--set", change)]
     with serving("--pipeline", str(pipeline), "--auth", "ada:secret", *options) as (url, pid):
         yield SimpleNamespace(url=url, pid=pid)
@@ -193,11 +194,16 @@ def test_stop_cancels_what_is_in_the_making(enter: Callable[[], Any]) -> None:
     until_done(tab)
 
 
-def test_it_fits_a_phone(enter: Callable[[], Any]) -> None:
+def test_several_clips_of_an_example_fit_a_phone(enter: Callable[[], Any]) -> None:
     tab = enter()
     tab.set_viewport_size({"width": 390, "height": 844})
-    ask(tab, "a green circle", 6)
-    until_done(tab)
-    box = tab.locator(".s1-take").first.bounding_box()
-    assert box["width"] >= 360
+    tab.get_by_role("button", name=EXAMPLES[0]).click()
+    tab.get_by_label("2", exact=True).check()
+    tab.get_by_label("Seed", exact=True).fill("6")
+    tab.get_by_role("button", name="Make").click()
+    tab.locator(".s1-state[data-state=done]").nth(1).wait_for()
+    assert tab.locator(".s1-prompt").all_inner_texts() == [EXAMPLES[0]] * 2
+    assert tab.locator(".s1-seed").all_inner_texts() == ["seed 6", "seed 7"]
+    for take in tab.locator(".s1-take:visible").all():
+        assert take.bounding_box()["width"] >= 360
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
