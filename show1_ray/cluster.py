@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -39,6 +40,16 @@ def cluster(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    try:
+        with interrupted_at_the_end():
+            connect(address)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def connect(address: str) -> None:
+    """As `cluster`, for good."""
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         dashboard = False if address == "local" else None
@@ -48,10 +59,32 @@ def cluster(address: str) -> Iterator[None]:
     # Ray has put one in its place that ends the process.
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+@contextmanager
+def interrupted_at_the_end() -> Iterator[None]:
+    """Ctrl-C takes effect when the block has ended; the second one at once.
+
+    Ray forks, and what is raised in a fork's hooks is lost, with logging's lock, which is held there.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: list[FrameType | None] = []
+
+    def later(number: int, frame: FrameType | None) -> None:
+        if first:
+            before(number, frame)
+        first.append(frame)
+
+    signal.signal(signal.SIGINT, later)
     try:
         yield
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGINT, before)
+    if first:
+        before(signal.SIGINT, first[0])
 
 
 def check_shared(out: str) -> None:

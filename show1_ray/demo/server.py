@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import signal
 import socket
 import sys
@@ -109,7 +110,9 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.create_server(place[:2], family=family)
     except OSError as error:
-        raise UserError(f"--host {host} --port {port}: cannot listen there: {error.strerror or error}") from None
+        is_name = isinstance(error, socket.gaierror)
+        reason = error.strerror if is_name else os.strerror(error.errno or 0)  # without what Python adds
+        raise UserError(f"--host {host} --port {port}: cannot listen there: {reason}") from None
     with listening:
         yield listening
 

@@ -290,12 +290,11 @@ def label(stage: str) -> str:
 
 def failed_note(event: ClipFailed) -> str:
     """Why a clip failed, in plain words where they are known."""
-    reason = event.reason
     stage = label(event.stage).capitalize()
-    if "NonFiniteError" in reason:
+    if "NonFiniteError" in event.reason:
         return f"{stage} failed: its values are not numbers any more. Another prompt or seed may do better."
     attempts = f" {event.attempts} times" if event.attempts > 1 else ""
-    return f"{stage} failed{attempts}: {reason}"
+    return f"{stage} failed{attempts}: {event.reason}"
 
 
 def repeated_note(event: Repeated) -> str:

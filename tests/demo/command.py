@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import psutil
 
@@ -20,14 +19,12 @@ def command(*options: str) -> list[str]:
 
 
 @contextmanager
-def begun(*options: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """The command, just begun: the process, and the folder that its Ray will use. Nothing of it is left behind."""
+def begun(line: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A command line, just begun. Nothing of it is left behind, nor of its Ray."""
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
-        process = subprocess.Popen(
-            command(*options), stderr=subprocess.PIPE, text=True, env={**os.environ, "RAY_TMPDIR": folder}
-        )
+        process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env={**os.environ, "RAY_TMPDIR": folder})
         try:
-            yield process, Path(folder)
+            yield process
         finally:
             if process.poll() is None:
                 for member in family(process.pid):
@@ -38,7 +35,7 @@ def begun(*options: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
 @contextmanager
 def serving(*options: str) -> Iterator[tuple[str, int]]:
     """The command with its page open: the page's address, and the process's id. Ended as Ctrl-C ends it."""
-    with begun("--port", "0", *options) as (process, _):
+    with begun(command("--port", "0", *options)) as process:
         said = said_until(process, "http://")
         yield said.split()[-1], process.pid
         process.send_signal(signal.SIGINT)

@@ -20,7 +20,7 @@ from tests.demo.browsing import RECORD, WAIT
 from tests.own_ray import own_ray
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def local_ray() -> Iterator[None]:
     with own_ray(1):
         yield
@@ -49,14 +49,19 @@ def open_studio(line: Service, tiny: Path, tmp_path: Path) -> Callable[..., Stud
 
 
 @pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[[str], Any]]:
-    """Opens a page as somebody new; nothing that it asks for may be elsewhere, and it may not complain."""
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page as somebody new, logged in with an account if there is one.
+
+    Nothing that the page asks for may be elsewhere, and it may not complain.
+    """
     contexts, urls, requests, complaints = [], [], [], []
 
-    def visit(url: str) -> Any:
+    def visit(url: str, account: dict[str, str] | None = None) -> Any:
         context = browser.new_context(viewport={"width": 1280, "height": 900})
         contexts.append(context)
         urls.append(url)
+        if account is not None:
+            assert context.request.post(url + "login", form=account).ok
         tab = context.new_page()
         tab.set_default_timeout(WAIT)
         tab.add_init_script(RECORD)

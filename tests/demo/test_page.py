@@ -1,4 +1,4 @@
-"""The page in a real Chromium, with `show1-ray demo` in a process of its own."""
+"""The page in a real Chromium, with `show1-ray demo` in a process of its own, behind a password."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ import pytest
 
 pytest.importorskip("gradio", reason="the extra [demo] is not installed")
 
+from show1_ray.demo.page import EXAMPLES
 from show1_ray.demo.studio import MAX_PROMPT
 from tests.broken import break_word
 from tests.demo.browsing import ask, downloaded, shown_python, until_done, until_it_plays
 from tests.demo.command import serving, stations
 
+ACCOUNT = {"username": "ada", "password": "secret"}
 CHANGES = ("super_resolution.steps=12", "latent_super_resolution.steps=12")
 """Make the late stages slow enough for something to happen meanwhile."""
 PROMPTS = [f"a {colour} {shape}" for colour in ("red", "green", "blue", "white") for shape in ("circle", "square")]
@@ -31,16 +33,16 @@ WILD_PROMPT = "<img src=x onerror=alert(1)> ${1+1} {{value}} {% raw %} <b>ünï<
 def demo(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """`show1-ray demo` of a cascade that cannot make snow: `url`, `pid`."""
     folder = tmp_path_factory.mktemp("broken") / "cascade"
-    pipeline = break_word(tiny, "snow", [*PROMPTS, WILD_PROMPT], folder)
+    pipeline = break_word(tiny, "snow", [*PROMPTS, WILD_PROMPT, EXAMPLES[0]], folder)
     options = [option for change in CHANGES for option in ("--set", change)]
-    with serving("--pipeline", str(pipeline), *options) as (url, pid):
+    with serving("--pipeline", str(pipeline), "--auth", "ada:secret", *options) as (url, pid):
         yield SimpleNamespace(url=url, pid=pid)
 
 
 @pytest.fixture
-def enter(visit: Callable[[str], Any], demo: SimpleNamespace) -> Callable[[], Any]:
+def enter(visit: Callable[..., Any], demo: SimpleNamespace) -> Callable[[], Any]:
     """Opens the demo's page as somebody new."""
-    return partial(visit, demo.url)
+    return partial(visit, demo.url, ACCOUNT)
 
 
 def frames(path: Path) -> np.ndarray:
@@ -70,6 +72,27 @@ def test_a_prompt_becomes_a_clip_that_plays_and_is_the_one_that_render_makes(
     exec(shown_python(tab))
     (rendered,) = tmp_path.glob("out/clips/*/*.mp4")
     assert np.array_equal(clip, frames(rendered))
+
+
+def test_the_page_asks_for_the_password_before_it_shows_anything(
+    visit: Callable[..., Any], browser: Any, demo: SimpleNamespace
+) -> None:
+    tab = visit(demo.url)
+    for path in ("config", "gradio_api/info", "gradio_api/file=x"):
+        assert tab.request.get(demo.url + path).status == 401
+    log_in(tab, "wrong")
+    tab.get_by_text("Incorrect Credentials").wait_for()
+    log_in(tab, ACCOUNT["password"])
+    ask(tab, "a red circle", 1)
+    file = until_done(tab)
+    assert tab.request.get(demo.url + file).status == 200
+    assert browser.new_context().request.get(demo.url + file).status == 401
+
+
+def log_in(tab: Any, password: str) -> None:
+    tab.get_by_label("username").fill(ACCOUNT["username"])
+    tab.get_by_label("password").fill(password)
+    tab.get_by_role("button", name="Login").click()
 
 
 def test_two_people_at_once_get_their_own_clips(enter: Callable[[], Any]) -> None:
@@ -171,11 +194,16 @@ def test_stop_cancels_what_is_in_the_making(enter: Callable[[], Any]) -> None:
     until_done(tab)
 
 
-def test_it_fits_a_phone(enter: Callable[[], Any]) -> None:
+def test_several_clips_of_an_example_fit_a_phone(enter: Callable[[], Any]) -> None:
     tab = enter()
     tab.set_viewport_size({"width": 390, "height": 844})
-    ask(tab, "a green circle", 6)
-    until_done(tab)
-    box = tab.locator(".s1-take").first.bounding_box()
-    assert box["width"] >= 360
+    tab.get_by_role("button", name=EXAMPLES[0]).click()
+    tab.get_by_label("2", exact=True).check()
+    tab.get_by_label("Seed", exact=True).fill("6")
+    tab.get_by_role("button", name="Make").click()
+    tab.locator(".s1-state[data-state=done]").nth(1).wait_for()
+    assert tab.locator(".s1-prompt").all_inner_texts() == [EXAMPLES[0]] * 2
+    assert tab.locator(".s1-seed").all_inner_texts() == ["seed 6", "seed 7"]
+    for take in tab.locator(".s1-take:visible").all():
+        assert take.bounding_box()["width"] >= 360
     assert tab.evaluate("document.documentElement.scrollWidth") == 390

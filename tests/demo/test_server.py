@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import time
-from collections.abc import Callable
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,31 +13,7 @@ pytest.importorskip("gradio", reason="the extra [demo] is not installed")
 
 from show1_ray.demo import server
 from show1_ray.errors import UserError
-from tests.demo.browsing import ask, until_done, until_it_plays
-from tests.demo.command import begun, command, end_of, said_until, serving
-
-
-def test_with_a_password_the_page_asks_for_it_and_then_all_of_it_works(tiny: Path, visit: Callable[[str], Any]) -> None:
-    with serving("--pipeline", str(tiny), "--auth", "ada:secret") as (url, _):
-        tab = visit(url)
-        for path in ("config", "gradio_api/info", "gradio_api/file=x"):
-            assert tab.request.get(url + path).status == 401
-        log_in(tab, "wrong")
-        tab.get_by_text("Incorrect Credentials").wait_for()
-        log_in(tab, "secret")
-        ask(tab, "a red circle", 1)
-        tab.locator(".s1-keyframes img").wait_for()
-        file = until_done(tab)
-        until_it_plays(tab)
-        stranger = visit(url)
-        assert stranger.request.get(url + file).status == 401
-        assert tab.request.get(url + file).status == 200
-
-
-def log_in(tab: Any, password: str) -> None:
-    tab.get_by_label("username").fill("ada")
-    tab.get_by_label("password").fill(password)
-    tab.get_by_role("button", name="Login").click()
+from tests.demo.command import begun, command, end_of, said_until
 
 
 @pytest.mark.parametrize("auth", ["ada", "ada:", ":secret", ""])
@@ -81,17 +55,24 @@ def test_other_machines_without_a_password_are_warned_of(
 def test_ctrl_c_while_stations_load_ends_it_and_all_that_it_started(tiny: Path) -> None:
     said = "http://"
     while "http://" in said:  # the stations were quicker than the signal
-        with begun("--pipeline", str(tiny), "--port", "0") as (process, _):
+        with begun(command("--pipeline", str(tiny), "--port", "0")) as process:
             said_until(process, "stations load their stages")
             process.send_signal(signal.SIGINT)
             code, said, left = end_of(process)
     assert (code, said, left) == (0, "", [])
 
 
+CTRL_C_IN_A_FORK = """
+import os, signal
+left = [signal.SIGINT]
+os.register_at_fork(before=lambda: left and os.kill(os.getpid(), left.pop()))
+from show1_ray.cli import main
+main()
+"""
+"""`show1-ray`, interrupted when Ray forks for the first time: where Python loses a KeyboardInterrupt."""
+
+
 def test_ctrl_c_while_ray_starts_ends_it_and_all_that_it_started(tiny: Path) -> None:
-    with begun("--pipeline", str(tiny), "--port", "0") as (process, folder):
-        while not any(folder.iterdir()):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+    line = [sys.executable, "-c", CTRL_C_IN_A_FORK, "demo", "--pipeline", str(tiny), "--port", "0"]
+    with begun(line) as process:
         assert end_of(process) == (130, "", [])

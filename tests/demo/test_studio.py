@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from show1_ray.errors import UserError
 from show1_ray.line import Service
 from show1_ray.line.events import Event, StageBegan
 from show1_ray.pipeline import STAGES
-from tests.demo.browsing import ask
+from tests.demo.browsing import ask, until_done
 from tests.line.sleepers import references
 
 PEOPLE = 16
@@ -68,12 +69,13 @@ def test_sixteen_people_at_once_are_all_served_in_the_order_in_which_they_came(
 
 
 def test_what_is_kept_does_not_grow_with_the_number_of_clips(
-    open_studio: Callable[..., Studio], tmp_path: Path
+    open_studio: Callable[..., Studio], told: list[Event], tmp_path: Path
 ) -> None:
     here = open_studio(kept_clips=PEOPLE)
     kept = []
     for _ in range(3):
         run(crowd(here))
+        told.clear()  # which holds the frames
         pictures = [step.picture for visitor in here.visitors.values() for take in visitor.takes for step in take.steps]
         files = list(tmp_path.glob("clips/*/*.mp4"))
         kept.append((len(list(filter(None, pictures))), len(files), len(here.gallery), references()))
@@ -97,16 +99,46 @@ def test_the_clips_of_a_page_that_was_closed_are_cancelled(open_studio: Callable
     assert {take.note for take in visitor.takes} == {"The page was closed."}
 
 
+@contextmanager
+def suspended(line: Service) -> Iterator[None]:
+    """The line's one station stands still."""
+    (handle,) = line.line.fleet.stations.values()
+    assert handle.info is not None
+    station = psutil.Process(handle.info.pid)
+    station.suspend()
+    try:
+        yield
+    finally:
+        station.resume()
+
+
+@contextmanager
+def open_page(here: Studio) -> Iterator[str]:
+    with server.listen("127.0.0.1", 0) as listening, server.serving(page.app(here, None), listening):
+        yield server.page_url("127.0.0.1", listening)
+
+
+def test_each_page_shows_its_place_in_the_queue(
+    open_studio: Callable[..., Studio], line: Service, visit: Callable[[str], Any]
+) -> None:
+    with open_page(open_studio()) as url:
+        tabs = [visit(url) for _ in range(3)]
+        with suspended(line):
+            for tab in tabs:
+                ask(tab, "a prompt", 1)
+                tab.locator(".s1-state").wait_for()
+            for tab, place in zip(tabs, ("in the making", "next in the queue", "number 2 in the queue"), strict=True):
+                tab.get_by_text(place, exact=True).wait_for()
+        for tab in tabs:
+            until_done(tab)
+
+
 def test_closing_the_page_is_noticed(open_studio: Callable[..., Studio], line: Service, browser: Any) -> None:
     here = open_studio(absence_seconds=3 * page.BEAT_SECONDS)
-    with server.listen("127.0.0.1", 0) as listening, server.serving(page.app(here, None), listening):
+    with open_page(here) as url:
         tab = browser.new_page()
-        tab.goto(server.page_url("127.0.0.1", listening))
-        (handle,) = line.line.fleet.stations.values()
-        assert handle.info is not None
-        station = psutil.Process(handle.info.pid)
-        station.suspend()
-        try:
+        tab.goto(url)
+        with suspended(line):
             ask(tab, "a prompt", 1)
             tab.locator(".s1-state").wait_for()
             (visitor,) = here.visitors.values()
@@ -115,8 +147,6 @@ def test_closing_the_page_is_noticed(open_studio: Callable[..., Studio], line: S
             tab.close()
             while visitor.is_busy:
                 time.sleep(0.05)
-        finally:
-            station.resume()
     assert visitor.takes[0].note == "The page was closed."
 
 
