@@ -16,7 +16,6 @@ from show1_ray.clip import Clip
 from show1_ray.line.events import ClipDone, StageDone, StationUp
 from show1_ray.line.line import Line
 from show1_ray.line.spec import Order, StageSpec, Tensors
-from tests.line.clusters import end
 from tests.line.sleepers import Adds, Outcome, clips, land, settings, spec
 
 FRAMES = 300_000
@@ -36,7 +35,8 @@ def cluster() -> Iterator[Cluster]:
     )
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
-    end(cluster)
+    ray.shutdown()
+    cluster.shutdown()
 
 
 class Counts:

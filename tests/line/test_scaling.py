@@ -17,7 +17,6 @@ from show1_ray.clip import Clip
 from show1_ray.line.events import StageDone, StationUp
 from show1_ray.line.line import Line
 from tests.line.autoscaling import AutoscalingCluster
-from tests.line.clusters import end
 from tests.line.sleepers import Outcome, clips, land, settings, spec
 
 
@@ -58,7 +57,10 @@ def shared() -> Iterator[Cluster]:
     cluster.add_node(num_gpus=1, num_cpus=1, object_store_memory=150_000_000, labels={"size": "large"})
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
-    end(cluster)
+    ray.shutdown()
+    for node in [*cluster.worker_nodes, cluster.head_node]:  # at once: in peace it has taken 20 seconds
+        cluster.remove_node(node, allow_graceful=False)
+    cluster.shutdown()
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def cluster(shared: Cluster) -> Iterator[Cluster]:
     before = shared.list_all_nodes()
     yield shared
     for node in set(shared.list_all_nodes()) - set(before):
-        shared.remove_node(node, allow_graceful=False)
+        shared.remove_node(node)  # in peace, for the others to know it at once
     shared.wait_for_nodes()
 
 
