@@ -134,8 +134,11 @@ def test_each_page_shows_its_place_in_the_queue(
             until_done(tab)
 
 
-def test_closing_the_page_is_noticed(open_studio: Callable[..., Studio], line: Service, browser: Any) -> None:
-    here = open_studio(absence_seconds=3 * page.BEAT_SECONDS)
+def test_closing_the_page_is_noticed(
+    open_studio: Callable[..., Studio], line: Service, browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "BEAT_SECONDS", 0.5)
+    here = open_studio(absence_seconds=3.0)
     with open_page(here) as url:
         tab = browser.new_page()
         tab.goto(url)
@@ -143,7 +146,7 @@ def test_closing_the_page_is_noticed(open_studio: Callable[..., Studio], line: S
             ask(tab, "a prompt", 1)
             tab.locator(".s1-state").wait_for()
             (visitor,) = here.visitors.values()
-            tab.wait_for_timeout(4000 * page.BEAT_SECONDS)
+            tab.wait_for_timeout(4000)
             assert visitor.is_busy, "the page is open"
             tab.close()
             while visitor.is_busy:
