@@ -28,7 +28,7 @@ def phase(training: Training, steps: int = 12, rate: float = 1e-3) -> Phase:
 
 
 def test_a_few_steps_lower_the_loss(training: Training, tmp_path: Path):
-    trainer = Trainer(phase(training, steps=30, rate=1e-2), tmp_path, CPU)
+    trainer = Trainer(phase(training, steps=30), tmp_path, CPU)
 
     def loss() -> float:
         with torch.no_grad():
