@@ -22,7 +22,8 @@ def command(*options: str) -> list[str]:
 def begun(line: list[str]) -> Iterator[subprocess.Popen[str]]:
     """A command line, just begun. Nothing of it is left behind, nor of its Ray."""
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
-        process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env={**os.environ, "RAY_TMPDIR": folder})
+        environment = {**os.environ, "RAY_TMPDIR": folder, "PYTHONFAULTHANDLER": "1"}
+        process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment)
         try:
             yield process
         finally:
@@ -53,15 +54,27 @@ def said_until(process: subprocess.Popen[str], what: str) -> str:
     raise AssertionError(f"it ended, and said: {said}")
 
 
-def end_of(process: subprocess.Popen[str]) -> tuple[int, str, list[psutil.Process]]:
-    """Waits for its end: the exit code, what it said meanwhile, and what does not end of all that it had started."""
+def end_of(process: subprocess.Popen[str], within: float = 120.0) -> tuple[int, str, list[psutil.Process]]:
+    """Waits for its end: the exit code, what it said meanwhile, and what does not end of all that it had started.
+
+    Raises:
+        AssertionError: it has not ended `within` so many seconds; says where its threads are.
+    """
     started: set[psutil.Process] = set()
-    while process.poll() is None:
+    late = time.monotonic() + within
+    while process.poll() is None and time.monotonic() < late:
         with suppress(psutil.NoSuchProcess):
             started.update(family(process.pid))
         time.sleep(0.02)
-    _, left = psutil.wait_procs(started, timeout=30)
     assert process.stderr is not None
+    if process.poll() is None:
+        process.send_signal(signal.SIGABRT)  # Python's fault handler, which `begun` has asked for, answers
+        process.wait()
+        for member in started:  # they write to where it wrote
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        raise AssertionError(f"it does not end: {process.stderr.read()}")
+    _, left = psutil.wait_procs(started, timeout=30)
     return process.returncode, process.stderr.read(), left
 
 
