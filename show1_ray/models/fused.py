@@ -10,12 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention, AttnAddedKVProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import (
     TransformerTemporalModel,
     TransformerTemporalModelOutput,
 )
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -35,6 +38,8 @@ def fuse(network: nn.Module) -> nn.Module:
         for kind, fused in FUSED.items():
             if type(module) is kind:
                 module.__class__ = fused
+        if isinstance(module, Attention) and type(module.processor) is AttnAddedKVProcessor2_0:
+            module.set_processor(FusedAddedKV())
     return network
 
 
@@ -91,14 +96,25 @@ def convolve_frames(x: Tensor, layer: nn.Conv3d) -> Tensor:
     return out.permute(0, 2, 3, 1).contiguous()
 
 
-def add(x: Tensor, y: Tensor, bias: Tensor | None = None, factor: float = 1.0) -> Tensor:
+def add(x: Tensor, y: Tensor | None, bias: Tensor | None = None, factor: float = 1.0) -> Tensor:
     """(x + y + bias) · factor: … C in and out."""
     if x.is_cuda:
         from show1_ray.models import kernels
 
         return kernels.add(x, y, bias, factor)
-    x = x + y
-    return (x if bias is None else x + bias) * factor
+    for term in (y, bias):
+        x = x if term is None else x + term
+    return x * factor
+
+
+def gated_gelu(x: Tensor) -> Tensor:
+    """The first half times GELU of the second (Shazeer, arXiv 2002.05202): … 2C → … C."""
+    if x.is_cuda:
+        from show1_ray.models import kernels
+
+        return kernels.gated_gelu(x)
+    value, gate = x.chunk(2, dim=-1)
+    return value * F.gelu(gate)
 
 
 def join(x: Tensor, y: Tensor) -> Tensor:
@@ -108,6 +124,36 @@ def join(x: Tensor, y: Tensor) -> Tensor:
 
         return to_frames(kernels.join(to_rows(x), to_rows(y)), x.shape[-2:])
     return torch.cat([x, y], dim=1)
+
+
+def prepend(first: Tensor, rows: Tensor) -> Tensor:
+    """N L C before N R C: N L+R C."""
+    if rows.is_cuda:
+        from show1_ray.models import kernels
+
+        return kernels.join(first.flatten(1), rows.flatten(1)).unflatten(1, (-1, rows.shape[2]))
+    return torch.cat([first, rows], dim=1)
+
+
+def double(x: Tensor) -> Tensor:
+    """Each pixel four times: N C H W → N C 2H 2W, channels last, of any size."""
+    height, width = x.shape[-2:]
+    if x.is_cuda:
+        from show1_ray.models import kernels
+
+        return to_frames(kernels.double(to_rows(x), width), (2 * height, 2 * width))
+    rows = x.permute(0, 2, 3, 1)[:, :, None, :, None]
+    return rows.expand(-1, -1, 2, -1, 2, -1).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
+def halve(x: Tensor) -> Tensor:
+    """The mean of each four pixels: N C 2H 2W → N C H W, channels last."""
+    height, width = x.shape[-2:]
+    if x.is_cuda and height % 2 == width % 2 == 0:
+        from show1_ray.models import kernels
+
+        return to_frames(kernels.halve(to_rows(x), width), (height // 2, width // 2))
+    return F.avg_pool2d(x, 2)
 
 
 def to_rows(x: Tensor) -> Tensor:
@@ -129,6 +175,53 @@ class FusedGroupNorm(nn.GroupNorm):
         return rows.transpose(1, 2).unflatten(2, input.shape[2:])
 
 
+class FusedLayerNorm(nn.LayerNorm):
+    """Over the last axis, with weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """… C in and out."""
+        if not input.is_cuda:
+            return super().forward(input)
+        from show1_ray.models import kernels
+
+        return kernels.layer_norm(input.contiguous(), self.weight, self.bias, self.eps)
+
+
+class FusedGEGLU(GEGLU):
+    """See `GEGLU`."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """… C → … C'."""
+        return gated_gelu(self.proj(hidden_states))
+
+
+class FusedConv2d(nn.Conv2d):
+    """Adds its bias in one pass, which torch does at a third of the speed; channels go by eights, or cuDNN has no fast
+    kernel.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """N C H W → N C' H' W'."""
+        if not input.is_cuda:
+            return super().forward(input)
+        missing = -self.out_channels % 8
+        x = self._conv_forward(input, F.pad(self.weight, (0,) * 7 + (missing,)) if missing else self.weight, None)
+        if missing:
+            x = x[:, : self.out_channels]
+            return x if self.bias is None else x + self.bias[:, None, None]
+        return x if self.bias is None else to_frames(add(to_rows(x), None, self.bias), x.shape[-2:])
+
+
+class FusedUpsample(Upsample2D):
+    """See `Upsample2D`: doubles, then convolves."""
+
+    def forward(self, hidden_states: Tensor, output_size: Any = None, *_: Any, **__: Any) -> Tensor:
+        """N C H W → N C' 2H 2W, or as large as `output_size`."""
+        if output_size is not None or not isinstance(self.conv, nn.Conv2d):
+            return super().forward(hidden_states, output_size)
+        return self.conv(double(hidden_states))
+
+
 class FusedResnetBlock(ResnetBlock2D):
     """See `ResnetBlock2D`."""
 
@@ -141,7 +234,7 @@ class FusedResnetBlock(ResnetBlock2D):
         if self.upsample is not None:
             frames, h = double(frames), double(h)
         elif self.downsample is not None:
-            frames, h = self.downsample(frames), self.downsample(h)
+            frames, h = halve(frames), halve(h)
         size = frames.shape[-2:]
         h = F.conv2d(h, self.conv1.weight, padding=1)
         before, film = self.conv1.bias, None
@@ -157,12 +250,6 @@ class FusedResnetBlock(ResnetBlock2D):
         if self.conv_shortcut is not None:
             x = F.linear(x, self.conv_shortcut.weight.flatten(1), self.conv_shortcut.bias)
         return to_frames(add(x, h, self.conv2.bias, 1 / self.output_scale_factor), size)
-
-
-def double(x: Tensor) -> Tensor:
-    """Each pixel four times: N C H W → N C 2H 2W, channels last, of any size."""
-    rows = x.permute(0, 2, 3, 1)[:, :, None, :, None]
-    return rows.expand(-1, -1, 2, -1, 2, -1).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 class FusedTemporalConv(TemporalConvLayer):
@@ -194,14 +281,58 @@ class FusedTemporalTransformer(TransformerTemporalModel):
         return TransformerTemporalModelOutput(sample=h)
 
 
+class FusedTransformer(Transformer2DModel):
+    """See `Transformer2DModel`, of frames. Its 1 x 1 convolutions are linear layers of rows."""
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any
+    ) -> tuple[Tensor]:
+        """N C H W in and out, channels last; N L D."""
+        x = to_rows(hidden_states)
+        h = _linear(self.proj_in, group_norm(x, self.norm))
+        for block in self.transformer_blocks:
+            h = block(h, encoder_hidden_states=encoder_hidden_states)
+        return (to_frames(add(x, _linear(self.proj_out, h)), hidden_states.shape[-2:]),)
+
+
+def _linear(layer: Any, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight.flatten(1), layer.bias)
+
+
+class FusedAddedKV(AttnAddedKVProcessor2_0):
+    """Attention of a frame's pixels to one another and to a text, with its norm and its sum."""
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any
+    ) -> Tensor:
+        """N C H W in and out, channels last; N L D."""
+        text = encoder_hidden_states
+        if text is None or attn.only_cross_attention:
+            return super().__call__(attn, hidden_states, text)
+        x = to_rows(hidden_states)
+        h = group_norm(x, attn.group_norm)
+        if attn.norm_cross:
+            text = attn.norm_encoder_hidden_states(text)
+        keys = prepend(attn.add_k_proj(text), attn.to_k(h))
+        values = prepend(attn.add_v_proj(text), attn.to_v(h))
+        q, k, v = (attn.head_to_batch_dim(t, out_dim=4) for t in (attn.to_q(h), keys, values))
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return to_frames(add(x, attn.to_out[0](h)), hidden_states.shape[-2:])
+
+
 def _attend(attention: Attention, x: Tensor) -> Tensor:
     q, k, v = attention.to_q(x), attention.to_k(x), attention.to_v(x)
     return attention.to_out[0](attend_frames(q, k, v, attention.heads))
 
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: FusedConv2d,
     nn.GroupNorm: FusedGroupNorm,
+    nn.LayerNorm: FusedLayerNorm,
+    GEGLU: FusedGEGLU,
+    Upsample2D: FusedUpsample,
     ResnetBlock2D: FusedResnetBlock,
     TemporalConvLayer: FusedTemporalConv,
+    Transformer2DModel: FusedTransformer,
     TransformerTemporalModel: FusedTemporalTransformer,
 }
