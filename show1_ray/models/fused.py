@@ -1,4 +1,4 @@
-"""Video UNets whose frames lie with channels last, with the passes between convolutions fused (`kernels.py`).
+"""Video UNets whose frames lie with channels last, with the passes between convolutions fused (`kernels`).
 
 `fuse` changes a network in place. Results are those of the network as it was, to rounding: where it rounds to half
 precision after normalisation, after FiLM and after the activation, this does so once.
