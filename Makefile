@@ -19,8 +19,9 @@ render: install
 	$(BIN)/show1-ray render examples/prompts.parquet --out $(OUT)
 	$(BIN)/show1-ray sheet $(OUT) --out $(OUT)/sheet.png
 
+# Two workers: most of a test is waiting for Ray's processes to start. A file's tests share its cluster.
 test: lint types
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
