@@ -64,6 +64,7 @@ def test_ctrl_c_while_stations_load_ends_it_and_all_that_it_started(tiny: Path) 
 
 CTRL_C_IN_A_FORK = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where what runs the tests ignores it
 left = [signal.SIGINT]
 os.register_at_fork(before=lambda: left and os.kill(os.getpid(), left.pop()))
 from show1_ray.cli import main
