@@ -19,7 +19,7 @@ render: install
 	$(BIN)/show1-ray render examples/prompts.parquet --out $(OUT)
 	$(BIN)/show1-ray sheet $(OUT) --out $(OUT)/sheet.png
 
-# Two workers: most of a test is waiting for Ray's processes to start. A file's tests share its cluster.
+# Two workers: much of a test is waiting for processes to start. A file's tests share its Ray.
 test: lint types
 	$(BIN)/pytest -n 2 --dist loadfile
 

@@ -74,7 +74,9 @@ def frames(out: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("fault", ["raises", "kills its process", "never returns", "out of memory"])
 def test_one_bad_clip_costs_one_clip(tiny, manifest, undisturbed, tmp_path, fault):
     pipeline = Pipeline.load(tiny, ["keyframes.batch_size=2"]).resolved()
-    settings = LineSettings(max_attempts=2, deadline_floor=3, deadline_factor=3, first_deadline=12)
+    settings = LineSettings(max_attempts=2)
+    if fault == "never returns":  # the others are not to be taken for it where the machine is slow
+        settings = replace(settings, deadline_floor=6, deadline_factor=3, first_deadline=30)
     entries, out, summary = open_manifest(manifest), tmp_path / "out", Summary("out", total=COUNT)
     with Dataset.open(str(out), origin=origin(pipeline)) as dataset:
         stages = specs(pipeline, dataset.lander)

@@ -164,7 +164,7 @@ def test_a_clip_that_never_returns_fails_alone_at_its_deadline() -> None:
 
     batch = clips(8)
     stages = [spec(0), spec(1, lambda device: Fails(1, {5}, act)), spec(2), land()]
-    outcome = render(stages, batch, deadline_floor=1.0, first_deadline=2.0, max_attempts=2)
+    outcome = render(stages, batch, deadline_floor=2.0, first_deadline=5.0, max_attempts=2)
     outcome.assert_done(batch, failed={"clip-005"})
     assert "did not return in time" in outcome.failed["clip-005"].error
 
