@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -113,8 +114,9 @@ def to_uint8(video: Tensor) -> Tensor:
 
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Pillow's bicubic, frame by frame: F H W 3 → F height width 3, uint8. `size` is (width, height)."""
-    return torch.from_numpy(
-        np.stack(
-            [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames.numpy()]
-        )
-    )
+
+    def resized(frame: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+
+    with ThreadPoolExecutor(4) as threads:  # a GPU waits for it; Pillow lets go of Python's lock
+        return torch.from_numpy(np.stack(list(threads.map(resized, frames.numpy()))))
