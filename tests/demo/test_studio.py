@@ -134,6 +134,22 @@ def test_each_page_shows_its_place_in_the_queue(
             until_done(tab)
 
 
+def test_nobody_asks_for_clips_before_the_page_knows_whose_they_are(
+    open_studio: Callable[..., Studio], browser: Any
+) -> None:
+    with open_page(open_studio()) as url:
+        tab, held = browser.new_page(), list[Any]()
+        tab.route("**/queue/join*", lambda route: held.append(route))
+        with tab.expect_request("**/queue/join*"):
+            tab.goto(url)
+        make = tab.get_by_role("button", name="Make")
+        assert make.is_disabled()
+        for route in held:
+            route.continue_()
+        make.click(trial=True)  # waits until it can be clicked
+        tab.close()
+
+
 def test_closing_the_page_is_noticed(
     open_studio: Callable[..., Studio], line: Service, browser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
