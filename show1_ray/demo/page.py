@@ -81,7 +81,7 @@ def build(studio: Studio) -> gr.Blocks:
             seed = gr.Textbox(label="Seed", placeholder="a new one each time", max_lines=1, min_width=180, scale=3)
             dice = gr.Button("⚄", elem_id="s1-dice", min_width=48, scale=0)
             count = gr.Radio(list(range(1, MAX_CLIPS + 1)), value=1, label="Clips", min_width=280, scale=3)
-            # Until `enter` tells the page whose it is, another visitor's clips would be made.
+            # Until `enter` has told the page whose it is, asking for a clip makes a second visitor.
             make = gr.Button(
                 "Make", variant="primary", size="lg", elem_id="s1-make", min_width=140, scale=3, interactive=False
             )
