@@ -31,18 +31,18 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from show1_ray.clip import Clip
-from show1_ray.models.loading import Checkpoints
-from show1_ray.models.random import RandomCheckpoints, write_tiny_cascade
-from show1_ray.models.temporal import TemporalConv
 from show1_ray.pipeline import STAGES, Pipeline
-from show1_ray.stages.cascade import load_stage
-from show1_ray.stages.interpolation import Interpolation
-from show1_ray.stages.latent_super_resolution import LatentSuperResolution
+from show1_ray.show1.cascade import load_stage
+from show1_ray.show1.interpolation import Interpolation
+from show1_ray.show1.latent_super_resolution import LatentSuperResolution
+from show1_ray.show1.loading import Checkpoints
+from show1_ray.show1.random import RandomCheckpoints, write_tiny_cascade
+from show1_ray.show1.super_resolution import SuperResolution, window_slices
+from show1_ray.show1.temporal import TemporalConv
+from show1_ray.show1.text import Text
 from show1_ray.stages.noise import Noise, draw_batch, seeded_noise
 from show1_ray.stages.operations import counted, operations_of
 from show1_ray.stages.stage import Stage, Tensors
-from show1_ray.stages.super_resolution import SuperResolution, window_slices
-from show1_ray.stages.text import Text
 
 
 @dataclass(frozen=True)

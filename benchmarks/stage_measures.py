@@ -15,14 +15,14 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from show1_ray.clip import Clip
-from show1_ray.models.checkpoints import published_or_local_config
 from show1_ray.pipeline import Pipeline
-from show1_ray.settings import Execution
+from show1_ray.pipeline.checkpoints import published_or_local_config
+from show1_ray.show1.settings import Execution
+from show1_ray.show1.super_resolution import SuperResolution
 from show1_ray.stages.compilation import prepare
 from show1_ray.stages.noise import seeded_noise
 from show1_ray.stages.operations import count_stages
 from show1_ray.stages.stage import Stage, Tensors
-from show1_ray.stages.super_resolution import SuperResolution
 
 FEATURES: dict[str, dict[str, Any]] = {
     "eager": {},

@@ -7,8 +7,8 @@ from show1_ray.errors import UserError
 from show1_ray.pipeline import Pipeline
 
 if find_spec("ray"):  # models and stages are used, and measured on GPUs, without it too
+    from show1_ray.job import Summary, render
     from show1_ray.open_line import open_line
-    from show1_ray.render import Summary, render
 
 __version__ = "0.1.0"
 

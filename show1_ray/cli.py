@@ -19,11 +19,11 @@ from rich.table import Table
 
 from show1_ray import pipeline as pipelines_module
 from show1_ray.errors import UserError
-from show1_ray.models.checkpoints import resolve
 from show1_ray.pipeline import Pipeline
+from show1_ray.pipeline.checkpoints import resolve
 
 if TYPE_CHECKING:
-    from show1_ray.render import Control
+    from show1_ray.job import Control
 
 
 class Format(StrEnum):
@@ -83,11 +83,11 @@ def render(
     json_output: Annotated[bool, typer.Option("--json", help="The summary as JSON on standard output.")] = False,
 ) -> None:
     """Render a manifest to a dataset. Run it again to render what is missing."""
-    from show1_ray.cluster import job_name  # Ray, which takes a second
+    from show1_ray.cluster.connection import job_name  # Ray, which takes a second
+    from show1_ray.job import Control, Summary
+    from show1_ray.job import render as render_manifest
     from show1_ray.log import Log
     from show1_ray.progress import Progress, summary_lines
-    from show1_ray.render import Control, Summary
-    from show1_ray.render import render as render_manifest
 
     console = Console(stderr=True)
     control = Control()
@@ -140,8 +140,8 @@ def submit(
     stop: Annotated[str | None, typer.Option(metavar="JOB", help="Stop a job; its dataset can be continued.")] = None,
 ) -> None:
     """Hand a manifest to a cluster and follow it there; takes all options of `render`. Submitted again, it goes on."""
-    from show1_ray.submit import Cluster
-    from show1_ray.submit import submit as submit_manifest
+    from show1_ray.cluster.submit import Cluster
+    from show1_ray.cluster.submit import submit as submit_manifest
 
     asked = [job for job in (follow, status, stop) if job is not None]
     if len(asked) + (manifest is not None) != 1:
@@ -289,8 +289,8 @@ def profile(
     changes: SetOption = None,
 ) -> None:
     """Measure seconds and memory of a pipeline's stages on the GPU at hand, for `plan` and for the start of jobs."""
-    from show1_ray.profile import CPU, local_gpu, measure, profile_path, save_profile
-    from show1_ray.tables import profile_report
+    from show1_ray.planning.profile import CPU, local_gpu, measure, profile_path, save_profile
+    from show1_ray.planning.tables import profile_report
 
     if not re.fullmatch(r"([1-9]\d*(,[1-9]\d*)*)?", batch_sizes):
         raise UserError(f"--batch-sizes {batch_sizes}: give numbers of clips with commas between them, such as 1,2,4")
@@ -321,10 +321,10 @@ def plan(
     json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Predict what rendering a manifest takes: hours, GPU-hours, cost; and the best number of GPUs."""
-    from show1_ray.estimate import estimate
     from show1_ray.manifest import open_manifest
-    from show1_ray.profile import CPU, local_gpu, read_profile
-    from show1_ray.tables import plan_report
+    from show1_ray.planning.estimate import estimate
+    from show1_ray.planning.profile import CPU, local_gpu, read_profile
+    from show1_ray.planning.tables import plan_report
 
     loaded = Pipeline.load(pipeline, changes or ())
     given = None if profile is None else read_profile(profile)

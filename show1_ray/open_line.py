@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from show1_ray.cluster import checked_address, cluster
-from show1_ray.costs import costs_of_job
+from show1_ray.cluster.connection import checked_address, cluster
 from show1_ray.line import LineSettings, Service
 from show1_ray.line.events import Event
 from show1_ray.pipeline import Pipeline
-from show1_ray.work import job_device, memory_for_stages, stage_specs
+from show1_ray.pipeline.lineup import job_device, memory_for_stages, stage_specs
+from show1_ray.planning.costs import costs_of_job
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def open_line(
                 ...
 
     See `show1_ray.line.Service`, which it gives, for the events. Tensors on the way are "keyframes", "frames" (of
-    interpolation) and "frames_sr" (of super-resolution): arrays C F H W in [−1, 1], which `show1_ray.work.to_uint8`
+    interpolation) and "frames_sr" (of super-resolution): arrays C F H W in [−1, 1], which `pipeline.lineup.to_uint8`
     makes frames to look at. `ClipDone.result["video"]` is the clip: F H W 3, uint8. It has the same frames as the one
     that `show1_ray.render` makes of the same prompt, negative prompt and seed.
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from show1_ray.line.events import ClipFailed, Snapshot, StationLost
 
 if TYPE_CHECKING:
-    from show1_ray.render import Summary
+    from show1_ray.job import Summary
 
 LINE_SECONDS = 30.0
 

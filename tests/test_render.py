@@ -25,11 +25,11 @@ from show1_ray import Pipeline, UserError, render
 from show1_ray.clip import Clip
 from show1_ray.dataset import read_status
 from show1_ray.dataset.video import decode_video
+from show1_ray.job import Control
 from show1_ray.line.events import StageBegan, StageDone, StationLost, StationUp
 from show1_ray.line.spec import LineSettings
-from show1_ray.render import Control
-from show1_ray.stages.cascade import load_stages
-from show1_ray.stages.cascade import render as render_in_process
+from show1_ray.show1.cascade import load_stages
+from show1_ray.show1.cascade import render as render_in_process
 from tests.broken import break_word
 from tests.own_ray import own_ray
 
@@ -89,7 +89,7 @@ def frames_of(path: Path) -> np.ndarray:
 def encoded(expected, tiny, tmp_path_factory):
     """The frames as they come out of the video files: H.264 is not lossless, but the same frames give the same file."""
     from show1_ray.dataset import Dataset, Rendering
-    from show1_ray.render import origin
+    from show1_ray.job import origin
 
     folder = tmp_path_factory.mktemp("encoded")
     pipeline = Pipeline.load(tiny).resolved()

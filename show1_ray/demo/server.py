@@ -14,14 +14,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from show1_ray.cluster import checked_address
+from show1_ray.cluster.connection import checked_address
 from show1_ray.dataset import Lander
 from show1_ray.dataset.storage import Storage
 from show1_ray.demo.studio import Studio
 from show1_ray.errors import UserError
+from show1_ray.job import origin
 from show1_ray.open_line import open_line
 from show1_ray.pipeline import Pipeline
-from show1_ray.render import origin
 
 QUEUE = 64
 """Clips that may wait for their first stage."""

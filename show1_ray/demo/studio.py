@@ -25,7 +25,7 @@ from show1_ray.errors import UserError
 from show1_ray.line.events import ClipDone, ClipFailed
 from show1_ray.line.service import Began, Ended, Queued, Repeated, Service
 from show1_ray.pipeline import STAGES, Pipeline
-from show1_ray.work import FRAMES_OF, to_uint8
+from show1_ray.pipeline.lineup import FRAMES_OF, to_uint8
 
 MAX_PROMPT = 500
 MAX_CLIPS = 4

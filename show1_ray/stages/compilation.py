@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from show1_ray.models.fused import fuse
-from show1_ray.models.temporal import TemporalConv
-from show1_ray.settings import Execution
+from show1_ray.show1.fused import fuse
+from show1_ray.show1.settings import Execution
+from show1_ray.show1.temporal import TemporalConv
 from show1_ray.stages.stage import Stage
 
 REGIONS = ("ResnetBlock2D", "TemporalConvLayer", "Attention", "Transformer2DModel", "TransformerTemporalModel")

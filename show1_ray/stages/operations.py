@@ -18,16 +18,16 @@ from torch.utils.hooks import RemovableHandle
 from transformers import CLIPTextModel, T5EncoderModel
 
 from show1_ray.errors import UserError
-from show1_ray.models.checkpoints import Checkpoint, published_or_local_config
-from show1_ray.models.deep_features import DeepFeatures
-from show1_ray.models.loading import FOLDERS
-from show1_ray.models.random import blank_network, configuration
-from show1_ray.models.video_unet import VideoUNet
 from show1_ray.pipeline import Pipeline
-from show1_ray.settings import Denoising
+from show1_ray.pipeline.checkpoints import Checkpoint, published_or_local_config
+from show1_ray.show1.deep_features import DeepFeatures
+from show1_ray.show1.loading import FOLDERS
+from show1_ray.show1.random import blank_network, configuration
+from show1_ray.show1.settings import Denoising
+from show1_ray.show1.super_resolution import window_slices
+from show1_ray.show1.video_unet import VideoUNet
 from show1_ray.stages.plan import plan_steps
 from show1_ray.stages.stage import Stage
-from show1_ray.stages.super_resolution import window_slices
 
 Call = tuple[Any, ...]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from show1_ray.clip import Clip
-from show1_ray.models.host_copy import HostCopy
+from show1_ray.stages.host_copy import HostCopy
 from show1_ray.stages.noise import Noise, seeded_noise
 
 Tensors = Mapping[str, Tensor]

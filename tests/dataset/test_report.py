@@ -18,9 +18,9 @@ import pytest
 from show1_ray.clip import Clip
 from show1_ray.dataset import LeaseError, Report, StorageError, read_status
 from show1_ray.dataset.report import REPORT
-from show1_ray.dataset.report_facts import CLIPS, About, Facts, Sheet, Shown
-from show1_ray.dataset.report_page import page, picture, stage_rows, time_axis
-from show1_ray.dataset.report_timeline import BARS, BINS, LANES, LOADING, Timeline
+from show1_ray.dataset.report.facts import CLIPS, About, Facts, Sheet, Shown
+from show1_ray.dataset.report.page import page, picture, stage_rows, time_axis
+from show1_ray.dataset.report.timeline import BARS, BINS, LANES, LOADING, Timeline
 from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
 from tests.dataset.toys import QUICK, SETTINGS, entries, land

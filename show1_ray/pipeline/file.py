@@ -1,0 +1,188 @@
+"""Pipeline files as trees of keys: found, read, merged over what they extend, changed by `--set`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from show1_ray.errors import ConfigError
+
+_PACKAGE = Path(__file__).parent.parent
+_PACKAGED, _CHECKOUT = _PACKAGE / "pipelines", _PACKAGE.parent / "pipelines"
+PIPELINE_FOLDERS = [_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT]
+
+Key = tuple[str, ...]
+
+
+@dataclass
+class Tree:
+    """What a pipeline file and those that it extends say.
+
+    Attributes:
+        path: the file that was asked for.
+        keys: nested mappings.
+        origins: for each value, what says it: a file, or an override as it was typed; what was said last stands last.
+    """
+
+    path: Path
+    keys: dict[str, Any]
+    origins: dict[Key, str] = field(default_factory=dict)
+
+    def put(self, key: Key, value: Any, origin: str) -> None:
+        """Changes the value of a key.
+
+        Raises:
+            ConfigError: a part of the key is a value already.
+        """
+        node = self.keys
+        for parent in key[:-1]:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{origin}: {parent} has no keys")
+        node[key[-1]] = value
+        self.origins = _over(self.origins, dict.fromkeys(_ends(value, key), origin))
+
+    def faults(self, error: ValidationError) -> Iterator[str]:
+        """One line for each of pydantic's findings: what says it, the key, and the reason."""
+        for fault in error.errors():
+            key = tuple(map(str, fault["loc"]))
+            origin = str(self.path) if fault["type"] == "missing" else self._origin(key)
+            yield f"{origin}: {'.'.join(key)}: {_reason(fault)}"
+
+    def _origin(self, key: Key) -> str:
+        """Of a key, of what it is a part of, or of the last part of it that was said."""
+        for length in range(len(key), 0, -1):
+            if key[:length] in self.origins:
+                return self.origins[key[:length]]
+        below = [origin for other, origin in self.origins.items() if other[: len(key)] == key]
+        return below[-1] if below else str(self.path)
+
+
+def names() -> list[str]:
+    """Names of the pipelines that the package brings."""
+    return sorted({path.stem for folder in PIPELINE_FOLDERS for path in folder.glob("*.yaml")})
+
+
+def find(name: str | Path) -> Path:
+    """The file of a pipeline; see `Pipeline.load`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    candidates = [Path(name)] if Path(name).suffix else [folder / f"{name}.yaml" for folder in PIPELINE_FOLDERS]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ConfigError(f"no pipeline {str(name)!r}: give a .yaml file, or one of {', '.join(names())}")
+
+
+def read(path: Path, below: tuple[Path, ...] = ()) -> Tree:
+    """A file, merged over what it extends; local checkpoints are made absolute.
+
+    Raises:
+        ConfigError: no YAML, no mapping, or `extends` that leads nowhere or round.
+    """
+    if path.resolve() in below:
+        raise ConfigError(f"{path}: extends: goes round in a circle")
+    keys = _mapping(path)
+    for node in mappings(keys):
+        repo = node.get("repo")
+        if isinstance(repo, str) and repo.startswith((".", "~")):
+            node["repo"] = str((path.parent / Path(repo).expanduser()).resolve())
+    parent = keys.pop("extends", None)
+    origins = dict.fromkeys(_ends(keys, ()), str(path))
+    if parent is None:
+        return Tree(path, keys, origins)
+    if not isinstance(parent, str):
+        raise ConfigError(f"{path}: extends: give the name of a pipeline or the path of a file (it is {parent!r})")
+    try:
+        parent_path = find(path.parent / parent if Path(parent).suffix else parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: extends: {error}") from None
+    base = read(parent_path, (*below, path.resolve()))
+    return Tree(path, _merged(base.keys, keys), _over(base.origins, origins))
+
+
+def mappings(tree: Any) -> Iterator[dict[str, Any]]:
+    """All mappings in `tree`, itself included."""
+    if isinstance(tree, dict):
+        yield tree
+        for value in list(tree.values()):
+            yield from mappings(value)
+
+
+def parse_override(override: str) -> tuple[Key, Any]:
+    """Key and value of a `key=value`, whose value is YAML.
+
+    Raises:
+        ConfigError: it is not written so.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise ConfigError(f"--set {override}: write it as stage.key=value, such as keyframes.steps=50")
+    try:
+        value = text if key.endswith(".revision") else yaml.safe_load(text)  # a commit of digits is no number
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not YAML") from None
+    return tuple(key.split(".")), value
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        keys = _unshared(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: an anchor is a part of itself") from None
+    if not isinstance(keys, dict):
+        raise ConfigError(f"{path}: a pipeline file is a mapping of keys to values")
+    return keys
+
+
+def _unshared(tree: Any) -> Any:
+    """A copy in which what YAML's anchors share is there once for each place."""
+    return {key: _unshared(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _over(earlier: Mapping[Key, str], later: Mapping[Key, str]) -> dict[Key, str]:
+    """Both, in the order in which they were said last."""
+    return {**{key: origin for key, origin in earlier.items() if key not in later}, **later}
+
+
+def _ends(tree: Any, key: Key) -> Iterator[Key]:
+    """The keys of all values that are no mappings, or empty ones."""
+    if not isinstance(tree, dict) or not tree:
+        yield key
+        return
+    for name, value in tree.items():
+        yield from _ends(value, (*key, str(name)))
+
+
+def _reason(fault: Any) -> str:
+    """Pydantic's words, and what was given where that helps."""
+    match fault["type"]:
+        case "extra_forbidden":
+            return "unknown key"
+        case "missing":
+            return "is missing"
+        case "model_type":
+            return f"must be a mapping of keys to values (it is {fault['input']!r})"
+        case "value_error":  # of a mapping as a whole: the message says which key is meant
+            return str(fault["msg"]).removeprefix("Value error, ")
+    return f"{fault['msg']} (it is {fault['input']!r})"
