@@ -272,7 +272,7 @@ def _parts(shares: Mapping[str, float]) -> list[str]:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("show1_ray", "dataset"),
+        loader=PackageLoader("show1_ray.dataset.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
