@@ -64,12 +64,12 @@ def check_identity(storage: Storage, origin: Origin, format: str) -> None:
     if not folders & {CLIPS, SHARDS, METADATA, FAILURES} and METADATA_FILE not in storage.sizes(""):
         return  # a dry run, or a job that ended before its first clip
     if about.format != format:
-        raise UserError(f"dataset {storage.url}: its format is {about['format']}, not {format}")
+        raise UserError(f"dataset {storage.url}: its format is {about.format}, not {format}")
     if about.recipe_hash != origin.recipe_hash:
         before, now = _dotted(about.recipe), _dotted(json.loads(json.dumps(origin.recipe)))
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         changes = [f"{key} {before.get(key)!r} → {now.get(key)!r}" for key in keys]
-        changes = changes or [f"its hash {about['recipe_hash']} → {origin.recipe_hash}"]
+        changes = changes or [f"its hash {about.recipe_hash} → {origin.recipe_hash}"]
         raise UserError(
             f"dataset {storage.url}: made with another recipe: {'; '.join(changes)}; "
             "render with the same, or give another --out"
