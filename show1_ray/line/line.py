@@ -105,7 +105,7 @@ class Line:
             total = len(clips)
         self.schedule.open(total)
         self.schedule.eager = self._inbox is not None and total is None
-        self.progress.begin(total)
+        self.progress.begin(total, time.monotonic())
         source = iter(clips)
         try:
             while not self._stopping_now:
@@ -317,7 +317,7 @@ class Line:
             self._tell_given_up(self.traffic.rewind(flight, names))
             return
         self.traffic.leave(flight)
-        self.progress.count(done=1, now=time.monotonic())
+        self.progress.count(done=1)
         result = dict(zip(names, values, strict=True))
         self._events.append(
             events.ClipDone(flight.clip, result, flight.seconds, flight.batch_sizes, flight.failures + 1)

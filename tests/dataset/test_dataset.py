@@ -508,7 +508,7 @@ def test_what_is_left_is_told_for_the_last_manifest_whatever_else_is_there(job):
         dataset.flush()
         dataset._wait()
         status = read_status(job.url)
-        assert (status.count, status.done, status.others, status.left) == (5, 6, 3, 1)
+        assert (status.count, status.done, status.others, status.left) == (8, 6, 3, 1)
 
 
 @pytest.mark.parametrize("format", ["mp4", "webdataset"])
