@@ -39,7 +39,6 @@ from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.lineup import FRAMES_OF, job_device, memory_for_stages, specs
 from show1_ray.planning.costs import costs_of_job
 
-
 LISTED = 100
 """Failures in a summary."""
 
@@ -201,7 +200,7 @@ def render(
     def tell(text: str) -> None:
         observe(Notice(text))
 
-    def run(dataset: Dataset, undo: Undo) -> None:
+    def run(dataset: Dataset, undo: Undo, control: Control) -> None:
         """Renders what is missing."""
         # Shows licences, and refuses here what stations would stumble over.
         pipeline.fetch() if address == "local" else pipeline.check_access()
@@ -227,7 +226,7 @@ def render(
         left = summary.total - summary.done_before - summary.skipped_failures
         observe(summary)
         if left:
-            run(dataset, undo)
+            run(dataset, undo, control)
         summary.interrupted = control.asked
         summary.seconds = time.monotonic() - began
         if not summary.interrupted and not summary.stopped:

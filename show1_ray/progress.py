@@ -97,7 +97,9 @@ def summary_lines(summary: Summary, before: bool = False) -> str:
         rest = summary.total - summary.done_before - summary.skipped_failures
         failed = f", {summary.skipped_failures} failed before (--retry-failed)" if summary.skipped_failures else ""
         return f"{summary.out}: {summary.done_before} of {summary.total} clips done{failed}, {rest} to render"
-    again = f", {summary.skipped_failures} failed before and skipped (--retry-failed)" if summary.skipped_failures else ""
+    again = (
+        f", {summary.skipped_failures} failed before and skipped (--retry-failed)" if summary.skipped_failures else ""
+    )
     did = f"{summary.rendered} clips rendered in {summary.seconds:.0f} s, {summary.failed} failed"
     lines = [f"{summary.clips}: {did}{again}"]
     lines += _listed("failed", summary.failures, summary.failed)

@@ -102,7 +102,7 @@ def _chain(error: BaseException, context: bool) -> Iterator[BaseException]:
 
 
 def _answer(error: BaseException) -> tuple[int | None, str]:
-    """A store's answer: the HTTP status, and its code for the error; of botocore, gcsfs, aiohttp, requests and Azure."""
+    """A store's answer: the HTTP status, and its own code; of botocore, gcsfs, aiohttp, requests and Azure."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

@@ -30,9 +30,10 @@ class Failure:
 class Status:
     """How a dataset stands.
 
-    `done` clips have landed (of these `without_row` have no row in the metadata yet: the next run adopts
-    them), `failures` have not, `left` are neither: together `count`, the clips of the last manifest and the `others` that
-    the dataset held before it. `damaged` are there but not as they were written, and count as left; looked for only when asked.
+    `done` clips have landed (of these `without_row` have no row in the metadata yet: the next run adopts them),
+    `failures` have not, `left` are neither: together `count`, the clips of the last manifest and the `others` that
+    the dataset held before it. `damaged` are there but not as they were written, and count as left; looked for only
+    when asked.
     `bytes` are those of clips with rows. `holder` is the job that writes to it, if one does.
     """
 

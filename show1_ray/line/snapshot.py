@@ -14,22 +14,24 @@ from show1_ray.line.schedule import Schedule
 
 @dataclass
 class Progress:
-    """Clips done and failed in this run."""
+    """Clips done, failed and rejected in this run."""
 
     total: int | None = None
     done: int = 0
     failed: int = 0
+    rejected: int = 0
     next_snapshot: float = 0.0
     began: float = 0.0
 
     def begin(self, total: int | None, now: float) -> None:
         """A run begins."""
-        self.total, self.done, self.failed, self.began = total, 0, 0, now
+        self.total, self.done, self.failed, self.rejected, self.began = total, 0, 0, 0, now
 
-    def count(self, done: int = 0, failed: int = 0) -> None:
+    def count(self, done: int = 0, failed: int = 0, rejected: int = 0) -> None:
         """Clips have left the line."""
         self.done += done
         self.failed += failed
+        self.rejected += rejected
 
     def clips_an_hour(self, now: float) -> float:
         """Clips done, by the time since the run began, the stations' start included, as `plan` counts them too."""
@@ -65,4 +67,5 @@ class Progress:
             share,
             self.clips_an_hour(now),
             schedule.seconds_left() / share if known else None,
+            self.rejected,
         )

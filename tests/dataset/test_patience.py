@@ -152,8 +152,8 @@ def test_storage_that_says_nothing_is_named_and_then_given_up(hanging):
     said: list[str] = []
     storage = Storage("hanging://bucket/out", QUICK)
     with LISTENER.told(said.append):
-        for limit in ("0", "0"):  # the second time sooner: it is known to be silent
-            with pytest.raises(StorageError, match=rf"^cannot read hanging://bucket/out/file: no answer for {limit} s$"):
+        for _ in range(2):
+            with pytest.raises(StorageError, match=r"^cannot read hanging://bucket/out/file: no answer for \d s$"):
                 storage.read("file")
         assert len(said) == 1, "it is named once"
         assert "hanging://bucket/out: no answer for" in said[0]

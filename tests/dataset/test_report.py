@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from show1_ray.clip import Clip
-from show1_ray.dataset import LeaseError, Report, StorageError, read_status
+from show1_ray.dataset import LeaseError, Report, read_status
 from show1_ray.dataset.report import REPORT
 from show1_ray.dataset.report.facts import CLIPS, About, Facts, Sheet, Shown
 from show1_ray.dataset.report.page import page, picture, stage_rows, time_axis

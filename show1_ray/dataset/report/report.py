@@ -13,9 +13,9 @@ from show1_ray.clip import Clip
 from show1_ray.dataset.background import Background
 from show1_ray.dataset.lease import LeaseError
 from show1_ray.dataset.metadata import Row
+from show1_ray.dataset.patience import Retries
 from show1_ray.dataset.report.facts import PROMPT_CHARACTERS, About, Facts, Shown
 from show1_ray.dataset.report.page import page
-from show1_ray.dataset.patience import Retries
 from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
 from show1_ray.notice import Aside
