@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from show1_ray.clip import Clip
 from show1_ray.dataset.background import Background
+from show1_ray.dataset.layout import REPORT
 from show1_ray.dataset.lease import LeaseError
 from show1_ray.dataset.metadata import Row
 from show1_ray.dataset.patience import Retries
@@ -20,7 +21,6 @@ from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
 from show1_ray.notice import Aside
 
-REPORT = "report.html"
 REPORT_SECONDS = 60.0
 """Between two writes, while the job runs."""
 VIDEO_BYTES = 2_000_000
