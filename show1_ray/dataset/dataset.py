@@ -27,9 +27,10 @@ from show1_ray.dataset.lease import Lease, LeaseError, LeaseTimes
 from show1_ray.dataset.metadata import FAILURES as FAILURE_SCHEMA
 from show1_ray.dataset.metadata import Row, check_columns, id_digest, to_parquet, to_table
 from show1_ray.dataset.parts import Merger, Part, index_of, list_parts
+from show1_ray.dataset.patience import Retries
 from show1_ray.dataset.shards import read_videos, write_shard
 from show1_ray.dataset.stock import Stock, take_stock
-from show1_ray.dataset.storage import Retries, Storage, StorageError
+from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.dataset.survey import Contents, Survey
 from show1_ray.errors import UserError
 from show1_ray.manifest import Entry

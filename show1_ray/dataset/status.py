@@ -29,10 +29,11 @@ class Failure:
 class Status:
     """How a dataset stands.
 
-    `done` clips have landed (of these `without_row` have no row in the metadata yet: the next run adopts
-    them), `failures` have not, `left` of the last manifest's `count` are neither; `others` of them all are not that
-    manifest's. What is wrong is told in lines, as in `Stock`: `render` renders `lost` clips again, `render --verify` also
-    `damaged` ones, which are looked for only when asked; both count as left. `foreign` files count for nothing.
+    `done` clips have landed (of these `without_row` have no row in the metadata yet: the next run adopts them),
+    `failures` have not, `left` are neither: together `count`, the clips of the last manifest and the `others` that
+    the dataset held before it. What is wrong is told in lines, as in `Stock`: `render` renders `lost` clips again,
+    `render --verify` also `damaged` ones, which are looked for only when asked; both count as left. `foreign` files
+    count for nothing.
     `bytes` are those of clips with rows. `holder` is the job that writes to it, if one does.
     """
 
@@ -78,8 +79,9 @@ def read_status(url: str, verify: bool = False) -> Status:
     ]
     clips = stock.count
     last_job = about.manifest
-    count = clips if last_job.count is None else last_job.count
-    others = last_job.others + last_job.other_failures
+    others = 0 if last_job.count is None else last_job.others + last_job.other_failures
+    # More than are known of: somebody has put files there.
+    count = max((last_job.count or 0) + others, clips + len(failures))
     holder = read_holder(storage)
     return Status(
         pipeline=about.pipeline,
@@ -89,7 +91,7 @@ def read_status(url: str, verify: bool = False) -> Status:
         count=count,
         done=clips,
         without_row=len(stock.waiting),
-        left=max(0, count + others - clips - len(failures)),
+        left=count - clips - len(failures),
         others=others,
         bytes=stock.inventory.bytes,
         failures=failures,
