@@ -151,7 +151,7 @@ class Stage(ABC):
     """One step of a pipeline: named values of a batch of clips in, named values of each clip out.
 
     A clip's result must not depend on the rest of its batch, nor on anything but the clip, its values and the settings;
-    randomness comes from generators that are seeded with `Clip.seed`.
+    randomness comes from generators that are seeded with `Clip.generator_seed`.
 
     A class says what it is before anything is loaded: all class attributes and class methods are asked by the driver,
     so a module that imports torch at its top makes the driver import it too. An instance is made on a station (or for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -184,8 +184,7 @@ class Pipeline(Settings):
 
     def recipe_hash(self) -> str:
         """Identifies the recipe: 16 hexadecimal digits of its SHA-256. Meaningful for a `resolved` pipeline."""
-        canonical = json.dumps(self.recipe(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return recipe_digest(self.recipe())
 
     def _misfits(self) -> Iterator[tuple[str, str]]:
         """Keys whose values do not fit the others', each with the reason."""
@@ -250,6 +249,12 @@ class Pipeline(Settings):
             if loop.reuse and 1 < levels <= loop.reuse.levels:
                 reason = f"{loop.reuse.levels} of the unet's {levels} levels leave none to reuse"
                 yield f"stages.{key}.reuse.levels", reason
+
+
+def recipe_digest(recipe: Mapping[str, Any]) -> str:
+    """Identifies a recipe, which is plain data: 16 hexadecimal digits of its SHA-256."""
+    canonical = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def levels_of(checkpoint: Checkpoint, component: str) -> int:
