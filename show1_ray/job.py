@@ -319,7 +319,7 @@ def origin(pipeline: Pipeline) -> Origin:
     weights = [Weights(one.name, one.revision or "", one.licence or "") for one in pipeline.checkpoints()]
     return Origin(
         name=pipeline.name,
-        pipeline={"name": pipeline.name, **pipeline.recipe(), "execution": pipeline.execution.model_dump(mode="json")},
+        pipeline={"name": pipeline.name, **pipeline.document(portable=True)},
         recipe=pipeline.recipe(),
         recipe_hash=pipeline.recipe_hash(),
         fps=pipeline.fps,

@@ -41,9 +41,16 @@ Count = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class StageSettings(BaseModel):
-    """A stage's part of the recipe. Unknown keys and other types are refused: true is no number, "5" neither."""
+    """A stage's part of the recipe. Unknown keys and other types are refused: true is no number, "5" neither.
+
+    Attributes:
+        later: fields that came when recipes had been written already: left out of the recipe where they have their
+            defaults, so that those stay what they were.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    later: ClassVar[frozenset[str]] = frozenset()
 
 
 class StageExecution(BaseModel):

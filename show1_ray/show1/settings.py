@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -60,6 +60,8 @@ class Denoising(Settings):
     of 10 steps [0.2, 0.8] guides those from the third to the eighth, and the rest has the prompt's half alone
     (Kynkäänniemi et al., arXiv 2404.07724). `reuse` see `Reuse`.
     """
+
+    later: ClassVar[frozenset[str]] = frozenset({"guidance_interval", "reuse"})
 
     checkpoint: Checkpoint
     steps: Annotated[int, Field(ge=1, le=1000)]
