@@ -242,10 +242,10 @@ def pipelines() -> None:
     table = Table("name", "what it renders", "frames", "size", "weights", box=None, pad_edge=False)
     for name in pipelines_module.names():
         pipeline = Pipeline.load(name)
-        last = pipeline.stages.latent_super_resolution
+        frames, height, width, _ = ("?" if size is None else size for size in pipeline.video_shape.sizes)
         local = all(checkpoint.is_local for checkpoint in pipeline.checkpoints())
         where = "in the package" if local else f"{len(pipeline.checkpoints())} checkpoints on the hub"
-        table.add_row(name, pipeline.description, str(pipeline.total_frames), f"{last.width}x{last.height}", where)
+        table.add_row(name, pipeline.description, str(frames), f"{width}x{height}", where)
     Console().print(table)
 
 

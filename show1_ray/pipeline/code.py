@@ -7,6 +7,7 @@ under the paths that they have on the machine where they were given: a traceback
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
@@ -127,11 +128,11 @@ class _Loader(SourceLoader):
         return str(Path(self.code.root, self.path))
 
     def get_data(self, path: str | bytes) -> bytes:
-        wanted = str(Path(str(path)).relative_to(self.code.root))
+        wanted = str(Path(os.fsdecode(path)).relative_to(self.code.root))
         for name, source in self.code.files:
             if name == wanted:
                 return source
-        raise OSError(f"{path}: no file of --code {self.code.given}")
+        raise OSError(f"{os.fsdecode(path)}: no file of --code {self.code.given}")
 
 
 class _Finder(MetaPathFinder):

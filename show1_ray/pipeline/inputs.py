@@ -69,8 +69,14 @@ class Input:
             if self.default is None and self.setting is None:
                 raise InputError("is empty, and has no default in the pipeline's inputs")
             return self.default
-        read = {"text": _text, "int": _integer, "float": _number}.get(self.kind, _file)
-        return read(given)
+        match self.kind:
+            case "text":
+                return _text(given)
+            case "int":
+                return _integer(given)
+            case "float":
+                return _number(given)
+        return _file(given)
 
     def as_plain(self) -> Any:
         """As a pipeline file has it."""
@@ -84,7 +90,8 @@ def read_inputs(said: Any) -> tuple[list[Input], list[tuple[tuple[str, ...], str
         return [], []
     if not isinstance(said, Mapping):
         return [], [(("inputs",), f"must be a mapping of names to types (it is {shown(said)})")]
-    inputs, faults = [], []
+    inputs: list[Input] = []
+    faults: list[tuple[tuple[str, ...], str]] = []
     for name, one in said.items():
         if one is None:  # an extending file drops it
             continue
@@ -147,10 +154,9 @@ def _text(given: Any) -> str:
 
 def _integer(given: Any) -> int:
     value = given
-    if isinstance(value, str) and re.fullmatch(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}", value.strip()):
-        value = int(value)
-    elif isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)
+    is_digits = isinstance(given, str) and re.fullmatch(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}", given.strip())
+    if is_digits or (isinstance(given, float) and given.is_integer() and abs(given) < 2**53):
+        value = int(given)
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
         raise InputError(f"is {shown(given)}, not an integer")
     return value

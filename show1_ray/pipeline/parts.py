@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -63,6 +64,15 @@ class Reader:
         parts = [self._part(name, present[name], executions.get(name, {})) for name in order if name in self._classes]
         return [part for part in parts if part is not None]
 
+    @property
+    def dropped(self) -> dict[str, str]:
+        """What stages would give that were dropped, as far as it is known → the stage."""
+        found: dict[str, str] = {}
+        for name in (name for name, said in self.said.items() if said is None):
+            with suppress(RegistryError):
+                found |= dict.fromkeys(stage_class(name, self.code).gives, name)
+        return found
+
     def whole_key(self, key: Key) -> Key:
         """An override's key from the top: `keyframes.steps` is `stages.keyframes.steps`."""
         if len(key) == 1 or key[0] not in self.said:
@@ -116,7 +126,9 @@ class Reader:
             return None
         uses = said.get("uses", name)
         own = self.code if ":" in uses else None
-        return Part(name, cls, *found, None if uses == name else uses, dict(said.get("takes", {})), own)
+        settings_of, execution_of = found
+        takes = dict(said.get("takes", {}))
+        return Part(name, cls, settings_of, execution_of, None if uses == name else uses, takes, own)
 
     def _validated(self, model: Any, said: Mapping[str, Any], key: Key) -> Any:
         try:

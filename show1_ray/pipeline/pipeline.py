@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -78,6 +78,7 @@ class Pipeline:
         inputs: columns of the manifest that are a part of each clip.
         file: where it was loaded from.
         code: code of somebody's own that it runs.
+        dropped: values that would be there if an extending file had not dropped their stages → the stage.
     """
 
     name: str
@@ -89,11 +90,10 @@ class Pipeline:
     inputs: tuple[Input, ...] = ()
     file: Path | None = None
     code: Code | None = None
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(
-        cls, name: str | Path, overrides: Iterable[str] = (), code: str | Path | Code | None = None
-    ) -> Self:
+    def load(cls, name: str | Path, overrides: Iterable[str] = (), code: str | Path | Code | None = None) -> Self:
         """Reads a pipeline file.
 
         Args:
@@ -121,9 +121,15 @@ class Pipeline:
         _refuse(reader.faults + [tree.fault(key, reason) for key, reason in wrong])
         assert head is not None
         pipeline = cls(
-            parts=tuple(parts), inputs=tuple(inputs), file=path.resolve(), code=code, **head.model_dump()
+            parts=tuple(parts),
+            inputs=tuple(inputs),
+            file=path.resolve(),
+            code=code,
+            dropped=reader.dropped,
+            **head.model_dump(),
         )
-        _refuse([tree.fault(key, reason) for key, reason in dict.fromkeys(pipeline.faults())])
+        # What does not fit together is the fault of the whole, unless one place says it.
+        _refuse([f"{tree.origins.get(key, path)}: {'.'.join(key)}: {why}" for key, why in pipeline.faults()])
         return pipeline
 
     def __getstate__(self) -> dict[str, Any]:
@@ -158,9 +164,12 @@ class Pipeline:
         return Shape(FRAMES, tuple(sizes.get(axis) for axis in FRAMES.split()), "uint8")
 
     @property
-    def total_frames(self) -> int | None:
-        """Frames of a clip; None where nobody knows before it is rendered."""
-        return self.video_shape.size("f")
+    def total_frames(self) -> int:
+        """Frames of a clip; see `video_shape`. Raises ConfigError where nobody knows before it is rendered."""
+        count = self.video_shape.size("f")
+        if count is None:
+            raise ConfigError(f"{self.name}: its stages do not say how many frames a clip has")
+        return count
 
     def default_takes(self, stage: str) -> Mapping[str, Ref]:
         """Where a stage would take its values from if the file did not say it."""
@@ -276,7 +285,8 @@ class Pipeline:
 
     def _wire(self, parts: Iterable[Part], clip: str | None) -> Wiring:
         context = Context("", self.dtype, self.fps)
-        return wire(tuple(parts), context, {one.name: one.shape for one in self.inputs if not one.setting}, clip)
+        inputs = {one.name: one.shape for one in self.inputs if not one.setting}
+        return wire(tuple(parts), context, inputs, clip, self.dropped)
 
     def _shape(self, ref: Ref) -> Shape:
         return next(stage.shapes[ref.name] for stage in self.wired() if stage.name == ref.stage)

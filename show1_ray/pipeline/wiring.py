@@ -166,6 +166,7 @@ def wire(
     context: Context,
     inputs: Mapping[str, Shape] | None = None,
     clip: str | None = None,
+    dropped: Mapping[str, str] | None = None,
 ) -> Wiring:
     """Finds who gives what each stage takes.
 
@@ -174,10 +175,11 @@ def wire(
         context: what all stages know of the pipeline.
         inputs: shapes of the pipeline's inputs.
         clip: the value that is the clip, as the file has it; None: the newest frames.
+        dropped: values that stages would give which the file dropped → the stage; for messages.
     """
     try:
-        values = _Values(parts, inputs or {})
-    except _Unsaid as error:
+        values = _Values(parts, inputs or {}, dropped or {})
+    except _UnsaidError as error:
         return Wiring((), None, (error.fault,))
     faults: list[Fault] = []
     wired = []
@@ -224,7 +226,7 @@ def _found(part: Part, values: _Values, faults: list[Fault]) -> dict[str, Ref]:
     return found
 
 
-class _Unsaid(Exception):
+class _UnsaidError(Exception):
     """A stage that does not say what it takes and gives."""
 
     def __init__(self, fault: Fault) -> None:
@@ -235,15 +237,15 @@ class _Unsaid(Exception):
 class _Values:
     """What has been given so far, the newest last."""
 
-    def __init__(self, parts: Sequence[Part], inputs: Mapping[str, Shape]) -> None:
-        self.parts = parts
+    def __init__(self, parts: Sequence[Part], inputs: Mapping[str, Shape], dropped: Mapping[str, str]) -> None:
+        self.parts, self.dropped = parts, dropped
         self.shapes: dict[tuple[str, str], Shape] = {}
         self._axes = {(INPUTS, name): shape.axes for name, shape in inputs.items()}
         for part in parts:
             try:
                 self._axes |= {(part.name, name): axes for name, axes in part.signature[1].items()}
             except RegistryError as error:
-                raise _Unsaid((("stages", part.name), str(error))) from None
+                raise _UnsaidError((("stages", part.name), str(error))) from None
         self._last = {name: stage for stage, name in self._axes}
         self.give(INPUTS, inputs)
 
@@ -323,6 +325,8 @@ class _Values:
             round_again = [giver for giver in givers if asking in self._needed_by(giver)]
             why = f" and needs {asking!r} itself: they go round in a circle" if round_again else ""
             return f"it takes {name!r}, which only {_some(givers)} gives, and that comes later{why}"
+        if stage is None and name in self.dropped:
+            return f"it takes {name!r}, which no stage before it gives: {self.dropped[name]!r} is dropped"
         if stage is None:
             known = list(dict.fromkeys(given for _, given in self.shapes))
             return f"it takes {name!r}, which no stage before it gives{_near(name, known)}"
@@ -330,7 +334,6 @@ class _Values:
         if (stage, name) in self._axes:
             return f"a stage cannot take {name!r} from itself"
         return f"{stage!r} gives no {name!r}{_near(name, known)}"
-
 
     def _needed_by(self, stage: str) -> set[str]:
         """Stages that a stage takes something from, or might, and those that these take from, and so on."""
