@@ -203,7 +203,8 @@ def ordered(names: Sequence[str], moves: Mapping[str, tuple[str, str]]) -> tuple
             place += after[other]
         order.insert(place, name)
         waiting.remove(name)
-    wrong = []
+    wrong: list[tuple[str, str]] = []
+    told: set[str] = set()
     for name in waiting:
         other = moves[name][1]
         if other not in names:
@@ -212,7 +213,8 @@ def ordered(names: Sequence[str], moves: Mapping[str, tuple[str, str]]) -> tuple
         walk = [name]
         while walk[-1] in moves and walk[-1] not in walk[:-1]:
             walk.append(moves[walk[-1]][1])
-        if walk[-1] == name:
+        if walk[-1] == name and name not in told:
+            told |= set(walk)
             wrong.append((name, f"goes round in a circle: {' → '.join(walk)}"))
     return [*order, *waiting], wrong
 

@@ -25,6 +25,8 @@ class CascadeStage(Stage):
     Execution = recipe.Execution
     tensors = "torch"
 
+    stage: Any
+
     def leave(self) -> None:
         """See `Stage`."""
         self.stage.leave()
