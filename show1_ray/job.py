@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from show1_ray.cluster.connection import check_shared, checked_address, cluster, job_name
@@ -128,6 +129,7 @@ def render(
     pipeline: str | Pipeline = "nano",
     *,
     overrides: Sequence[str] = (),
+    code: str | Path | None = None,
     address: str | None = None,
     gpus: int | tuple[int, int] | None = None,
     limit: int | None = None,
@@ -150,6 +152,7 @@ def render(
         out: the dataset, a folder at any fsspec URL; see `Dataset`.
         pipeline: a pipeline, its name, or a pipeline file.
         overrides: `stage.key=value` changes to the pipeline; see `Pipeline.load`.
+        code: a Python file, a folder or a module, whose stages the pipeline may use; stations get it with their stages.
         address: a Ray cluster, "auto" or HOST:PORT. None: what RAY_ADDRESS says, or this machine.
         gpus: stations, a GPU each; (least, most): as many as the work that is left can use, asked of the cluster's
             autoscaler and given back; None: all GPUs of the cluster, also those that join, or its CPU cores where
@@ -177,12 +180,12 @@ def render(
             storage that fails.
     """
     if not isinstance(pipeline, Pipeline):
-        pipeline = Pipeline.load(pipeline, overrides)
+        pipeline = Pipeline.load(pipeline, overrides, code)
     for stage in save_stages:
         if stage not in FRAMES_OF:
             raise UserError(f"--save-stages {stage}: no such stage; there are {', '.join(FRAMES_OF)}")
     address = checked_address(address)
-    entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit)
+    entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit, inputs=pipeline.input_columns)
     pipeline = pipeline.resolved()
     # A cluster may have no GPU yet, and make nodes with some when they are asked for.
     owns_gpu = True if gpus is not None and address != "local" else None

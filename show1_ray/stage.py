@@ -58,7 +58,7 @@ class StageExecution(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    batch_size: Count = 1
+    batch_size: Count = Field(1, description="clips at a time")
     memory: float = Field(
         0, ge=0, le=10_000, description="GiB on the device: the weights, and the working set of a batch"
     )

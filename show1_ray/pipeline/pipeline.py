@@ -15,7 +15,7 @@ from show1_ray.pipeline import recipe as recipes
 from show1_ray.pipeline.checkpoints import Checkpoint, check_access, folder_of, resolve
 from show1_ray.pipeline.code import Code
 from show1_ray.pipeline.file import Tree, as_typed, find, parse_override, read
-from show1_ray.pipeline.inputs import Input, read_inputs
+from show1_ray.pipeline.inputs import Input, InputColumns, read_inputs
 from show1_ray.pipeline.parts import Reader
 from show1_ray.pipeline.registry import RegistryError
 from show1_ray.pipeline.rows import RowSettings, faults_of_settings
@@ -260,6 +260,11 @@ class Pipeline:
             ConfigError: settings that cannot be; the reason.
         """
         return self._rows(self, inputs)
+
+    @property
+    def input_columns(self) -> InputColumns:
+        """What a manifest's rows bring for `inputs`."""
+        return InputColumns(self.inputs, self.row)
 
     def faults(self) -> list[Fault]:
         """What does not fit together: keys and reasons."""

@@ -212,8 +212,9 @@ def test_a_folder_and_a_package_are_code_too(tmp_path):
     (tmp_path / "mine.yaml").write_text("stages: {one: {uses: 'acme.one:One'}}")
     pipeline = Pipeline.load(tmp_path / "mine.yaml", code=package)
     assert pipeline.wired()[0].cls.__module__ == "acme.one"
-    shipped = pipeline.code.write(tmp_path / "there")
-    assert Pipeline.load(tmp_path / "mine.yaml", code=shipped).recipe_hash() == pipeline.recipe_hash()
+    pipeline.code.write(tmp_path / "there")
+    there = tmp_path / "there" / pipeline.code.place
+    assert Pipeline.load(tmp_path / "mine.yaml", code=there).recipe_hash() == pipeline.recipe_hash()
 
 
 def test_stages_are_appended_put_before_or_after_another_and_dropped(toys):
