@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 MAX_SEED = 2**63 - 1
 GENERATOR_SEEDS = 2**32
@@ -29,9 +30,10 @@ def mixed_seed(seed: int) -> int:
 class Clip:
     """One video to render.
 
-    A clip's frames are a function of `prompt`, `negative_prompt`, `seed` and the pipeline's recipe; `id` only names it.
-    `negative_prompt` is None where the manifest gives none: each stage then uses its own default. `seed_rule` belongs
-    to the recipe, and matters for seeds from 2³² on; stages seed their generators with `generator_seed`.
+    A clip's frames are a function of `prompt`, `negative_prompt`, `seed`, `inputs` and the pipeline's recipe; `id` only
+    names it. `negative_prompt` is None where the manifest gives none: each stage then uses its own default. `seed_rule`
+    belongs to the recipe, and matters for seeds from 2³² on; stages seed their generators with `generator_seed`.
+    `inputs` are what the pipeline's `inputs` name: text, numbers, images and videos (bytes, or URLs).
     """
 
     id: str
@@ -39,6 +41,7 @@ class Clip:
     negative_prompt: str | None = None
     seed: int = 0
     seed_rule: SeedRule = "mixed"
+    inputs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MAX_SEED:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from show1_ray.cluster.connection import check_shared, checked_address, cluster, job_name
@@ -38,7 +39,7 @@ from show1_ray.metrics import Metrics
 from show1_ray.notice import Aside, Notice
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.lineup import FRAMES_OF, job_device, memory_for_stages, specs
-from show1_ray.pipeline.pipeline import recipe_digest
+from show1_ray.pipeline.recipe import recipe_hash
 from show1_ray.planning.costs import costs_of_job
 
 LISTED = 100
@@ -132,6 +133,7 @@ def render(
     pipeline: str | Pipeline = "nano",
     *,
     overrides: Sequence[str] = (),
+    code: str | Path | None = None,
     address: str | None = None,
     gpus: int | tuple[int, int] | None = None,
     limit: int | None = None,
@@ -154,6 +156,7 @@ def render(
         out: the dataset, a folder at any fsspec URL; see `Dataset`.
         pipeline: a pipeline, its name, or a pipeline file.
         overrides: `stage.key=value` changes to the pipeline; see `Pipeline.load`.
+        code: a Python file, a folder or a module, whose stages the pipeline may use; stations get it with their stages.
         address: a Ray cluster, "auto" or HOST:PORT. None: what RAY_ADDRESS says, or this machine.
         gpus: stations, a GPU each; (least, most): as many as the work that is left can use, asked of the cluster's
             autoscaler and given back; None: all GPUs of the cluster, also those that join, or its CPU cores where
@@ -181,12 +184,12 @@ def render(
             storage that fails.
     """
     if not isinstance(pipeline, Pipeline):
-        pipeline = Pipeline.load(pipeline, overrides)
+        pipeline = Pipeline.load(pipeline, overrides, code)
     for stage in save_stages:
         if stage not in FRAMES_OF:
             raise UserError(f"--save-stages {stage}: no such stage; there are {', '.join(FRAMES_OF)}")
     address = checked_address(address)
-    entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit)
+    entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit, inputs=pipeline.input_columns)
     pipeline = pipeline.resolved()
     seeds = seeds_of(out, entries.has_large_seeds)
     if seeds.rule == "low":
@@ -400,9 +403,9 @@ def origin(pipeline: Pipeline, seeds: Seeds | None = None) -> Origin:
     weights = [Weights(one.name, one.revision or "", one.licence or "") for one in pipeline.checkpoints()]
     return Origin(
         name=pipeline.name,
-        pipeline={"name": pipeline.name, **pipeline.recipe(), "execution": pipeline.execution.model_dump(mode="json")},
+        pipeline={"name": pipeline.name, **pipeline.document(portable=True)},
         recipe=recipe,
-        recipe_hash=recipe_digest(recipe),
+        recipe_hash=recipe_hash(recipe),
         fps=pipeline.fps,
         weights=weights,
         seed_rule=seeds.rule,

@@ -20,6 +20,7 @@ import pyarrow as pa
 from show1_ray.clip import GENERATOR_SEEDS, MAX_SEED, Clip, SeedRule
 from show1_ray.errors import UserError, shown
 from show1_ray.manifest.table import ROWS_AT_ONCE, Row, Table, UnreadableError, find_tables, one_line
+from show1_ray.pipeline.inputs import NO_INPUTS, Input, InputColumns, InputError, noted
 
 SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 LONGEST_ID = 128
@@ -48,12 +49,21 @@ class Manifest:
     2**32 on, for which the rule of `Clip.seed_rule` matters.
     """
 
-    def __init__(self, tables: list[Table], *, seed: int = 0, samples: int = 1, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        tables: list[Table],
+        *,
+        seed: int = 0,
+        samples: int = 1,
+        limit: int | None = None,
+        inputs: InputColumns = NO_INPUTS,
+    ) -> None:
         """Validate the tables; `open_manifest` says what the options do. Raises ManifestError."""
         self._tables = tables
         self._seed = seed
         self._samples = samples
         self._limit = limit
+        self._inputs = inputs
         self._rows_wanted = None if limit is None else -(-limit // samples)
         self._repeated: frozenset[bytes] = frozenset()
         self._seed_rule: SeedRule = "mixed"
@@ -92,16 +102,16 @@ class Manifest:
     def _entries(self) -> Iterator[Entry]:
         for row, occurrence in self._rows():
             for sample in range(self._samples):
-                yield Entry(self._clip(row, sample, occurrence), row.extra)
+                yield Entry(self._clip(row, sample, occurrence), {**row.extra, **noted(row.inputs)})
 
     def _rows(self) -> Iterator[tuple[Row, int]]:
         """Each row, and how many before it are the same and have no id either."""
         occurrences: dict[bytes, int] = {}
-        rows = ((table, row) for table in self._tables for row in _read_again(table))
-        for table, row in islice(rows, self._rows_wanted):
-            problem = _problem(row, self._samples)
+        rows = ((table, row) for table in self._tables for row in _read_again(table, self._inputs))
+        for table, raw in islice(rows, self._rows_wanted):
+            row, problem = self._checked(raw)
             if problem:
-                raise ManifestError(f"manifest {table.url}: row {row.number}: {problem} (it was valid a while ago)")
+                raise ManifestError(f"manifest {table.url}: row {raw.number}: {problem} (it was valid a while ago)")
             occurrence = 0
             if row.id is None and self._repeated:
                 key = _row_digest(row)
@@ -110,6 +120,16 @@ class Manifest:
                     occurrences[key] = occurrence + 1
             yield row, occurrence
 
+    def _checked(self, row: Row) -> tuple[Row, str | None]:
+        """A row with its inputs in their types, and what is wrong with it."""
+        problem = _problem(row, self._samples)
+        if problem or not self._inputs.inputs:
+            return row, problem
+        try:
+            return row._replace(inputs=self._inputs.read(row.inputs)), None
+        except InputError as error:
+            return row, str(error)
+
     def _clip(self, row: Row, sample: int, occurrence: int) -> Clip:
         if row.id is None:
             clip_id = derived_id(_row_digest(row), sample, occurrence)
@@ -117,7 +137,7 @@ class Manifest:
             clip_id = f"{row.id}-{sample}" if self._samples > 1 else str(row.id)
         given, rule = _given_seed(row.seed), self._seed_rule
         seed = derived_seed(clip_id, self._seed, rule) if given is None else (given + sample) & MAX_SEED
-        return Clip(clip_id, row.prompt, row.negative_prompt, seed, rule)
+        return Clip(clip_id, row.prompt, row.negative_prompt, seed, rule, row.inputs)
 
     def _validate(self) -> None:
         problems, ids, columns = _Problems(), _Ids(), _OtherColumns()
@@ -127,11 +147,11 @@ class Manifest:
             if wanted == 0:
                 break
             try:
-                columns.declare(table)
-                for row in islice(table.rows(extra=table.format == "jsonl"), wanted):
-                    problem = _problem(row, self._samples)
+                columns.declare(table, self._inputs)
+                for raw in islice(table.rows(extra=table.format == "jsonl", inputs=self._inputs), wanted):
+                    row, problem = self._checked(raw)
                     if problem:
-                        problems.add(f"{table.url}: row {row.number}: {problem}")
+                        problems.add(f"{table.url}: row {raw.number}: {problem}")
                         continue
                     ids.add(table, row)
                     columns.see(table, row)
@@ -140,7 +160,7 @@ class Manifest:
                         self._unseeded_rows += 1
                     elif seed + self._samples > GENERATOR_SEEDS:
                         self.has_large_seeds = True
-                    content.update(_json(row.id, row.prompt, row.negative_prompt, seed))
+                    content.update(_json(row.id, *_content(row)))
                 columns.infer(table)
             except UnreadableError as error:
                 problems.add(str(error))
@@ -149,12 +169,19 @@ class Manifest:
         if not ids.count:
             raise ManifestError(f"manifest {self._tables[0].url}: holds no rows")
         self._repeated = ids.repeated()
-        self.columns: list[pa.Field] = list(columns.schema)
+        self.columns: list[pa.Field] = [*columns.schema, *map(_field, self._inputs.inputs)]
         self.count = min(ids.count * self._samples, self._limit or ids.count * self._samples)
         self.fingerprint = content.hexdigest()
 
 
-def open_manifest(url: str, *, seed: int = 0, samples: int = 1, limit: int | None = None) -> Manifest:
+def open_manifest(
+    url: str,
+    *,
+    seed: int = 0,
+    samples: int = 1,
+    limit: int | None = None,
+    inputs: InputColumns = NO_INPUTS,
+) -> Manifest:
     """Validate the manifest at `url` (a file, a folder or a glob, on any fsspec filesystem) in one streaming pass.
 
     Parquet, CSV and JSON Lines, the last two also compressed. `prompt` is required; `id`, `seed` and
@@ -167,6 +194,8 @@ def open_manifest(url: str, *, seed: int = 0, samples: int = 1, limit: int | Non
     - A missing id is derived from prompt, negative prompt, given seed and sample, identical rows being
       numbered by occurrence (`derived_id`); a missing seed from the id and `seed` (`derived_seed`).
     - `limit` takes the first so many clips, and reads no further.
+    - `inputs` are columns that are a part of each clip (`Pipeline.input_columns`): typed, with defaults, in
+      `Clip.inputs` and among the columns; a missing id is derived from them, too (of bytes, from their content).
 
     Raises ManifestError.
     """
@@ -180,14 +209,15 @@ def open_manifest(url: str, *, seed: int = 0, samples: int = 1, limit: int | Non
         tables = find_tables(url)
     except UnreadableError as error:
         raise ManifestError(f"manifest {error}") from error
-    return Manifest(tables, seed=seed, samples=samples, limit=limit)
+    return Manifest(tables, seed=seed, samples=samples, limit=limit, inputs=inputs)
 
 
 def derived_id(row_digest: bytes, sample: int, occurrence: int) -> str:
     """The id of a row that has none: 32 hex digits.
 
     They are the beginning of sha256(JSON [digest, sample, occurrence]), where the digest is the first 32 hex
-    digits of sha256(JSON [prompt, negative prompt, seed]), with null for what is not given.
+    digits of sha256(JSON [prompt, negative prompt, seed]), with null for what is not given; where the row has inputs,
+    these follow as an object, sorted by name, with "sha256:…" in place of bytes.
     """
     return _digest(row_digest.hex(), sample, occurrence).hex()
 
@@ -285,8 +315,8 @@ class _OtherColumns:
         self.schema = pa.schema([])
         self._seen: list[dict[str, Any]] = []
 
-    def declare(self, table: Table) -> None:
-        self._unify(table, table.other_columns())
+    def declare(self, table: Table, inputs: InputColumns) -> None:
+        self._unify(table, table.other_columns(inputs))
 
     def see(self, table: Table, row: Row) -> None:
         if table.format == "jsonl":
@@ -311,9 +341,9 @@ class _OtherColumns:
             raise UnreadableError(f"{table.url}: a column has two types: {one_line(error)}") from error
 
 
-def _read_again(table: Table) -> Iterator[Row]:
+def _read_again(table: Table, inputs: InputColumns) -> Iterator[Row]:
     try:
-        yield from table.rows(extra=True)
+        yield from table.rows(extra=True, inputs=inputs)
     except UnreadableError as error:
         raise ManifestError(f"manifest {error}") from error
 
@@ -366,7 +396,18 @@ def _given_seed(value: Any) -> int | None:
 
 
 def _row_digest(row: Row) -> bytes:
-    return _digest(row.prompt, row.negative_prompt, _given_seed(row.seed))
+    return _digest(*_content(row))
+
+
+def _content(row: Row) -> list[Any]:
+    """What makes a row's clip."""
+    inputs = [dict(sorted(noted(row.inputs).items()))] if row.inputs else []
+    return [row.prompt, row.negative_prompt, _given_seed(row.seed), *inputs]
+
+
+def _field(one: Input) -> pa.Field:
+    """An input's column of the metadata."""
+    return pa.field(one.name, {"int": pa.int64(), "float": pa.float64()}.get(one.kind, pa.string()))
 
 
 def _digest(*values: Any) -> bytes:
