@@ -118,11 +118,13 @@ class Context:
         name: the stage's key in the pipeline file.
         dtype: of weights and of what is computed: "float16", "bfloat16" or "float32".
         fps: frames a second of the clips.
+        execution: the stage's execution settings.
     """
 
     name: str
     dtype: str = "float32"
     fps: float = 8.0
+    execution: Any = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ class Reject:
 
 
 Fault = tuple[str, str]
-"""A key of a stage's settings ("" for the stage itself) and the reason why its value cannot be."""
+"""A key of a stage's settings ("" for the stage itself, "execution.…" for its execution settings) and the reason why
+its value cannot be."""
 
 
 class Stage(ABC):

@@ -13,7 +13,10 @@ from pydantic import Field, PrivateAttr, ValidationError
 from show1_ray.errors import ConfigError
 from show1_ray.pipeline.checkpoints import Checkpoint, check_access, folder_of, published_or_local_config, resolve
 from show1_ray.pipeline.file import PIPELINE_FOLDERS, find, mappings, names, parse_override, read
+from show1_ray.pipeline.registry import stage_class
+from show1_ray.pipeline.wiring import Part, Ref, Wired, Wiring, wire
 from show1_ray.show1.settings import Settings, Stages, StagesExecution
+from show1_ray.stage import Context
 
 __all__ = ["COMPONENTS", "PIPELINE_FOLDERS", "STAGES", "Checkpoint", "Pipeline", "find", "names"]
 
@@ -88,6 +91,23 @@ class Pipeline(Settings):
     def total_frames(self) -> int:
         """Frames of a clip: neighbouring windows of the interpolation share a frame."""
         return (self.stages.keyframes.frames - 1) * (self.stages.interpolation.window - 1) + 1
+
+    def wired(self) -> tuple[Wired, ...]:
+        """The stages in their order, with who gives what they take."""
+        return self._wiring().stages
+
+    @property
+    def video(self) -> Ref:
+        """The value that is the clip."""
+        clip = self._wiring().clip
+        assert clip is not None  # `load` saw to it
+        return clip
+
+    def _wiring(self) -> Wiring:
+        parts = [
+            Part(name, stage_class(name), getattr(self.stages, name), getattr(self.execution, name)) for name in STAGES
+        ]
+        return wire(parts, Context("", self.dtype, self.fps))
 
     def checkpoints(self) -> list[Checkpoint]:
         """All checkpoints, each once."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from show1_ray.pipeline.checkpoints import Checkpoint
+from show1_ray.stage import Count, StageExecution
+from show1_ray.stage import StageSettings as Settings
 
-Count = Annotated[int, Field(ge=1)]
 NoiseLevel = Annotated[int, Field(ge=0, lt=1000)]
 Guidance = Annotated[float, Field(ge=1)]
 Part = Annotated[float, Field(ge=0, le=1)]
@@ -16,12 +17,6 @@ Compile = Annotated[
     Literal["off", "blocks", "graphs"],
     BeforeValidator(lambda value: "off" if value is False else value),  # YAML's off is false
 ]
-
-
-class Settings(BaseModel):
-    """Keys that are not known are refused, and so are other types: true is no number, "5" neither. All are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Text(Settings):
@@ -128,11 +123,9 @@ class Stages(Settings):
     latent_super_resolution: LatentSuperResolution
 
 
-class Execution(Settings):
+class Execution(StageExecution):
     """How a stage is computed: changes speed and memory, not what a clip is."""
 
-    batch_size: Count = 1
-    memory: float = Field(0, ge=0, description="GiB on the device: the weights, and the working set of a batch")
     compile: Compile = Field(
         "off", description="torch.compile for all but text encoders: repeated blocks, or UNets whole, as CUDA graphs"
     )
