@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 MAX_SEED = 2**63 - 1
 
@@ -11,7 +13,8 @@ MAX_SEED = 2**63 - 1
 class Clip:
     """One video to render.
 
-    A clip's frames are a function of `prompt`, `negative_prompt`, `seed` and the pipeline's recipe; `id` only names it.
+    A clip's frames are a function of `prompt`, `negative_prompt`, `seed`, `inputs` and the pipeline's recipe; `id` only
+    names it. `inputs` has what the pipeline's `inputs` name, of the manifest's row.
     `negative_prompt` is None where the manifest gives none: each stage then uses its own default.
     """
 
@@ -19,6 +22,7 @@ class Clip:
     prompt: str
     negative_prompt: str | None = None
     seed: int = 0
+    inputs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MAX_SEED:

@@ -165,7 +165,8 @@ def _diagnosis(kind: Any, place: Path, files: Sequence[str], changes: dict[str, 
         return None
     wanted = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
     misfits = [(name, shapes[name], wanted[name]) for name in shapes if shapes[name] != wanted.get(name, shapes[name])]
-    lacking = set() if _is_of_transformers(kind) else wanted.keys() - shapes.keys()  # which files have shared weights once
+    # Files of transformers have shared weights once.
+    lacking = set() if _is_of_transformers(kind) else wanted.keys() - shapes.keys()
     return f"{WRONG_SHAPES}: {_some(misfits)}" if misfits else f"{LACKS}: {_some(lacking)}" if lacking else None
 
 

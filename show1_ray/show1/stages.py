@@ -36,6 +36,12 @@ class CascadeStage(Stage):
         self.stage = build(self, device)
         self.device = device
 
+    def loaded_bytes(self) -> int | None:
+        """See `Stage`."""
+        from show1_ray.stages.operations import weight_bytes
+
+        return sum(map(weight_bytes, self.stage.networks.values()))
+
     def leave(self) -> None:
         """See `Stage`."""
         self.stage.leave()
@@ -78,6 +84,7 @@ class Text(CascadeStage):
     Settings = recipe.Text
     gives = TEXTS
     relative_seconds = 0.05
+    working_set = 1.2  # texts are encoded one at a time
 
     @classmethod
     def checkpoints(cls, settings: recipe.Text) -> Sequence[Needs]:
@@ -162,7 +169,8 @@ class SuperResolution(DenoisingStage):
     ) -> Mapping[str, Shape]:
         """See `Stage`."""
         count, height, width = _sizes(given, "frames")
-        return {"frames_sr": float_frames(context, count, _times(height, settings.scale), _times(width, settings.scale))}
+        height, width = _times(height, settings.scale), _times(width, settings.scale)
+        return {"frames_sr": float_frames(context, count, height, width)}
 
     @classmethod
     def faults(cls, settings: recipe.SuperResolution, context: Context, given: Mapping[str, Shape]) -> Iterable[Fault]:

@@ -49,9 +49,9 @@ def counted(stage: Stage) -> Iterator[Counter[Call]]:
     """
     calls: Counter[Call] = Counter()
     known: dict[Call, Call] = {}
-    networks: list[nn.Module] = []
-    for name, network in stage.networks.items():  # of a VAE the parts are called, not the whole
-        networks += [network.encoder, network.decoder] if name == "vae" else [network]
+    networks: list[Any] = []
+    for name, whole in stage.networks.items():  # of a VAE the parts are called, not the whole
+        networks += [whole.encoder, whole.decoder] if name == "vae" else [whole]
 
     def record(network: nn.Module, positional: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         arguments = (tuple(map(_signature, positional)), tuple((k, _signature(v)) for k, v in named.items()))
