@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from show1_ray.dataset.conditional import TEMPORARY
 from show1_ray.dataset.lander import Origin
-from show1_ray.dataset.layout import CLIPS, DATASET, FAILURES, METADATA, METADATA_FILE, PIPELINE, SHARDS
+from show1_ray.dataset.layout import (
+    CARD,
+    CLIPS,
+    DATASET,
+    FAILURES,
+    METADATA,
+    METADATA_FILE,
+    PIPELINE,
+    REPORT,
+    SHARDS,
+    STAGES,
+    shard_number,
+)
 from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
 
@@ -56,9 +70,9 @@ def check_identity(storage: Storage, origin: Origin, format: str) -> None:
     """Refuse a folder of something else, and a dataset of another recipe or format. Raises UserError."""
     about = read_identity(storage)
     if about is None:
-        names = sorted(n for n in [*storage.sizes(""), *storage.folders("")] if not n.startswith("."))
-        if names:
-            raise UserError(f"dataset {storage.url}: holds something else ({names[0]}); give an empty one")
+        foreign = _foreign(storage)
+        if foreign:
+            raise UserError(f"dataset {storage.url}: holds something else ({foreign}); give an empty one")
         return
     folders = set(storage.folders(""))
     if not folders & {CLIPS, SHARDS, METADATA, FAILURES} and METADATA_FILE not in storage.sizes(""):
@@ -74,6 +88,26 @@ def check_identity(storage: Storage, origin: Origin, format: str) -> None:
             f"dataset {storage.url}: made with another recipe: {'; '.join(changes)}; "
             "render with the same, or give another --out"
         )
+
+
+def _foreign(storage: Storage) -> str:
+    """What a folder without dataset.json holds that a job does not write; "" for nothing.
+
+    A dataset that is deleted under a job is written to until the job notices: the next one goes on with what is left.
+    """
+    files = {name for name in storage.sizes("") if not name.startswith(".")}
+    folders = set(storage.folders(""))
+    ours = folders & {CLIPS, SHARDS, METADATA, FAILURES}
+    known = {METADATA_FILE, REPORT} | ({PIPELINE, CARD} if ours or METADATA_FILE in files else set())
+    strange = sorted(files - known) + sorted(folders - {CLIPS, SHARDS, METADATA, FAILURES, STAGES})
+    if CLIPS in ours:
+        strange += [f"{CLIPS}/{name}" for name in storage.folders(CLIPS) if not re.fullmatch("[0-9a-f]{2}", name)]
+        strange += [f"{CLIPS}/{name}" for name in storage.sizes(CLIPS) if not name.startswith(".")]
+    if SHARDS in ours:
+        strange += [f"{SHARDS}/{name}" for name in storage.sizes(SHARDS) if shard_number(name) is None]
+    for folder in sorted(ours & {METADATA, FAILURES}):
+        strange += [f"{folder}/{name}" for name in storage.sizes(folder) if not name.endswith((".parquet", TEMPORARY))]
+    return strange[0] if strange else ""
 
 
 def write_identity(storage: Storage, origin: Origin, format: Format, manifest: Mapping[str, Any]) -> None:

@@ -114,7 +114,7 @@ class Line:
             total = len(clips)
         self.schedule.open(total)
         self.schedule.eager = self._inbox is not None and total is None
-        self.progress.begin(total)
+        self.progress.begin(total, time.monotonic())
         source = iter(clips)
         try:
             while not self._stopping_now:
@@ -156,7 +156,7 @@ class Line:
 
     def _expect(self) -> None:
         if self._inbox is not None and not self.schedule.closed:
-            self.schedule.expect(self._inbox.left)
+            self.schedule.expect(self._inbox.left + len(self.traffic.lobby))
 
     def _dispatch(self) -> None:
         while assignment := self.schedule.decide(time.monotonic()):
@@ -179,9 +179,9 @@ class Line:
             self._set_limits()
 
     def _start(self, assignment: Assignment) -> None:
-        spec, cost = self.specs[assignment.stage], self.schedule.stages[assignment.stage].on(assignment.kind)
+        spec, load = self.specs[assignment.stage], self.schedule.stages[assignment.stage]
         flights = self.traffic.take(assignment)
-        deadline = time.monotonic() + patience(self.settings, cost, assignment)
+        deadline = time.monotonic() + patience(self.settings, load, assignment, self.traffic.key(flights))
         if assignment.station is None:
             batch = as_task(self._spec_refs[assignment.stage], spec, assignment, flights, deadline)
         else:
@@ -190,7 +190,7 @@ class Line:
         self.batches[batch.report] = batch
         if flights:
             ids = tuple(flight.clip.id for flight in flights)
-            seconds = cost.seconds * len(flights)
+            seconds = load.on(assignment.kind).seconds * len(flights)
             self._events.append(events.StageBegan(ids, spec.name, assignment.station, seconds, assignment.price))
 
     # What comes back.
@@ -340,7 +340,7 @@ class Line:
             self._tell_given_up(self.traffic.rewind(flight, names))
             return
         self.traffic.leave(flight)
-        self.progress.count(done=1, now=time.monotonic())
+        self.progress.count(done=1)
         result = {**flight.plain, **dict(zip(names, values, strict=True))}
         result = {name: result[name] for name in self.results}
         attempts = flight.failures + 1
@@ -392,7 +392,7 @@ class Line:
         if not batch.flights:
             return
         known = load.measured
-        load.measure(kind, report.seconds / len(batch.flights))
+        load.measure(kind, report.seconds / len(batch.flights), self.traffic.key(batch.flights))
         guess = self.specs[index].output_bytes
         if report.output_bytes > 1.1 * guess or (not known and report.output_bytes < 0.9 * guess):
             self.specs[index] = replace(self.specs[index], output_bytes=report.output_bytes)
