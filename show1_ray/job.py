@@ -22,6 +22,7 @@ from show1_ray.dataset.seeds import Seeds, seeds_of
 from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.undo import Undo, undone_if_refused
 from show1_ray.errors import UserError
+from show1_ray.landing import specs
 from show1_ray.line.events import (
     ClipDone,
     ClipFailed,
@@ -38,9 +39,10 @@ from show1_ray.manifest import COUNTED_SEEDS, Entry, Manifest, open_manifest
 from show1_ray.metrics import Metrics
 from show1_ray.notice import Aside, Notice
 from show1_ray.pipeline import Pipeline
-from show1_ray.pipeline.lineup import FRAMES_OF, job_device, memory_for_stages, specs
+from show1_ray.pipeline.lineup import saved_frames
 from show1_ray.pipeline.recipe import recipe_hash
-from show1_ray.planning.costs import costs_of_job
+from show1_ray.planning.costs import costs_of_job, job_device
+from show1_ray.planning.gpus import memory_for_stages
 
 LISTED = 100
 """Failures in a summary."""
@@ -165,7 +167,7 @@ def render(
         samples: clips for each row, with different seeds.
         seed: rows without a seed get one derived from this one and their id.
         format: single video files, or WebDataset shards.
-        save_stages: stages whose frames are saved too, under `__stages__/`; see `FRAMES_OF`.
+        save_stages: stages whose frames are saved too, under `__stages__/`: any that gives frames.
         retry_failed: render again what failed in an earlier job.
         max_failures: the job stops if this many clips fail before the first one is done.
         verify: read all clips that are there and render again those whose checksum is wrong; else only their sizes are
@@ -185,9 +187,7 @@ def render(
     """
     if not isinstance(pipeline, Pipeline):
         pipeline = Pipeline.load(pipeline, overrides, code)
-    for stage in save_stages:
-        if stage not in FRAMES_OF:
-            raise UserError(f"--save-stages {stage}: no such stage; there are {', '.join(FRAMES_OF)}")
+    saved_frames(pipeline, list(save_stages))  # refuses others
     address = checked_address(address)
     entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit, inputs=pipeline.input_columns)
     pipeline = pipeline.resolved()
