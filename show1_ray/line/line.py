@@ -165,8 +165,7 @@ class Line:
             self.schedule.remove_station(number)
             self._events.append(events.StationEnded(number))
         if self.fleet.size != before:
-            tasks = self.settings.cpu_tasks
-            self.schedule.cpu_free += max(tasks, self.fleet.size) - max(tasks, before)
+            self.schedule.cpu_slots = max(self.settings.cpu_tasks, self.fleet.size)
             self._set_limits()
 
     def _start(self, assignment: Assignment) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -64,7 +65,7 @@ def simulate(
     `actual_seconds` what a clip takes, times `noise()` for each batch. `watch` is called whenever all
     stations know what to do.
     """
-    loads = [replace(stage, groups=stage.groups.copy()) for stage in stages]
+    loads = [replace(stage, groups=deque(map(replace, stage.groups))) for stage in stages]
     actual = list(actual_seconds or [stage.seconds for stage in stages])
     schedule = schedule_class(loads, total=clips)
     for number in range(stations):

@@ -90,8 +90,9 @@ class Traffic:
     def take(self, assignment: Assignment) -> list[Flight]:
         """The clips of an assignment leave their queue and run."""
         queue = self.queues[assignment.stage]
-        if assignment.isolated:
-            flights = queue.groups.popleft()
+        if assignment.group is not None:
+            flights = queue.groups[assignment.group]
+            del queue.groups[assignment.group]
         else:
             flights = [queue.waiting.popleft() for _ in range(assignment.clips)]
         for flight in flights:
