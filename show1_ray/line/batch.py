@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import ray
 
 from show1_ray.clip import Clip
+from show1_ray.line.faults import failure, shortened
 from show1_ray.line.flight import Flight
 from show1_ray.line.load import Assignment, Cost
 from show1_ray.line.spec import LineSettings, StageSpec
-from show1_ray.line.station import Failure, Report, is_out_of_memory, returns, run_task
+from show1_ray.line.station import Report, returns, run_task
+
+REPORT_SECONDS = 5.0
+"""A report is small, and comes with the answer; this is for one that does not."""
 
 
 @dataclass
@@ -30,10 +35,9 @@ class Batch:
     def read(self) -> Report:
         """Its report, once it has ended by itself. Raises RayError if its process or node ended instead."""
         try:
-            return ray.get(self.report)
+            return ray.get(self.report, timeout=REPORT_SECONDS)
         except ray.exceptions.RayTaskError as error:
-            cause = error.cause or error
-            return Report(failure=Failure("memory" if is_out_of_memory(cause) else "error", str(error)))
+            return Report(failure=replace(failure(error), text=shortened(str(error))))
 
     def has_begun(self) -> bool:
         """Whether the batch found its station alive."""
@@ -60,11 +64,14 @@ class Batch:
         return shown
 
 
-def patience(settings: LineSettings, cost: Cost, assignment: Assignment) -> float:
-    """Seconds after which a batch counts as one that never returns."""
+def patience(settings: LineSettings, cost: Cost, assignment: Assignment, is_new_size: bool = False) -> float:
+    """Seconds after which a batch counts as one that never returns.
+
+    `is_new_size`: the station's process has not had a batch of this size of the stage, and may have to compile for it.
+    """
     seconds = max(settings.deadline_floor, settings.deadline_factor * cost.seconds * assignment.clips)
     # CPU tasks wait for storage, which may be slow and has retries of its own.
-    if assignment.price or not cost.measured or assignment.station is None:
+    if assignment.price or not cost.measured or assignment.station is None or is_new_size:
         seconds += settings.first_deadline
     return seconds
 
@@ -77,11 +84,17 @@ def on_station(actor: Any, spec: StageSpec, assignment: Assignment, flights: lis
     return _batch(assignment, flights, refs, deadline, began)
 
 
+@cache
+def _task() -> Any:
+    """Made once: Ray exports each new one to all workers, and keeps it."""
+    return ray.remote(run_task)
+
+
 def as_task(
     spec_ref: ray.ObjectRef, spec: StageSpec, assignment: Assignment, flights: list[Flight], deadline: float
 ) -> Batch:
     """Run a batch of a "cpu" stage, on any node."""
-    task = ray.remote(run_task).options(
+    task = _task().options(
         num_cpus=0, num_returns=returns(spec, len(flights)), max_retries=0, scheduling_strategy="SPREAD"
     )
     return _batch(assignment, flights, task.remote(spec_ref, *_contents(spec, flights)), deadline)

@@ -23,15 +23,17 @@ DEVICE_CLASSES = {"AcceleratorError", "CudaError", "DistBackendError", "DistNetw
 """Errors after which the process cannot use its device, whatever they say; of torch, CuPy and numba."""
 
 MEMORY_TEXT = re.compile(
-    r"out of memory|out_of_memory|\bOOM\b|STATUS_ALLOC_FAILED|failed to allocate|unable to allocate|hipErrorOutOfMemory",
+    r"out of memory|out_of_memory|\bOOM\b|STATUS_ALLOC_FAILED|(failed|unable) to allocate|hipErrorOutOfMemory",
     re.IGNORECASE,
 )
+DEVICE_NAMES = re.compile(r"\b(CUDA|HIP|XPU|MPS|Triton|GPU|cu[A-Z]\w+)\b|ALLOC_FAILED")
 DEVICE_TEXT = re.compile(
     r"""
       \b(CUDA|HIP|XPU|MPS|SYCL|driver)\s+(driver\s+|runtime\s+)?error\b
     | \bTriton\s+Error\s*\[ | \b(cuda|hip)Error[A-Z]\w+ | \bCUDA_ERROR_(?!OUT_OF_MEMORY)\w+
     | \b(cuDNN|cuBLAS(Lt)?|cuFFT|cuSPARSE|cuSOLVER|cuRAND|NCCL|RCCL|MIOpen|hipBLAS(Lt)?|rocBLAS|NVRTC|NVML)\b
-      [^\n]{0,40}\b(error|failed|failure|STATUS_\w+) | \b(CUDNN|CUBLAS|CUFFT|CUSPARSE|CUSOLVER|CURAND|MIOPEN)_STATUS_(?!SUCCESS)\w+
+      [^\n]{0,40}\b(error|failed|failure|STATUS_\w+)
+    | \b(CUDNN|CUBLAS|CUFFT|CUSPARSE|CUSOLVER|CURAND|MIOPEN)_STATUS_(?!SUCCESS)\w+
     | \bnccl(Unhandled|System|Internal|Remote)\w*Error
     | \b(uncorrectable|double[- ]bit)\b[^\n]{0,40}\b(ECC|error|memory) | \bECC\s+error | \bXid\b[^\n]{0,20}\d
     | illegal\ (memory\ access|instruction|address) | (misaligned|invalid)\ (address|device\ address|program\ counter)
@@ -42,6 +44,9 @@ DEVICE_TEXT = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+OF_PROGRAMS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, NameError, ImportError)
+"""Errors that no device raises, whatever prompt stands in their text."""
+HOST_KILL_TEXT = re.compile(r"killed due to the node running low on memory|memory monitor", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ def failure(error: BaseException, loading: bool = False) -> Failure:
     if fatal is not None:
         return Failure("fatal", str(fatal))
     text = shortened("".join(traceback.format_exception(error)).strip())
-    clip_id = next((one.clip_id for one in chain if isinstance(getattr(one, "clip_id", None), str)), None)
+    named = (getattr(one, "clip_id", None) for one in chain)
+    clip_id = next((name for name in named if isinstance(name, str)), None)
     cause: Cause
     if any(is_out_of_memory(one) for one in chain):
         cause = "memory"
@@ -88,7 +94,7 @@ def failure(error: BaseException, loading: bool = False) -> Failure:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and all that led to it: `raise … from`, what was being handled, members of groups, Ray's own wrapping."""
+    """An error and all that led to it: `raise … from`, what was being handled, members of groups, Ray's wrapping."""
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:
@@ -108,12 +114,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device's or the host's memory was too little: of torch, Triton's driver, CUDA's libraries, Python."""
     if _names(error) & MEMORY_CLASSES:
         return True
-    # A stage may tell of memory in its own words. Only what speaks of a device, or comes as the runtime's own error
-    # class, is believed: a prompt that says "out of memory" may stand in any message.
+    # A prompt that says "out of memory" may stand in any message: only what speaks of a device, too, is believed.
     text = _own_text(error)
-    return bool(MEMORY_TEXT.search(text)) and (
-        _is_from_device_library(error) or bool(re.search(r"\b(CUDA|HIP|XPU|MPS|Triton|cu[A-Z]\w+|GPU)\b|ALLOC_FAILED", text))
-    )
+    return bool(MEMORY_TEXT.search(text)) and (_is_from_device_library(error) or bool(DEVICE_NAMES.search(text)))
 
 
 def is_of_device(error: BaseException) -> bool:
@@ -124,15 +127,16 @@ def is_of_device(error: BaseException) -> bool:
     """
     if "OutOfResources" in _names(error):
         return False
-    return bool(_names(error) & DEVICE_CLASSES) or bool(DEVICE_TEXT.search(_own_text(error)))
+    if _names(error) & DEVICE_CLASSES:
+        return True
+    return not isinstance(error, OF_PROGRAMS) and bool(DEVICE_TEXT.search(_own_text(error)))
 
 
 def is_host_kill(error: BaseException) -> bool:
     """Whether Ray's memory monitor ended the process, for the node's sake."""
-    text = str(error)
-    return any(type(one).__name__ == "OutOfMemoryError" for one in causes(error)) or bool(
-        re.search(r"due to (the )?(node )?(running )?(low on memory|OOM|out of memory)|memory monitor|OOM kill", text, re.I)
-    )
+    if any(type(one).__name__ == "OutOfMemoryError" for one in causes(error)):
+        return True
+    return bool(HOST_KILL_TEXT.search(str(error)))
 
 
 def last_line(text: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import socket
+import re
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -14,11 +14,12 @@ import ray
 
 from show1_ray.errors import UserError
 from show1_ray.line import plan
+from show1_ray.line.care import Place
+from show1_ray.line.faults import Failure, is_host_kill
+from show1_ray.line.health import Starts
+from show1_ray.line.nodes import Nodes
 from show1_ray.line.spec import LineSettings, StageSpec
-from show1_ray.line.station import Failure, StationInfo, is_out_of_memory, start_station
-
-GONE_LATELY = 60.0
-"""Seconds within which tasks die, or are noticed to have died, of a node that went away."""
+from show1_ray.line.station import StationInfo, start_station
 
 
 @dataclass
@@ -28,9 +29,23 @@ class StationHandle:
     number: int
     slot: int
     actor: Any
+    where: ray.ObjectRef
+    asked_at: float = 0.0
+    died_before: bool = False
+    """The one that it replaces died before it did anything."""
     info: StationInfo | None = None
     up_since: float = 0.0
     has_worked: bool = False
+    ran: set[tuple[int, int]] = field(default_factory=set)
+    """Stages and batch sizes that its process has run since it loaded them: what is compiled."""
+
+    @property
+    def place(self) -> Place:
+        """Where it stands; without GPUs, stations of a node are told apart by their slots."""
+        assert self.info is not None
+        gpu = f"GPU {self.info.gpu}" if self.info.gpu else ""
+        address = f"{self.info.address} ({self.info.node[:8]})"
+        return Place(f"{self.info.node}/{self.info.gpu or f'slot {self.slot}'}", gpu, self.info.node, address)
 
 
 @dataclass
@@ -47,34 +62,47 @@ class Fleet:
     ended_seconds: float = 0.0
     least: int = 1
     most: int = 1
+    later: list[tuple[float, int]] = field(default_factory=list)
+    """Slots whose next station is asked for at a time, because the last one died at once."""
+    judged: set[int] = field(default_factory=set)
+    """Slots whose station died before it was up, until it is known why."""
+    nodes: Nodes = field(default_factory=Nodes)
+    starts: Starts = field(default_factory=Starts)
     _specs_ref: Any = None
     _numbers: int = 0
-    _gone_since: dict[str, float] = field(default_factory=dict)
 
     def start(self) -> None:
         """Ask for all stations. Raises UserError if the cluster has nothing to make one of."""
-        resources, wanted = ray.cluster_resources(), self.settings
+        self.nodes.start()
+        resources, wanted = self.nodes.view.resources, self.settings
         self.gpus = resources.get("GPU", 0) >= 1 if wanted.gpus is None else wanted.gpus
         self._set_bounds()
         if self.least < 1:
             what = "GPU" if self.gpus else f"{wanted.threads} CPUs"
             raise UserError(f"cluster: no {what} for a station; it has {_short(resources)}")
         self._specs_ref = ray.put(self.specs)
-        self._gone_since = {node["NodeID"]: -math.inf for node in ray.nodes() if not node["Alive"]}
         self.scale(self.least, (), time.monotonic())
 
-    def scale(self, wanted: int, idle: Sequence[int], now: float) -> list[int]:
+    def scale(self, wanted: int, idle: Sequence[int], now: float, benched: int = 0) -> list[int]:
         """Have `wanted` stations, within the bounds: ask for more, or take requests back and end stations of `idle`.
 
-        Ray's autoscaler sees what is asked for as actors that wait; they go with the driver. Returns those that ended.
+        Of `benched` stations, which get no work, as many are made good as the cluster has room for. Ray's autoscaler
+        sees what is asked for as actors that wait; they go with the driver. Returns those that ended.
         """
         self._set_bounds()
         self.size = min(max(wanted, self.least), self.most)
         taken = {handle.slot for handle in (*self.stations.values(), *self.starting.values())}
+        taken.update(self.judged, (slot for _, slot in self.later))
+        if benched and self.settings.stations is not None:
+            room = int(self.nodes.view.free.get(self._unit, 0) // self._each)
+            self.size += min(benched, max(0, len(taken) - self.size) + room)
         free = (slot for slot in count() if slot not in taken)
         for _ in range(self.size - len(taken)):
-            self.ask(next(free))
+            self.ask(next(free), now)
         surplus = len(taken) - self.size
+        while surplus > 0 and self.later:
+            self.later.pop()
+            surplus -= 1
         for ref in reversed(list(self.starting)):
             if surplus <= 0:
                 return []
@@ -88,19 +116,53 @@ class Fleet:
     def _set_bounds(self) -> None:
         match self.settings.stations:
             case None:
-                resources = ray.cluster_resources()
-                each = 1 if self.gpus else self.settings.threads
-                self.least = self.most = int(resources.get("GPU" if self.gpus else "CPU", 0) // each)
+                self.least = self.most = int(self.nodes.view.resources.get(self._unit, 0) // self._each)
             case int(number):
                 self.least = self.most = number
             case (least, most):
                 self.least, self.most = least, most
 
-    def ask(self, slot: int) -> None:
+    @property
+    def _unit(self) -> str:
+        return "GPU" if self.gpus else "CPU"
+
+    @property
+    def _each(self) -> int:
+        return 1 if self.gpus else self.settings.threads
+
+    def ask(self, slot: int, now: float, died_before: bool = False) -> None:
         """Ask for one station."""
-        actor, info = start_station(self._specs_ref, self.settings, self.gpus)
-        self.starting[info] = StationHandle(self._numbers, slot, actor)
+        self.judged.discard(slot)
+        actor, where, info = start_station(self._specs_ref, self.settings, self.gpus)
+        self.starting[info] = StationHandle(self._numbers, slot, actor, where, now, died_before)
         self._numbers += 1
+
+    def ask_later(self, slot: int, node: str, now: float) -> float:
+        """A station died before it did anything: ask for the next one after a pause, which grows by node.
+
+        Returns the seconds.
+        """
+        self.judged.discard(slot)
+        pause = self.starts.count(node, now)
+        self.later.append((now + pause, slot))
+        return pause
+
+    def ask_due(self, now: float) -> None:
+        """Ask for those whose pause is over."""
+        due = [one for one in self.later if one[0] <= now]
+        self.later = [one for one in self.later if one[0] > now]
+        for _, slot in due:
+            self.ask(slot, now, died_before=True)
+
+    def coming(self, now: float, patience: float) -> bool:
+        """Whether stations are on their way that are likely to come: asked for less than so many seconds ago."""
+        soon = (at - now < patience for at, _ in self.later)
+        return any(soon) or any(now - handle.asked_at < patience for handle in self.starting.values())
+
+    @property
+    def all_died(self) -> bool:
+        """Whether none is up, and each that is asked for replaces one that died before it did anything."""
+        return not self.stations and all(handle.died_before for handle in self.starting.values())
 
     def up(self, ref: ray.ObjectRef, now: float) -> StationHandle:
         """A station has answered. Raises RayError if it died instead; it is forgotten then."""
@@ -123,6 +185,8 @@ class Fleet:
             ray.kill(handle.actor, no_restart=True)
         self.stations.clear()
         self.starting.clear()
+        self.later.clear()
+        self.nodes.stop()
 
     def host_memory(self, handle: StationHandle) -> int:
         """Bytes of host memory for stages that a station has to put aside: half of its share of the node."""
@@ -152,30 +216,41 @@ class Fleet:
 
     def node(self, node: str) -> dict[str, Any]:
         """What Ray knows of a node."""
-        return next((known for known in ray.nodes() if known["NodeID"] == node), {})
+        return self.nodes.view.nodes.get(node, {})
 
-    def death(self, station: int | None, error: Exception, begun: bool, now: float) -> Failure:
+    def death(self, number: int | None, error: Exception, begun: bool) -> Future[Failure]:
         """Why a batch ended with its station's process (None: a task's); `begun`: whether that was alive before."""
-        if begun and is_out_of_memory(error):
-            return Failure("memory", str(error))
-        if self.node_went_away(now) if station is None else self._is_gone(self.stations[station], error):
+        node = None if number is None else self.stations[number].place.node
+        return self.nodes.inquire(lambda: self._why(node, error, begun))
+
+    def stillborn(self, handle: StationHandle, error: Exception) -> Future[tuple[str, Failure]]:
+        """Where a station died before it was up ("": nobody knows), and why: "gone" is nobody's fault."""
+        self.judged.add(handle.slot)
+
+        def why() -> tuple[str, Failure]:
+            node = _node_of(handle, error)
+            known = node in self.nodes.view.nodes
+            if getattr(error, "preempted", False) or (known and not self.nodes.is_there(node)):
+                return node, Failure("gone", str(error))
+            return node, Failure("death", str(error))
+
+        return self.nodes.inquire(why)
+
+    def overdue(self) -> Future[Failure]:
+        """Why a batch did not return in time: what went away with a node is waited for in vain."""
+        text = "it did not return in time"
+        return self.nodes.inquire(lambda: Failure("gone" if self.nodes.went_away() else "deadline", text))
+
+    def _why(self, node: str | None, error: Exception, begun: bool) -> Failure:
+        if is_host_kill(error):
+            return Failure("host" if begun else "idle", str(error))
+        if getattr(error, "preempted", False):
+            return Failure("gone", str(error))
+        if self.nodes.went_away() if node is None else not self.nodes.is_there(node):
             return Failure("gone", str(error))
         if not begun:
             return Failure("idle", f"the process had died while it had nothing to do: {error}")
         return Failure("death", f"the process died: {error}")
-
-    def _is_gone(self, handle: StationHandle, error: Exception) -> bool:
-        """Whether a station was lost with its node, or was preempted: no fault of what it ran."""
-        if getattr(error, "preempted", False):
-            return True
-        return handle.info is not None and not _answers(self.node(handle.info.node))
-
-    def node_went_away(self, now: float) -> bool:
-        """Whether a node went away lately: what a task that died then ran is not at fault."""
-        for node in ray.nodes():
-            if not _answers(node):
-                self._gone_since.setdefault(node["NodeID"], now)
-        return any(now - since < GONE_LATELY for since in self._gone_since.values())
 
     def busy_share(self, now: float) -> float:
         """Share of the stations' time that went into batches."""
@@ -183,15 +258,14 @@ class Fleet:
         return min(1.0, self.busy_seconds / up) if up > 0 else 0.0
 
 
-def _answers(node: dict[str, Any]) -> bool:
-    """Whether a node is there. Ray itself takes a while to notice that one is not."""
-    if not node.get("Alive", False):
-        return False
+def _node_of(handle: StationHandle, error: Exception) -> str:
+    """The node of a station that never came up: what it said itself, or its address in Ray's words, or ""."""
     try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=5.0).close()
-    except OSError:
-        return False
-    return True
+        where: StationInfo = ray.get(handle.where, timeout=0)
+        return where.node
+    except ray.exceptions.RayError:
+        found = re.search(r"\bip: (\S+)", str(error))
+        return found[1] if found else ""
 
 
 def _short(resources: dict[str, float]) -> str:

@@ -34,6 +34,12 @@ class Flight:
     """Values that it brought along."""
     failures: int = 0
     """Times that it failed alone in its batch."""
+    tries: int = 0
+    """Times that it failed alone in this stage, whoever was at fault."""
+    sound: set[str] = field(default_factory=set)
+    """Cards where it failed alone in this stage although they had done well."""
+    avoid: set[str] = field(default_factory=set)
+    """Cards where a batch failed in this stage that it was in."""
     losses: int = 0
     """Times that a tensor of it was lost."""
     outputs: frozenset[str] = frozenset()
@@ -47,6 +53,12 @@ class Flight:
         values = {**self.given, RENDERING: record}
         tensors = {name: self.tensors[name] for name in spec.takes}
         return tensors | {name: values[name] for name in spec.values}
+
+    def begin_stage(self) -> None:
+        """It is at another stage: where it failed before does not matter there."""
+        self.tries = 0
+        self.sound.clear()
+        self.avoid.clear()
 
     def move(self, state: State, stage: int | None = None) -> None:
         """Change the state (and the stage). Raises ValueError if there is no such transition."""

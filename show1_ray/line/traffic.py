@@ -9,14 +9,22 @@ from itertools import islice
 from typing import Any
 
 from show1_ray.clip import Clip
+from show1_ray.line.faults import Failure
 from show1_ray.line.flight import Flight, halves, restart_stage, still_needed
+from show1_ray.line.health import Health
 from show1_ray.line.load import Assignment
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.spec import Order, StageSpec
-from show1_ray.line.station import Failure, Report
+from show1_ray.line.station import Report
 
 MAX_LOSSES = 20
 """Times that tensors of one clip may be lost with their nodes before it is given up."""
+
+CHARGED = ("error", "clip", "death", "deadline")
+"""Failures that count as attempts of a clip that was alone. Of the others it is given up, too, if it meets them again
+and again, but as a rule they are the card's or the node's."""
+MOST_TRIES = 4
+"""So many times the attempts a clip may fail alone, on cards that are not sound either."""
 
 
 @dataclass
@@ -38,9 +46,12 @@ class GivenUp:
 class Traffic:
     """All clips in the line. Tells the schedule of every move, so that its counts are always right."""
 
-    def __init__(self, specs: Sequence[StageSpec], schedule: Schedule, max_attempts: int) -> None:
+    def __init__(
+        self, specs: Sequence[StageSpec], schedule: Schedule, max_attempts: int, health: Health | None = None
+    ) -> None:
         self.specs = specs
         self.schedule = schedule
+        self.health = health or Health()
         self.max_attempts = max_attempts
         self.queues = [Queue() for _ in specs]
         self.flights: dict[str, Flight] = {}
@@ -115,6 +126,7 @@ class Traffic:
             flight.batch_sizes[spec.name] = len(flights)
             given = outputs[number * len(spec.gives) : (number + 1) * len(spec.gives)]
             flight.tensors.update(zip(spec.gives, given, strict=True))
+            flight.begin_stage()
             if not is_last:
                 flight.tensors = {name: ref for name, ref in flight.tensors.items() if name in needed}
                 self._queue(flight, index + 1, first=False)
@@ -124,15 +136,28 @@ class Traffic:
         flight.move("done")
         self._forget(flight)
 
-    def fail(self, assignment: Assignment, flights: list[Flight], failure: Failure) -> list[GivenUp]:
-        """A batch failed: put its clips back, isolate the one at fault, or give it up."""
-        if failure.cause in ("gone", "idle", "load"):
+    def fail(
+        self,
+        assignment: Assignment,
+        flights: list[Flight],
+        failure: Failure,
+        card: str | None = None,
+        was_sound: bool = True,
+    ) -> list[GivenUp]:
+        """A batch failed on a card (None: as a CPU task): its clips go elsewhere, by halves, or are given up.
+
+        `was_sound`: whether the card had done well until now, which makes it the clips' fault rather than its own.
+        """
+        if failure.cause in ("gone", "idle", "load") or failure.loading:
             self.put_back(assignment, flights)
             return []
         guilty = [flight for flight in flights if flight.clip.id == failure.clip_id]
         if guilty:
             self.put_back(assignment, [flight for flight in flights if flight not in guilty])
-            return [self._give_up(flight, failure) for flight in guilty]
+            flights = guilty
+        for flight in flights:
+            if card is not None:
+                flight.avoid.add(card)
         if len(flights) > 1:
             if failure.cause == "memory":
                 stage = self.schedule.stages[assignment.stage]
@@ -140,14 +165,24 @@ class Traffic:
             for half in halves(flights):
                 self._isolate(half)
             return []
-        given_up = []
-        for flight in flights:
-            flight.failures += 1
-            if flight.failures >= self.max_attempts:
-                given_up.append(self._give_up(flight, failure))
-            else:
-                self._isolate([flight])
-        return given_up
+        return [given_up for flight in flights for given_up in self._fail_alone(flight, failure, card, was_sound)]
+
+    def _fail_alone(self, flight: Flight, failure: Failure, card: str | None, was_sound: bool) -> list[GivenUp]:
+        """A clip is given up when it has failed on so many sound cards, or often enough and there is no other one."""
+        flight.failures += failure.cause in CHARGED
+        flight.tries += 1
+        if was_sound and card is not None:
+            flight.sound.add(card)
+        limit = self.max_attempts
+        if failure.cause == "clip":
+            limit = min(limit, 2)
+        elif failure.cause not in CHARGED:
+            limit = max(limit, 2)
+        others = card is not None and (self.health.coming or self.health.able(flight.stage, flight.avoid))
+        if len(flight.sound) >= limit or flight.tries >= MOST_TRIES * limit or (flight.tries >= limit and not others):
+            return [self._give_up(flight, failure)]
+        self._isolate([flight])
+        return []
 
     def rewind(self, flight: Flight, lost: Sequence[str]) -> list[GivenUp]:
         """Tensors of a clip are lost: it goes back to the latest stage from which it can go on."""
@@ -156,6 +191,7 @@ class Traffic:
             return [self._give_up(flight, Failure("gone", f"its tensors were lost {flight.losses} times"))]
         for name in lost:
             flight.tensors.pop(name)
+        self._leave_stage(flight)
         self._queue(flight, restart_stage(self.specs, flight.stage, flight.tensors))
         return []
 
@@ -185,14 +221,31 @@ class Traffic:
         flights = [flight for flight in flights if not flight.unwanted]
         if not flights:
             return
-        self.queues[flights[0].stage].groups.append(flights)
-        self.schedule.isolate(flights[0].stage, len(flights))
+        stage = flights[0].stage
+        self.queues[stage].groups.append(flights)
+        self.schedule.isolate(stage, len(flights), self._to_avoid(stage, flights))
+
+    def _to_avoid(self, stage: int, flights: Sequence[Flight]) -> frozenset[str]:
+        """Cards that a batch is to be kept from: where its clips have failed, and, where better ones are left, those
+        that fail in this stage at present."""
+        failed = {card for flight in flights for card in flight.avoid}
+        if not failed or not (self.health.coming or self.health.able(stage, failed)):
+            return frozenset()
+        better = self.health.candidates(stage, failed)
+        worse = set(self.health.able(stage, failed)).difference(better) if better else set()
+        return frozenset(failed | worse)
 
     def _give_up(self, flight: Flight, failure: Failure) -> GivenUp:
         flight.move("failed")
         self._forget(flight)
         return GivenUp(flight, failure)
 
+    def _leave_stage(self, flight: Flight) -> None:
+        if flight.avoid:
+            self.health.forget(flight.stage, flight.clip.id)
+        flight.begin_stage()
+
     def _forget(self, flight: Flight) -> None:
+        self._leave_stage(flight)
         del self.flights[flight.clip.id]
         flight.tensors.clear()
