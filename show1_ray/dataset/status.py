@@ -72,15 +72,15 @@ def read_status(url: str, verify: bool = False) -> Status:
         if not is_there and failure["id"] not in landed
     ]
     clips = inventory.count + len(landed)
-    last_job = about["manifest"]
-    count = int(last_job.get("count", clips))
-    others = int(last_job.get("others", 0)) + int(last_job.get("other_failures", 0))
+    last_job = about.manifest
+    count = clips if last_job.count is None else last_job.count
+    others = last_job.others + last_job.other_failures
     holder = read_holder(storage)
     return Status(
-        pipeline=about["pipeline"],
-        recipe_hash=about["recipe_hash"],
-        format=about["format"],
-        manifest=str(last_job.get("url", "")),
+        pipeline=about.pipeline,
+        recipe_hash=about.recipe_hash,
+        format=about.format,
+        manifest=last_job.url,
         count=count,
         done=clips,
         without_row=len(landed),

@@ -53,11 +53,11 @@ class Batch:
         if self.assignment.station is None:
             ray.cancel(self.report, force=True)
 
-    def shown(self, gives: Sequence[str]) -> dict[str, dict[str, ray.ObjectRef]]:
+    def shown(self, gives: Sequence[str], report: Report) -> dict[str, dict[str, ray.ObjectRef]]:
         """Of what the batch gave, the references that its clips' orders ask for."""
         shown = {}
         for at, flight in enumerate(self.flights):
-            if flight.outputs and not flight.unwanted:
+            if flight.outputs and not flight.unwanted and flight.clip.id not in report.rejected:
                 refs = self.outputs[at * len(gives) : (at + 1) * len(gives)]
                 given = dict(zip(gives, refs, strict=True))
                 shown[flight.clip.id] = {name: given[name] for name in flight.outputs.intersection(gives)}

@@ -64,12 +64,21 @@ class Line:
     `async for event in line.render(clip)`.
 
     Ray has to be initialized. Raises UserError for stages that do not fit together.
+
+    Args:
+        stages: in their order.
+        settings: how they are run.
+        results: names of values that `ClipDone.result` holds; default: what the last stage gives. Everything else is
+            released as soon as no stage takes it any more.
     """
 
-    def __init__(self, stages: Sequence[StageSpec], settings: LineSettings | None = None) -> None:
+    def __init__(
+        self, stages: Sequence[StageSpec], settings: LineSettings | None = None, results: Sequence[str] = ()
+    ) -> None:
         self.specs = list(stages)
         self.settings = settings or LineSettings()
-        check(self.specs)
+        check(self.specs, results)
+        self.results = tuple(results or self.specs[-1].gives)
         self.fleet = Fleet(self.specs, self.settings)
         self.batches: dict[ray.ObjectRef, Batch] = {}
         self.progress = Progress()
@@ -80,7 +89,7 @@ class Line:
         """Of each stage, failures to load in a row; of "", stations that died before they did anything."""
         self._inquests: list[tuple[Future[Any], Callable[[Any], None]]] = []
         """What threads find out, and what is then to be done with it."""
-        self._results: dict[str, Result] = {}
+        self._pending: dict[str, Result] = {}
         """Clips that are done, whose results are on their way to the driver."""
         self._rate = FailureRate()
         self._stopped_because = ""
@@ -96,7 +105,7 @@ class Line:
         self.schedule.warm = self.settings.warm
         self.health = Health(self.settings.shut_out_seconds)
         self.care = Care(self.schedule, self.health)
-        self.traffic = Traffic(self.specs, self.schedule, self.settings.max_attempts, self.health)
+        self.traffic = Traffic(self.specs, self.schedule, self.settings.max_attempts, self.results, self.health)
         self._set_limits()
         self._alone_since = time.monotonic()
         return self
@@ -176,7 +185,7 @@ class Line:
     def _admit(self, source: Iterator[Clip | Order]) -> None:
         """Pull clips as there is room. That the source of an open line ends says nothing: the inbox does."""
         self._expect()
-        if len(self._results) < self.schedule.stages[-1].limit:
+        if len(self._pending) < self.schedule.stages[-1].limit:
             self.traffic.admit(source)
         self._expect()
 
@@ -244,7 +253,7 @@ class Line:
         )
         refs = [*self.batches, *self.fleet.starting]
         timeout = max(0.0, min(until - now, 1.0))
-        if not refs and (self._inquests or self._results):
+        if not refs and (self._inquests or self._pending):
             timeout = min(timeout, POLL_SECONDS)
         if self._inbox is not None and not refs:
             self._inbox.wait(timeout)
@@ -252,7 +261,7 @@ class Line:
         if not refs:
             time.sleep(timeout)
             return
-        if self._inbox is not None or self._inquests or self._results:
+        if self._inbox is not None or self._inquests or self._pending:
             timeout = min(timeout, POLL_SECONDS)
         done, _ = ray.wait(refs, num_returns=1, timeout=timeout, fetch_local=False)
         if done:
@@ -315,9 +324,9 @@ class Line:
         for question, then in heard:
             then(question.result())
         now = time.monotonic()
-        for result in list(self._results.values()):
+        for result in list(self._pending.values()):
             if all(value.done() for value in result.values) or result.until < now:
-                del self._results[result.flight.clip.id]
+                del self._pending[result.flight.clip.id]
                 self._finish(result)
 
     def _expire(self) -> None:
@@ -395,25 +404,40 @@ class Line:
                 report.seconds,
                 report.load_seconds,
                 report.started,
-                batch.shown(self.specs[stage].gives),
+                batch.shown(self.specs[stage].gives, report),
+                report.plain,
             )
         )
         self.traffic.advance(batch.flights, report, batch.outputs)
-        if stage + 1 == len(self.specs):
-            for flight in batch.flights:
+        for flight in batch.flights:
+            if flight.clip.id in report.rejected:
+                self._reject(flight, report.rejected[flight.clip.id])
+            elif stage + 1 == len(self.specs):
                 self._await_result(flight)
 
-    def _await_result(self, flight: Flight) -> None:
-        """A clip is done: what the last stage gave comes to the driver, which goes on with other things."""
+    def _reject(self, flight: Flight, reason: str) -> None:
         if flight.unwanted:
             self.traffic.drop(flight)
             return
-        refs = [flight.tensors[name] for name in self.specs[-1].gives]
+        self.traffic.leave(flight, "rejected")
+        self.progress.count(rejected=1)
+        stage, attempts = self.specs[flight.stage].name, flight.failures + 1
+        self._events.append(
+            events.ClipRejected(flight.clip, stage, reason, flight.plain, flight.seconds, flight.batch_sizes, attempts)
+        )
+
+    def _await_result(self, flight: Flight) -> None:
+        """A clip is done: its results come to the driver, which goes on with other things."""
+        if flight.unwanted:
+            self.traffic.drop(flight)
+            return
+        refs = [flight.tensors[name] for name in self.results if name in self.traffic.tensors]
         until = time.monotonic() + RESULT_SECONDS
-        self._results[flight.clip.id] = Result(flight, [ref.future() for ref in refs], until)
+        self._pending[flight.clip.id] = Result(flight, [ref.future() for ref in refs], until)
 
     def _finish(self, result: Result) -> None:
-        flight, names = result.flight, self.specs[-1].gives
+        flight = result.flight
+        names = [name for name in self.results if name in self.traffic.tensors]
         if flight.unwanted:
             self.traffic.drop(flight)
             return
@@ -425,14 +449,11 @@ class Line:
         self.traffic.leave(flight)
         self.progress.count(done=1, now=time.monotonic())
         self._rate.count(failed=False)
+        result = {**flight.plain, **dict(zip(names, values, strict=True))}
+        result = {name: result[name] for name in self.results}
+        attempts = flight.failures + 1
         self._events.append(
-            events.ClipDone(
-                flight.clip,
-                dict(zip(names, values, strict=True)),
-                flight.seconds,
-                flight.batch_sizes,
-                flight.failures + 1,
-            )
+            events.ClipDone(flight.clip, result, flight.seconds, flight.batch_sizes, attempts, flight.plain)
         )
 
     def _fail(self, batch: Batch, failure: Failure) -> None:
@@ -521,7 +542,7 @@ class Line:
     # Beginning and end.
 
     def _ended(self) -> bool:
-        if self._inquests or self._results:
+        if self._inquests or self._pending:
             return False
         if self.schedule.closed:
             return not self.batches
@@ -552,4 +573,4 @@ class Line:
             batch.cancel()
         self.batches.clear()
         self._inquests.clear()
-        self._results.clear()
+        self._pending.clear()

@@ -15,23 +15,25 @@ from show1_ray.line.schedule import Schedule
 
 @dataclass
 class Progress:
-    """Clips done and failed in this run."""
+    """Clips done, failed and rejected in this run."""
 
     total: int | None = None
     done: int = 0
     failed: int = 0
+    rejected: int = 0
     next_snapshot: float = 0.0
     _done_at: deque[float] = field(default_factory=lambda: deque(maxlen=200))
 
     def begin(self, total: int | None) -> None:
         """A run begins."""
-        self.total, self.done, self.failed = total, 0, 0
+        self.total, self.done, self.failed, self.rejected = total, 0, 0, 0
         self._done_at.clear()
 
-    def count(self, done: int = 0, failed: int = 0, now: float = 0.0) -> None:
+    def count(self, done: int = 0, failed: int = 0, rejected: int = 0, now: float = 0.0) -> None:
         """Clips have left the line."""
         self.done += done
         self.failed += failed
+        self.rejected += rejected
         self._done_at.extend([now] * done)
 
     def clips_an_hour(self) -> float:
@@ -76,4 +78,5 @@ class Progress:
             share,
             self.clips_an_hour(),
             schedule.seconds_left() / share if known else None,
+            self.rejected,
         )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from show1_ray.clip import Clip
 from show1_ray.line.faults import Failure
@@ -47,9 +47,18 @@ class Traffic:
     """All clips in the line. Tells the schedule of every move, so that its counts are always right."""
 
     def __init__(
-        self, specs: Sequence[StageSpec], schedule: Schedule, max_attempts: int, health: Health | None = None
+        self,
+        specs: Sequence[StageSpec],
+        schedule: Schedule,
+        max_attempts: int,
+        results: Collection[str] = (),
+        health: Health | None = None,
     ) -> None:
         self.specs = specs
+        self.results = frozenset(results or specs[-1].gives)
+        """Values that clips have at their end."""
+        self.tensors = self.results.intersection(name for spec in specs for name in spec.gives)
+        """… of them those that lie in the object store."""
         self.schedule = schedule
         self.health = health or Health()
         self.max_attempts = max_attempts
@@ -67,7 +76,7 @@ class Traffic:
             clip = order.clip
             if clip.id in self.flights:
                 raise ValueError(f"clip {clip.id!r} is in the line already")
-            self.flights[clip.id] = Flight(clip, given=order.given, outputs=order.outputs)
+            self.flights[clip.id] = Flight(clip, given=order.given, outputs=order.outputs, keys=order.keys)
             self.queues[0].waiting.append(self.flights[clip.id])
         self.schedule.admit(len(admitted))
         if len(admitted) < room:
@@ -113,27 +122,31 @@ class Traffic:
     def advance(self, flights: Sequence[Flight], report: Report, outputs: Sequence[Any]) -> None:
         """A batch is done: its clips keep what later stages take, and wait before the next stage.
 
-        After the last stage they keep what it gave, and go on running until they `leave` or are lost.
+        After the last stage they keep the results, and go on running until they `leave` or are lost. So do those that
+        the stage rejects, whatever it is, until they `leave` or are dropped.
         """
         if not flights:
             return
         index = flights[0].stage
         spec = self.specs[index]
         is_last = index + 1 == len(self.specs)
-        needed = set(spec.gives) if is_last else still_needed(self.specs, index + 1)
+        needed = still_needed(self.specs, index + 1, self.tensors)
         for number, flight in enumerate(flights):
             flight.seconds[spec.name] = report.seconds / len(flights)
             flight.batch_sizes[spec.name] = len(flights)
             given = outputs[number * len(spec.gives) : (number + 1) * len(spec.gives)]
+            flight.plain.update(report.plain.get(flight.clip.id, {}))
+            if flight.clip.id in report.rejected:
+                continue
             flight.tensors.update(zip(spec.gives, given, strict=True))
+            flight.tensors = {name: ref for name, ref in flight.tensors.items() if name in needed}
             flight.begin_stage()
             if not is_last:
-                flight.tensors = {name: ref for name, ref in flight.tensors.items() if name in needed}
                 self._queue(flight, index + 1, first=False)
 
-    def leave(self, flight: Flight) -> None:
-        """A clip is done."""
-        flight.move("done")
+    def leave(self, flight: Flight, state: Literal["done", "rejected"] = "done") -> None:
+        """A clip is done, or was rejected."""
+        flight.move(state)
         self._forget(flight)
 
     def fail(
@@ -192,7 +205,7 @@ class Traffic:
         for name in lost:
             flight.tensors.pop(name)
         self._leave_stage(flight)
-        self._queue(flight, restart_stage(self.specs, flight.stage, flight.tensors))
+        self._queue(flight, restart_stage(self.specs, flight.stage, flight.tensors, self.tensors))
         return []
 
     def put_back(self, assignment: Assignment, flights: list[Flight]) -> None:

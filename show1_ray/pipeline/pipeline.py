@@ -10,10 +10,20 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from show1_ray.errors import ConfigError
-from show1_ray.pipeline.checkpoints import Checkpoint, check_access, folder_of, published_or_local_config, resolve
-from show1_ray.pipeline.file import PIPELINE_FOLDERS, find, mappings, names, parse_override, read
+from show1_ray.errors import ConfigError, shown
+from show1_ray.pipeline.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    check_access,
+    folder_of,
+    published_or_local_config,
+    resolve,
+)
+from show1_ray.pipeline.file import PIPELINE_FOLDERS, as_typed, find, mappings, names, parse_override, read
+from show1_ray.pipeline.registry import stage_class
+from show1_ray.pipeline.wiring import Part, Ref, Wired, Wiring, wire
 from show1_ray.show1.settings import Settings, Stages, StagesExecution
+from show1_ray.stage import Context
 
 __all__ = ["COMPONENTS", "PIPELINE_FOLDERS", "STAGES", "Checkpoint", "Pipeline", "find", "names"]
 
@@ -27,6 +37,8 @@ COMPONENTS: dict[str, tuple[str, ...]] = {
     "latent_super_resolution": ("tokenizer", "text_encoder", "unet", "vae", "scheduler"),
 }
 """What each stage needs of its checkpoint."""
+MOST_BYTES = 16 * 2**30
+"""Of a clip's frames as float32: 7,700 frames of 576x320."""
 SHORTCUTS = ("guidance_interval", "reuse")
 """Settings of `Denoising` that are off when None."""
 
@@ -46,7 +58,7 @@ class Pipeline(Settings):
     name: str
     description: str = ""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    fps: Annotated[float, Field(gt=0, le=240)] = 8
+    fps: Annotated[float, Field(ge=0.01, le=240)] = 8
     stages: Stages
     execution: StagesExecution = StagesExecution()
     _file: Path | None = PrivateAttr(default=None)
@@ -73,7 +85,7 @@ class Pipeline(Settings):
         tree = read(path)
         for override in overrides:
             key, value = parse_override(override)
-            tree.put(_whole(key), value, f"--set {override}")
+            tree.put(_whole(key), value, as_typed(override))
         try:
             pipeline = cls.model_validate({"name": path.stem, **tree.keys})
         except ValidationError as error:
@@ -88,6 +100,23 @@ class Pipeline(Settings):
     def total_frames(self) -> int:
         """Frames of a clip: neighbouring windows of the interpolation share a frame."""
         return (self.stages.keyframes.frames - 1) * (self.stages.interpolation.window - 1) + 1
+
+    def wired(self) -> tuple[Wired, ...]:
+        """The stages in their order, with who gives what they take."""
+        return self._wiring().stages
+
+    @property
+    def video(self) -> Ref:
+        """The value that is the clip."""
+        clip = self._wiring().clip
+        assert clip is not None  # `load` saw to it
+        return clip
+
+    def _wiring(self) -> Wiring:
+        parts = [
+            Part(name, stage_class(name), getattr(self.stages, name), getattr(self.execution, name)) for name in STAGES
+        ]
+        return wire(parts, Context("", self.dtype, self.fps))
 
     def checkpoints(self) -> list[Checkpoint]:
         """All checkpoints, each once."""
@@ -170,6 +199,7 @@ class Pipeline(Settings):
             reason = f"{latent.strength} of {latent.steps} steps is not one step"
             yield "stages.latent_super_resolution.strength", reason
 
+        yield from self._too_large()
         if latent.width % 2 or latent.height % 2:
             reason = f"{latent.width}x{latent.height} frames, but H.264 needs an even width and height"
             yield "stages.latent_super_resolution", reason
@@ -183,12 +213,24 @@ class Pipeline(Settings):
             ("stages.super_resolution", sr.checkpoint, "unet", large),
             ("stages.latent_super_resolution", latent.checkpoint, "vae", (latent.width, latent.height)),
         ]:
-            config = published_or_local_config(checkpoint, component)
-            factor = 2 ** (len(config["block_out_channels"]) - 1) if config else 1
+            factor = 2 ** (levels_of(checkpoint, component) - 1)
             if size[0] % factor or size[1] % factor:
                 reason = f"{size[0]}x{size[1]} frames, but its {component} needs width and height divisible by {factor}"
                 yield key, reason
         yield from self._misfits_of_reuse()
+
+    def _too_large(self) -> Iterator[tuple[str, str]]:
+        """Clips whose frames no station could hold: bytes of float32, at the stage where they are the most."""
+        stages = self.stages
+        small, scale, latent = stages.keyframes, stages.super_resolution.scale, stages.latent_super_resolution
+        for key, width, height in [
+            ("stages.super_resolution", small.width * scale, small.height * scale),
+            ("stages.latent_super_resolution", latent.width, latent.height),
+        ]:
+            size = 12 * self.total_frames * width * height
+            if size > MOST_BYTES:
+                what = f"{self.total_frames} frames of {width}x{height}"
+                yield key, f"a clip of {what} is {size / 2**30:.0f} GiB; {MOST_BYTES // 2**30} are the most"
 
     def _misfits_of_reuse(self) -> Iterator[tuple[str, str]]:
         """No level would be left to be reused; or features would lie where a CUDA graph writes its next ones."""
@@ -199,17 +241,31 @@ class Pipeline(Settings):
             ("super_resolution", self.stages.super_resolution),
             ("latent_super_resolution", self.stages.latent_super_resolution),
         ):
-            config = published_or_local_config(loop.checkpoint, "unet")
+            levels = levels_of(loop.checkpoint, "unet")
             if loop.reuse and getattr(self.execution, key.split(".")[0]).compile == "graphs":
                 yield (
                     f"execution.{key.split('.')[0]}.compile",
                     "graphs do not go with reuse of deep features: use blocks",
                 )
-            if loop.reuse and config and loop.reuse.levels >= len(config["block_out_channels"]):
-                reason = (
-                    f"{loop.reuse.levels} of the unet's {len(config['block_out_channels'])} levels leave none to reuse"
-                )
+            if loop.reuse and 1 < levels <= loop.reuse.levels:
+                reason = f"{loop.reuse.levels} of the unet's {levels} levels leave none to reuse"
                 yield f"stages.{key}.reuse.levels", reason
+
+
+def levels_of(checkpoint: Checkpoint, component: str) -> int:
+    """Resolutions of a network, each half the one before; 1 where its configuration is not at hand.
+
+    Raises:
+        CheckpointError: a configuration that says something else.
+    """
+    config = published_or_local_config(checkpoint, component)
+    if config is None:
+        return 1
+    channels = config.get("block_out_channels")
+    if not isinstance(channels, list) or not 1 <= len(channels) <= 16:
+        what = f"block_out_channels is {shown(channels)}, not a list of 1 to 16 numbers"
+        raise CheckpointError(f"{checkpoint}: {component}/config.json: {what}")
+    return len(channels)
 
 
 def _whole(key: tuple[str, ...]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from show1_ray.clip import Clip
 from show1_ray.dataset.background import Background
+from show1_ray.dataset.layout import REPORT
 from show1_ray.dataset.lease import LeaseError
 from show1_ray.dataset.metadata import Row
 from show1_ray.dataset.report.facts import PROMPT_CHARACTERS, About, Facts, Shown
@@ -19,7 +20,6 @@ from show1_ray.dataset.report.page import page
 from show1_ray.dataset.storage import Retries, Storage, StorageError
 from show1_ray.errors import UserError
 
-REPORT = "report.html"
 REPORT_SECONDS = 60.0
 """Between two writes, while the job runs."""
 VIDEO_BYTES = 2_000_000
