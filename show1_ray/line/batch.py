@@ -13,8 +13,9 @@ from show1_ray.clip import Clip
 from show1_ray.line.faults import failure, shortened
 from show1_ray.line.flight import Flight
 from show1_ray.line.load import Assignment, Cost
+from show1_ray.line.report import Report
 from show1_ray.line.spec import LineSettings, StageSpec
-from show1_ray.line.station import Report, returns, run_task
+from show1_ray.line.station import returns, run_task
 
 REPORT_SECONDS = 5.0
 """A report is small, and comes with the answer; this is for one that does not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from show1_ray.line import events
@@ -42,6 +42,8 @@ class Care:
     def __init__(self, schedule: Schedule, health: Health) -> None:
         self.schedule, self.health = schedule, health
         self.places: dict[int, Place] = {}
+        self._last: dict[str, tuple[int, Place]] = {}
+        """By card, the last station that stood on it."""
         self.benched: dict[int, StationLoad] = {}
         """Stations that get no work at all, taken out of the schedule."""
         self.to_replace: dict[int, str] = {}
@@ -52,6 +54,7 @@ class Care:
     def arrive(self, number: int, place: Place, now: float) -> None:
         """A station is up, and in the schedule."""
         self.places[number] = place
+        self._last[place.card] = number, place
         station = self.schedule.stations[number]
         stages = enumerate(self.schedule.stages)
         cannot = frozenset(index for index, stage in stages if stage.on_station and not station.may_run(index))
@@ -77,7 +80,7 @@ class Care:
         reason = f"{self.schedule.stages[stage].name}: {failure.last_line}"
         self._do(self.health.failed(self.places[number].card, stage, clips, now, reason, failure.loading), now)
 
-    def succeeded(self, number: int, stage: int, clips: Iterable[str], now: float) -> None:
+    def succeeded(self, number: int, stage: int, clips: Collection[str], now: float) -> None:
         """A batch is done on a station, or a stage loaded."""
         self._do(self.health.succeeded(self.places[number].card, stage, clips, now), now)
 
@@ -100,16 +103,17 @@ class Care:
 
     def _do(self, changes: Sequence[Change], now: float) -> None:
         for change in changes:
-            number = next((number for number, place in self.places.items() if place.card == change.card), None)
-            if number is None:
-                continue
-            whole = change.stage is None
-            if change.what == "recycle" or (change.what == "retry" and whole):
-                self._recycle(number, change)
+            number, place = self._last[change.card]
+            stage = None if change.stage is None else self.schedule.stages[change.stage].name
             if change.what == "shut out":
-                self._tell_shut_out(number, change)
+                told = events.StationShutOut(number, place.node, place.name, stage, change.seconds, change.reason)
+                self.news.append(told)
             if change.what == "retry":
-                self.news.append(events.StationTriedAgain(number, self.places[number].name, self._stage(change)))
+                self.news.append(events.StationTriedAgain(number, place.name, stage))
+            if number not in self.places:  # its process is being replaced anyway
+                continue
+            if change.what == "recycle" or (change.what == "retry" and stage is None):
+                self._recycle(number, change)
             self._apply(number, now)
 
     def _recycle(self, number: int, change: Change) -> None:
@@ -129,12 +133,3 @@ class Care:
             self.benched[number] = self.schedule.remove_station(number)
         station = self.benched.get(number) or self.schedule.stations[number]
         station.barred = {stage for stage in card.holds if stage is not None}
-
-    def _stage(self, change: Change) -> str | None:
-        return None if change.stage is None else self.schedule.stages[change.stage].name
-
-    def _tell_shut_out(self, number: int, change: Change) -> None:
-        place = self.places[number]
-        self.news.append(
-            events.StationShutOut(number, place.node, place.name, self._stage(change), change.seconds, change.reason)
-        )

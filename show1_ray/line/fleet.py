@@ -17,6 +17,7 @@ from show1_ray.line import plan
 from show1_ray.line.care import Place
 from show1_ray.line.faults import Failure, is_host_kill
 from show1_ray.line.health import Starts
+from show1_ray.line.load import Assignment
 from show1_ray.line.nodes import Nodes
 from show1_ray.line.spec import LineSettings, StageSpec
 from show1_ray.line.station import StationInfo, start_station
@@ -38,6 +39,13 @@ class StationHandle:
     has_worked: bool = False
     ran: set[tuple[int, int]] = field(default_factory=set)
     """Stages and batch sizes that its process has run since it loaded them: what is compiled."""
+
+    def worked(self, assignment: Assignment) -> None:
+        """It has done a batch, or loaded a stage."""
+        self.has_worked = True
+        if assignment.price:
+            self.ran = {one for one in self.ran if one[0] != assignment.stage}
+        self.ran.add((assignment.stage, assignment.clips))
 
     @property
     def place(self) -> Place:

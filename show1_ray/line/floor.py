@@ -15,9 +15,9 @@ from show1_ray.line.faults import Failure
 from show1_ray.line.flight import Flight
 from show1_ray.line.health import Health
 from show1_ray.line.load import Assignment, load_of
+from show1_ray.line.report import Report
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.spec import LineSettings, StageSpec
-from show1_ray.line.station import Report
 from show1_ray.line.traffic import GivenUp, Traffic
 
 
@@ -42,9 +42,7 @@ class Floor:
             self.care.failed(number, stage, [flight.clip.id for flight in flights], failure, now)
         return self.traffic.fail(assignment, flights, failure, card, was_sound)
 
-    def lost(
-        self, assignment: Assignment, flights: list[Flight], lost: Mapping[str, Sequence[str]]
-    ) -> list[GivenUp]:
+    def lost(self, assignment: Assignment, flights: list[Flight], lost: Mapping[str, Sequence[str]]) -> list[GivenUp]:
         """A batch could not begin, because values of some of its clips are gone: `lost` names them, by clip."""
         self.schedule.end(assignment)
         gone = [flight for flight in flights if flight.clip.id in lost]

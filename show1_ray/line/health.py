@@ -19,6 +19,8 @@ STREAK = 2
 BLAMES = 3.0
 """Times that a card is to blame, though it works in between, after which it is recycled; each batch that it does takes
 a tenth away."""
+LOADING = ""
+"""Stands for the clips of a batch that there was none of yet: the stage could not be loaded."""
 SOUND_BATCHES = 20
 """Batches that a card has to do before one of its strikes is forgotten."""
 
@@ -29,6 +31,7 @@ class Track:
 
     streak: int = 0
     done: int = 0
+    loaded: bool = False
     blames: float = 0.0
     last: frozenset[str] = frozenset()
     on_probation: bool = False
@@ -122,8 +125,6 @@ class Health:
         card.streak = 0
         for track in card.tracks.values():
             track.streak, track.blames, track.last = 0, 0.0, frozenset()
-        for stage in [stage for stage, hold in card.holds.items() if hold.until is None]:
-            del card.holds[stage]
         until = self.nodes_out.get(node, now)
         if until > now and any(one.node != node and one.present and not one.is_shut_out for one in self.cards.values()):
             card.holds.setdefault(None, Hold(until, "its node is shut out"))
@@ -153,14 +154,14 @@ class Health:
         self, name: str, stage: int, clips: Iterable[str], now: float, reason: str, loading: bool = False
     ) -> list[Change]:
         """A batch failed on a card, or (`loading`) the stage could not be loaded there."""
-        card, failing = self.cards[name], frozenset(clips)
+        card, failing = self.cards[name], frozenset((LOADING,) if loading else clips)
         track = card.track(stage)
-        changes = self._witness(name, stage, failing) if self.is_sound(name, stage) and not loading else []
-        if not failing or not failing & track.last:
+        changes = self._witness(name, stage, failing) if self.is_sound(name, stage) else []
+        if loading or not failing & track.last:
             track.streak += 1
             card.streak += 1
         track.last = failing
-        if failing and not loading:
+        if failing:
             self._try(Trial(name, stage, set(failing), reason))
         limit = 1 if card.on_probation or track.on_probation else STREAK
         if max(card.streak, track.streak) < limit or not self.candidates(stage, but=(name,)):
@@ -169,24 +170,27 @@ class Health:
         if scope not in card.holds and None not in card.holds:
             card.holds[scope] = Hold(None, reason)
             changes.append(Change("hold", name, scope, reason))
-        if loading and any(one.track(stage).done for one in self.cards.values() if one.name != name):
+        if loading and any(one.track(stage).loaded for one in self.cards.values() if one.name != name):
             changes += self._strike(card, scope, reason, now)
         return changes
 
-    def succeeded(self, name: str, stage: int, clips: Iterable[str], now: float) -> list[Change]:
-        """A batch is done on a card, or (no clips) a stage is loaded there."""
+    def succeeded(self, name: str, stage: int, clips: Collection[str], now: float) -> list[Change]:
+        """A batch is done on a card, or (no clips) a stage is loaded there: that says nothing of its batches."""
         card = self.cards[name]
         track = card.track(stage)
-        track.done += 1
-        track.streak = card.streak = 0
-        track.last = frozenset()
-        track.on_probation = card.on_probation = False
-        track.blames *= 0.9
-        card.good += 1
+        track.loaded = True
+        if clips or track.last == {LOADING}:
+            track.streak = card.streak = 0
+            track.last = frozenset()
+        if clips:
+            track.done += 1
+            track.on_probation = card.on_probation = False
+            track.blames *= 0.9
+            card.good += 1
         if card.good >= SOUND_BATCHES:
             card.good, card.strikes = 0, max(0, card.strikes - 1)
         changes: list[Change] = []
-        for clip in clips:
+        for clip in (LOADING, *clips):
             for trial in self._trials.pop((stage, clip), []):
                 if trial.card == name:  # it went well there after all: this says nothing
                     changes += self._drop(trial)

@@ -5,31 +5,29 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from functools import partial
 from types import TracebackType
-from typing import Any
 
 import ray
 
 from show1_ray.clip import Clip
 from show1_ray.errors import UserError
-from show1_ray.line import events, plan
+from show1_ray.line import events
+from show1_ray.line.arrivals import Arrivals, Result
 from show1_ray.line.batch import Batch, as_task, on_station, patience
-from show1_ray.line.care import BLAMELESS, RECYCLED, Care
+from show1_ray.line.care import BLAMELESS, RECYCLED
 from show1_ray.line.faults import Failure, last_line
 from show1_ray.line.fleet import Fleet, StationHandle
 from show1_ray.line.flight import Flight
-from show1_ray.line.health import FailureRate, Health
+from show1_ray.line.floor import Floor
+from show1_ray.line.health import FailureRate
 from show1_ray.line.inbox import Inbox
-from show1_ray.line.load import Assignment, load_of
-from show1_ray.line.schedule import Schedule
+from show1_ray.line.load import Assignment
+from show1_ray.line.report import Report
 from show1_ray.line.snapshot import Progress
 from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec, check
-from show1_ray.line.station import Report
-from show1_ray.line.traffic import GivenUp, Traffic
+from show1_ray.line.traffic import GivenUp
 
 POLL_SECONDS = 0.05
 """How soon an open line that waits for a batch notices that a clip has come: `ray.wait` cannot be woken."""
@@ -40,17 +38,6 @@ COMING_SECONDS = 60.0
 """A station that was asked for so long ago is not waited for any more by what has failed on all others."""
 MANY = 4
 """A stage that has not loaded so many times as often as it may does not load anywhere."""
-RESULT_SECONDS = 60.0
-"""A clip's result that does not come to the driver within so many seconds is lost."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the last stage gave for a clip, on its way to the driver."""
-
-    flight: Flight
-    values: list[Future[Any]]
-    until: float
 
 
 class Line:
@@ -87,10 +74,7 @@ class Line:
         self._next_scaling = 0.0
         self._dead_starts: Counter[str] = Counter()
         """Of each stage, failures to load in a row; of "", stations that died before they did anything."""
-        self._inquests: list[tuple[Future[Any], Callable[[Any], None]]] = []
-        """What threads find out, and what is then to be done with it."""
-        self._pending: dict[str, Result] = {}
-        """Clips that are done, whose results are on their way to the driver."""
+        self._arrivals = Arrivals()
         self._rate = FailureRate()
         self._stopped_because = ""
         self._alone_since = time.monotonic()
@@ -101,12 +85,10 @@ class Line:
         self.fleet.start()
         self._spec_refs = [ray.put(spec) for spec in self.specs]
         self.store_bytes = self._store_bytes()
-        self.schedule = Schedule([load_of(spec) for spec in self.specs], max(self.settings.cpu_tasks, self.fleet.size))
-        self.schedule.warm = self.settings.warm
-        self.health = Health(self.settings.shut_out_seconds)
-        self.care = Care(self.schedule, self.health)
-        self.traffic = Traffic(self.specs, self.schedule, self.settings.max_attempts, self.results, self.health)
-        self._set_limits()
+        slots = max(self.settings.cpu_tasks, self.fleet.size)
+        self.floor = Floor(self.specs, self.settings, slots, self.results)
+        self.schedule, self.traffic, self.care = self.floor.schedule, self.floor.traffic, self.floor.care
+        self.floor.limit(self.fleet.size, self.store_bytes)
         self._alone_since = time.monotonic()
         return self
 
@@ -185,7 +167,7 @@ class Line:
     def _admit(self, source: Iterator[Clip | Order]) -> None:
         """Pull clips as there is room. That the source of an open line ends says nothing: the inbox does."""
         self._expect()
-        if len(self._pending) < self.schedule.stages[-1].limit:
+        if len(self._arrivals.results) < self.schedule.stages[-1].limit:
             self.traffic.admit(source)
         self._expect()
 
@@ -203,7 +185,7 @@ class Line:
         if now < self._next_scaling or self._stopping:
             return
         self._next_scaling = now + SCALING_SECONDS
-        self.health.coming = self.fleet.coming(now, COMING_SECONDS)
+        self.floor.health.coming = self.fleet.coming(now, COMING_SECONDS)
         self.care.tick(now)
         self._heed(now)
         self.fleet.ask_due(now)
@@ -217,7 +199,7 @@ class Line:
         if self.fleet.size != before or store != self.store_bytes:
             self.store_bytes = store
             self.schedule.cpu_slots = max(self.settings.cpu_tasks, self.fleet.size)
-            self._set_limits()
+            self.floor.limit(self.fleet.size, self.store_bytes)
 
     def _store_bytes(self) -> int:
         """Of the object store, for clips in flight; it grows and shrinks with the cluster."""
@@ -253,7 +235,7 @@ class Line:
         )
         refs = [*self.batches, *self.fleet.starting]
         timeout = max(0.0, min(until - now, 1.0))
-        if not refs and (self._inquests or self._pending):
+        if not refs and self._arrivals:
             timeout = min(timeout, POLL_SECONDS)
         if self._inbox is not None and not refs:
             self._inbox.wait(timeout)
@@ -261,7 +243,7 @@ class Line:
         if not refs:
             time.sleep(timeout)
             return
-        if self._inbox is not None or self._inquests or self._pending:
+        if self._inbox is not None or self._arrivals:
             timeout = min(timeout, POLL_SECONDS)
         done, _ = ray.wait(refs, num_returns=1, timeout=timeout, fetch_local=False)
         if done:
@@ -278,7 +260,7 @@ class Line:
         try:
             self.fleet.up(ref, now)
         except ray.exceptions.RayError as error:
-            self._ask_whether(self.fleet.stillborn(handle, error), partial(self._did_not_start, handle))
+            self._arrivals.ask(self.fleet.stillborn(handle, error), partial(self._did_not_start, handle))
             return
         assert handle.info is not None
         memory = handle.info.memory if handle.info.memory is not None else 1 << 60
@@ -309,25 +291,15 @@ class Line:
             report = batch.read()
         except ray.exceptions.RayError as error:
             why = self.fleet.death(batch.assignment.station, error, batch.has_begun())
-            self._ask_whether(why, partial(self._conclude_failed, batch))
+            self._arrivals.ask(why, partial(self._conclude_failed, batch))
             return
         self._conclude(batch, report)
 
-    def _ask_whether(self, question: Future[Any], then: Callable[[Any], None]) -> None:
-        """Do something with the answer when it is there."""
-        self._inquests.append((question, then))
-
     def _hear(self) -> None:
         """Answers that have come, and results of clips."""
-        heard = [one for one in self._inquests if one[0].done()]
-        self._inquests = [one for one in self._inquests if not one[0].done()]
-        for question, then in heard:
-            then(question.result())
-        now = time.monotonic()
-        for result in list(self._pending.values()):
-            if all(value.done() for value in result.values) or result.until < now:
-                del self._pending[result.flight.clip.id]
-                self._finish(result)
+        self._arrivals.answer()
+        for result in self._arrivals.arrived(time.monotonic()):
+            self._finish(result)
 
     def _expire(self) -> None:
         """End what has passed its deadline, and give up if there has been no station for too long."""
@@ -335,7 +307,7 @@ class Line:
         for ref in [ref for ref, batch in self.batches.items() if batch.deadline < now]:
             batch = self.batches.pop(ref)
             batch.cancel()
-            self._ask_whether(self.fleet.overdue(), partial(self._conclude_failed, batch))
+            self._arrivals.ask(self.fleet.overdue(), partial(self._conclude_failed, batch))
         if self.fleet.stations:
             self._alone_since = now
         elif now - self._alone_since > self.settings.start_deadline:
@@ -346,40 +318,36 @@ class Line:
 
     def _conclude(self, batch: Batch, report: Report) -> None:
         """A batch is over: its clips go on, or back, and its station is idle, or replaced."""
-        assignment, failure = batch.assignment, report.failure
-        self.schedule.end(assignment)
+        assignment, failure, now = batch.assignment, report.failure, time.monotonic()
         if failure is not None:
-            self._fail(batch, failure)
+            if failure.cause == "fatal":
+                raise FatalError(failure.text)
+            self._tell_given_up(self.floor.failed(assignment, batch.flights, failure, now))
+            self._tell_repeated(batch, f"{failure.cause}: {failure.last_line}")
+            self._count_dead_starts(batch, failure)
         elif report.lost:
-            lost = [flight for flight in batch.flights if flight.clip.id in report.lost]
-            self.traffic.put_back(assignment, [flight for flight in batch.flights if flight not in lost])
-            for flight in lost:
-                self._tell_given_up(self.traffic.rewind(flight, report.lost[flight.clip.id]))
-            self._tell_repeated(batch, "gone: a tensor was lost with its node")
+            self._tell_given_up(self.floor.lost(assignment, batch.flights, report.lost))
+            self._tell_repeated(batch, "gone: a value was lost, or is out of reach")
         else:
-            self._measure(batch, report)
-            self._succeed(batch)
-            self._advance(batch, report)
+            self._succeed(batch, report, now)
         if assignment.station is None:
             return
         if failure is not None and failure.cause in RECYCLED:
             self._replace(assignment.station, f"{failure.cause}: {failure.last_line}", failure.cause not in BLAMELESS)
         else:
-            self.care.free(assignment.station, time.monotonic())
-        self._heed(time.monotonic())
+            self.care.free(assignment.station, now)
+        self._heed(now)
 
-    def _succeed(self, batch: Batch) -> None:
+    def _succeed(self, batch: Batch, report: Report, now: float) -> None:
         assignment = batch.assignment
         self._dead_starts[self.specs[assignment.stage].name] = 0
-        if assignment.station is None:
-            return
-        clips = [flight.clip.id for flight in batch.flights]
-        self.care.succeeded(assignment.station, assignment.stage, clips, time.monotonic())
-        handle = self.fleet.stations[assignment.station]
-        handle.has_worked = True
-        if assignment.price:
-            handle.ran = {one for one in handle.ran if one[0] != assignment.stage}
-        handle.ran.add((assignment.stage, assignment.clips))
+        if assignment.station is not None:
+            self.fleet.stations[assignment.station].worked(assignment)
+        if self.floor.measure(assignment, report):
+            self.floor.limit(self.fleet.size, self.store_bytes)
+        self.floor.done(assignment, batch.flights, report, batch.outputs, now)
+        if batch.flights:
+            self._tell_done(batch, report)
 
     def _heed(self, now: float) -> None:
         """Do what is to be done about stations that fail."""
@@ -388,9 +356,7 @@ class Line:
         self._events.extend(self.care.news)
         self.care.news.clear()
 
-    def _advance(self, batch: Batch, report: Report) -> None:
-        if not batch.flights:
-            return
+    def _tell_done(self, batch: Batch, report: Report) -> None:
         self._dead_starts[""] = 0
         stage, station = batch.assignment.stage, batch.assignment.station
         if station is not None:
@@ -408,7 +374,6 @@ class Line:
                 report.plain,
             )
         )
-        self.traffic.advance(batch.flights, report, batch.outputs)
         for flight in batch.flights:
             if flight.clip.id in report.rejected:
                 self._reject(flight, report.rejected[flight.clip.id])
@@ -432,52 +397,37 @@ class Line:
             self.traffic.drop(flight)
             return
         refs = [flight.tensors[name] for name in self.results if name in self.traffic.tensors]
-        until = time.monotonic() + RESULT_SECONDS
-        self._pending[flight.clip.id] = Result(flight, [ref.future() for ref in refs], until)
+        self._arrivals.expect(flight, refs, time.monotonic())
 
     def _finish(self, result: Result) -> None:
-        flight = result.flight
+        flight, values = result.flight, result.read()
         names = [name for name in self.results if name in self.traffic.tensors]
         if flight.unwanted:
             self.traffic.drop(flight)
             return
-        try:
-            values = [value.result(timeout=0) for value in result.values]
-        except (ray.exceptions.RayError, TimeoutError):
+        if values is None:
             self._tell_given_up(self.traffic.rewind(flight, names))
             return
         self.traffic.leave(flight)
         self.progress.count(done=1, now=time.monotonic())
         self._rate.count(failed=False)
-        result = {**flight.plain, **dict(zip(names, values, strict=True))}
-        result = {name: result[name] for name in self.results}
+        known = {**flight.plain, **dict(zip(names, values, strict=True))}
+        given = {name: known[name] for name in self.results}
         attempts = flight.failures + 1
         self._events.append(
-            events.ClipDone(flight.clip, result, flight.seconds, flight.batch_sizes, attempts, flight.plain)
+            events.ClipDone(flight.clip, given, flight.seconds, flight.batch_sizes, attempts, flight.plain)
         )
-
-    def _fail(self, batch: Batch, failure: Failure) -> None:
-        if failure.cause == "fatal":
-            raise FatalError(failure.text)
-        stage, number = batch.assignment.stage, batch.assignment.station
-        card = self.care.card(number)
-        was_sound = card is None or self.health.is_sound(card, stage)
-        if number is not None:
-            clips = [flight.clip.id for flight in batch.flights]
-            self.care.failed(number, stage, clips, failure, time.monotonic())
-        self._tell_given_up(self.traffic.fail(batch.assignment, batch.flights, failure, card, was_sound))
-        self._tell_repeated(batch, f"{failure.cause}: {failure.last_line}")
-        self._count_dead_starts(batch, failure)
 
     def _count_dead_starts(self, batch: Batch, failure: Failure) -> None:
         stage, number = batch.assignment.stage, batch.assignment.station
         name = self.specs[stage].name
         is_of_loading = failure.cause == "load" or failure.loading
         if is_of_loading or (failure.cause in ("death", "deadline") and not batch.flights):
-            if not self.health.candidates(stage) or self._dead_starts[name] >= MANY * self.settings.max_dead_starts:
-                self._count_dead_start(name, f"stage {name} does not load: {failure.last_line}")
-            else:
+            others_do = bool(self.floor.health.candidates(stage))
+            if others_do and self._dead_starts[name] < MANY * self.settings.max_dead_starts:
                 self._dead_starts[name] += 1
+            else:
+                self._count_dead_start(name, f"stage {name} does not load: {failure.last_line}")
         if number is not None and failure.cause == "idle" and not self.fleet.stations[number].has_worked:
             self._count_dead_start("", f"a station died before it did anything: {failure.last_line}")
 
@@ -519,30 +469,10 @@ class Line:
         if self._dead_starts[what] >= self.settings.max_dead_starts and (what or self.fleet.all_died):
             raise FatalError(f"{last_line(text)} ({self._dead_starts[what]} times in a row)")
 
-    def _measure(self, batch: Batch, report: Report) -> None:
-        """Let what a batch took replace what was guessed."""
-        index, kind = batch.assignment.stage, batch.assignment.kind
-        load = self.schedule.stages[index]
-        if batch.assignment.price:
-            load.measure_load(kind, report.load_seconds, report.from_host)
-        if not batch.flights:
-            return
-        known = load.measured
-        load.measure(kind, report.seconds / len(batch.flights))
-        guess = self.specs[index].output_bytes
-        if report.output_bytes > 1.1 * guess or (not known and report.output_bytes < 0.9 * guess):
-            self.specs[index] = replace(self.specs[index], output_bytes=report.output_bytes)
-            self._set_limits()
-
-    def _set_limits(self) -> None:
-        limits = plan.limits(self.specs, self.fleet.size, self.store_bytes)
-        for load, clips in zip(self.schedule.stages, limits.clips, strict=True):
-            load.limit = clips
-
     # Beginning and end.
 
     def _ended(self) -> bool:
-        if self._inquests or self._pending:
+        if self._arrivals:
             return False
         if self.schedule.closed:
             return not self.batches
@@ -572,5 +502,4 @@ class Line:
         for batch in self.batches.values():
             batch.cancel()
         self.batches.clear()
-        self._inquests.clear()
-        self._pending.clear()
+        self._arrivals.clear()

@@ -11,14 +11,15 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import ray
 
 from show1_ray.clip import Clip
-from show1_ray.line.faults import Failure, failure
+from show1_ray.line.faults import failure
+from show1_ray.line.report import Report
 from show1_ray.line.spec import LineSettings, Rejected, StageObject, StageSpec, Tensors
 
 FETCH_SECONDS = 10.0
@@ -26,26 +27,6 @@ FETCH_SECONDS = 10.0
 STALLED_SECONDS = 45.0
 """Seconds without a single value arriving, after which those that are missing count as lost. Less than a batch's
 deadline: a value out of reach is neither the clip's fault nor the station's."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a station says of a batch: small, and the only thing that the driver fetches."""
-
-    started: float = 0.0
-    """Seconds since the epoch when the batch itself began."""
-    seconds: float = 0.0
-    load_seconds: float = 0.0
-    from_host: bool = False
-    output_bytes: int = 0
-    """Of the clip that gave most."""
-    failure: Failure | None = None
-    lost: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Tensors that are gone, by clip: the batch was not run."""
-    plain: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Plain values that the stage gave, by clip and name."""
-    rejected: dict[str, str] = field(default_factory=dict)
-    """Why clips shall not go on, by clip."""
 
 
 @dataclass(frozen=True)

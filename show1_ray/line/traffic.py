@@ -13,9 +13,9 @@ from show1_ray.line.faults import Failure
 from show1_ray.line.flight import Flight, halves, restart_stage, still_needed
 from show1_ray.line.health import Health
 from show1_ray.line.load import Assignment
+from show1_ray.line.report import Report
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.spec import Order, StageSpec
-from show1_ray.line.station import Report
 
 MAX_LOSSES = 20
 """Times that tensors of one clip may be lost with their nodes before it is given up."""
