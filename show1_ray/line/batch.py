@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -12,7 +12,7 @@ import ray
 from show1_ray.clip import Clip
 from show1_ray.line.faults import failure, shortened
 from show1_ray.line.flight import Flight
-from show1_ray.line.load import Assignment, Cost
+from show1_ray.line.load import Assignment, StageLoad
 from show1_ray.line.report import Report
 from show1_ray.line.spec import LineSettings, StageSpec
 from show1_ray.line.station import returns, run_task
@@ -65,14 +65,19 @@ class Batch:
         return shown
 
 
-def patience(settings: LineSettings, cost: Cost, assignment: Assignment, is_new_size: bool = False) -> float:
-    """Seconds after which a batch counts as one that never returns.
+def patience(
+    settings: LineSettings, load: StageLoad, assignment: Assignment, key: Hashable, is_new_size: bool = False
+) -> float:
+    """Seconds after which a batch counts as one that never returns; clips of another key may take much longer.
 
-    `is_new_size`: the station's process has not had a batch of this size of the stage, and may have to compile for it.
+    `is_new_size`: the station's process has not had such a batch of the stage yet, and may have to compile for it.
     """
-    seconds = max(settings.deadline_floor, settings.deadline_factor * cost.seconds * assignment.clips)
+    cost = load.on(assignment.kind)
+    a_clip = max(cost.seconds, load.by_key.get(key, 0.0))
+    seconds = max(settings.deadline_floor, settings.deadline_factor * a_clip * assignment.clips)
     # CPU tasks wait for storage, which may be slow and has retries of its own.
-    if assignment.price or not cost.measured or assignment.station is None or is_new_size:
+    is_new = is_new_size or not cost.measured or (key is not None and key not in load.by_key)
+    if assignment.price or is_new or assignment.station is None:
         seconds += settings.first_deadline
     return seconds
 

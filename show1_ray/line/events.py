@@ -201,6 +201,7 @@ class Snapshot:
     busy_share: float
     """Share of the stations' time that went into batches since the first one was up."""
     clips_an_hour: float
+    """Clips done, by the time since the run began; what is told anywhere of a job's speed is this."""
     seconds_left: float | None = None
     rejected: int = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
@@ -37,15 +37,19 @@ class StationHandle:
     info: StationInfo | None = None
     up_since: float = 0.0
     has_worked: bool = False
-    ran: set[tuple[int, int]] = field(default_factory=set)
-    """Stages and batch sizes that its process has run since it loaded them: what is compiled."""
+    ran: set[tuple[int, int, Hashable]] = field(default_factory=set)
+    """Stages, batch sizes and clips' keys that its process has run since it loaded them: what is compiled."""
 
-    def worked(self, assignment: Assignment) -> None:
+    def has_run(self, assignment: Assignment, key: Hashable) -> bool:
+        """Whether its process has had such a batch already."""
+        return (assignment.stage, assignment.clips, key) in self.ran
+
+    def worked(self, assignment: Assignment, key: Hashable) -> None:
         """It has done a batch, or loaded a stage."""
         self.has_worked = True
         if assignment.price:
             self.ran = {one for one in self.ran if one[0] != assignment.stage}
-        self.ran.add((assignment.stage, assignment.clips))
+        self.ran.add((assignment.stage, assignment.clips, key))
 
     @property
     def place(self) -> Place:

@@ -43,6 +43,8 @@ class Flight:
     """Times that it failed alone in this stage, whoever was at fault."""
     sound: set[str] = field(default_factory=set)
     """Cards where it failed alone in this stage although they had done well."""
+    alone: set[str] = field(default_factory=set)
+    """Cards where it failed alone in this stage."""
     avoid: set[str] = field(default_factory=set)
     """Cards where a batch failed in this stage that it was in."""
     losses: int = 0
@@ -63,6 +65,7 @@ class Flight:
         """It is at another stage: where it failed before does not matter there."""
         self.tries = 0
         self.sound.clear()
+        self.alone.clear()
         self.avoid.clear()
 
     def move(self, state: State, stage: int | None = None) -> None:

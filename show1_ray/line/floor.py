@@ -5,7 +5,7 @@ No Ray here: the line carries it out with real stations, `simulate.rehearse` on 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,8 +59,8 @@ class Floor:
             self.care.succeeded(assignment.station, assignment.stage, clips, now)
         self.traffic.advance(flights, report, outputs)
 
-    def measure(self, assignment: Assignment, report: Report) -> bool:
-        """Let what a batch took replace what was guessed. Returns whether clips turned out larger, or smaller."""
+    def measure(self, assignment: Assignment, report: Report, key: Hashable = None) -> bool:
+        """Let what a batch of clips of a key took replace what was guessed. Returns whether clips take more, or less."""
         index, kind = assignment.stage, assignment.kind
         load = self.schedule.stages[index]
         if assignment.price:
@@ -68,7 +68,7 @@ class Floor:
         if not assignment.clips:
             return False
         known = load.measured
-        load.measure(kind, report.seconds / assignment.clips)
+        load.measure(kind, report.seconds / assignment.clips, key)
         guess = self.specs[index].output_bytes
         if report.output_bytes > 1.1 * guess or (not known and report.output_bytes < 0.9 * guess):
             self.specs[index] = replace(self.specs[index], output_bytes=report.output_bytes)

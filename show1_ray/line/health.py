@@ -85,6 +85,7 @@ class Trial:
     stage: int
     left: set[str]
     reason: str
+    is_open: bool = True
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,8 @@ class Health:
         changes: list[Change] = []
         for clip in (LOADING, *clips):
             for trial in self._trials.pop((stage, clip), []):
+                if not trial.is_open:
+                    continue
                 if trial.card == name:  # it went well there after all: this says nothing
                     changes += self._drop(trial)
                     continue
@@ -240,6 +243,7 @@ class Health:
             self._trials.setdefault((trial.stage, clip), []).append(trial)
 
     def _close(self, trial: Trial) -> None:
+        trial.is_open = False
         self._open[trial.card].remove(trial)
         for clip in trial.left:
             trials = self._trials.get((trial.stage, clip), [])
@@ -256,7 +260,7 @@ class Health:
         return changes
 
     def _drop(self, trial: Trial) -> list[Change]:
-        if trial not in self._open.get(trial.card, []):
+        if not trial.is_open:
             return []
         self._close(trial)
         card = self.cards[trial.card]

@@ -126,7 +126,7 @@ class Line:
             total = len(clips)
         self.schedule.open(total)
         self.schedule.eager = self._inbox is not None and total is None
-        self.progress.begin(total)
+        self.progress.begin(total, time.monotonic())
         source = iter(clips)
         try:
             while not self._stopping_now:
@@ -173,7 +173,7 @@ class Line:
 
     def _expect(self) -> None:
         if self._inbox is not None and not self.schedule.closed:
-            self.schedule.expect(self._inbox.left)
+            self.schedule.expect(self._inbox.left + len(self.traffic.lobby))
 
     def _dispatch(self) -> None:
         while assignment := self.schedule.decide(time.monotonic()):
@@ -208,11 +208,12 @@ class Line:
         return int(self.fleet.nodes.view.resources.get("object_store_memory", 0) / 2)
 
     def _start(self, assignment: Assignment) -> None:
-        spec, cost = self.specs[assignment.stage], self.schedule.stages[assignment.stage].on(assignment.kind)
+        spec, load = self.specs[assignment.stage], self.schedule.stages[assignment.stage]
         flights = self.traffic.take(assignment)
         handle = None if assignment.station is None else self.fleet.stations[assignment.station]
-        is_new = handle is not None and (assignment.stage, assignment.clips) not in handle.ran
-        deadline = time.monotonic() + patience(self.settings, cost, assignment, is_new)
+        key = self.traffic.key(flights)
+        is_new = handle is not None and not handle.has_run(assignment, key)
+        deadline = time.monotonic() + patience(self.settings, load, assignment, key, is_new)
         if handle is None:
             batch = as_task(self._spec_refs[assignment.stage], spec, assignment, flights, deadline)
         else:
@@ -220,7 +221,7 @@ class Line:
         self.batches[batch.report] = batch
         if flights:
             ids = tuple(flight.clip.id for flight in flights)
-            seconds = cost.seconds * len(flights)
+            seconds = load.on(assignment.kind).seconds * len(flights)
             self._events.append(events.StageBegan(ids, spec.name, assignment.station, seconds, assignment.price))
 
     # What comes back.
@@ -342,8 +343,8 @@ class Line:
         assignment = batch.assignment
         self._dead_starts[self.specs[assignment.stage].name] = 0
         if assignment.station is not None:
-            self.fleet.stations[assignment.station].worked(assignment)
-        if self.floor.measure(assignment, report):
+            self.fleet.stations[assignment.station].worked(assignment, self.traffic.key(batch.flights))
+        if self.floor.measure(assignment, report, self.traffic.key(batch.flights)):
             self.floor.limit(self.fleet.size, self.store_bytes)
         self.floor.done(assignment, batch.flights, report, batch.outputs, now)
         if batch.flights:
@@ -409,7 +410,7 @@ class Line:
             self._tell_given_up(self.traffic.rewind(flight, names))
             return
         self.traffic.leave(flight)
-        self.progress.count(done=1, now=time.monotonic())
+        self.progress.count(done=1)
         self._rate.count(failed=False)
         known = {**flight.plain, **dict(zip(names, values, strict=True))}
         given = {name: known[name] for name in self.results}

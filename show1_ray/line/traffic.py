@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from show1_ray.clip import Clip
 from show1_ray.line.faults import Failure
 from show1_ray.line.flight import Flight, halves, restart_stage, still_needed
 from show1_ray.line.health import Health
+from show1_ray.line.keys import LOBBY, Lobby
 from show1_ray.line.load import Assignment
 from show1_ray.line.report import Report
 from show1_ray.line.schedule import Schedule
@@ -29,10 +30,31 @@ MOST_TRIES = 4
 
 @dataclass
 class Queue:
-    """What waits before a stage: clips, and batches that have to run by themselves."""
+    """What waits before a stage: clips, by their key, and batches that have to run by themselves."""
 
-    waiting: deque[Flight] = field(default_factory=deque)
+    waiting: dict[Hashable, deque[Flight]] = field(default_factory=dict)
     groups: deque[list[Flight]] = field(default_factory=deque)
+
+    def put(self, flight: Flight, key: Hashable, first: bool) -> None:
+        """One more clip waits: before the others, or behind them."""
+        waiting = self.waiting.setdefault(key, deque())
+        (waiting.appendleft if first else waiting.append)(flight)
+
+    def take(self, clips: int, key: Hashable) -> list[Flight]:
+        """Those that have waited for longest."""
+        waiting = self.waiting.get(key, deque())
+        flights = [waiting.popleft() for _ in range(clips)]
+        self._forget(key)
+        return flights
+
+    def remove(self, flight: Flight, key: Hashable) -> None:
+        """It does not wait any more."""
+        self.waiting[key].remove(flight)
+        self._forget(key)
+
+    def _forget(self, key: Hashable) -> None:
+        if not self.waiting.get(key, True):
+            del self.waiting[key]
 
 
 @dataclass(frozen=True)
@@ -64,23 +86,56 @@ class Traffic:
         self.max_attempts = max_attempts
         self.queues = [Queue() for _ in specs]
         self.flights: dict[str, Flight] = {}
+        self.lobby: Lobby[Flight] = Lobby()
+        """Clips that were pulled, and are to be let in together with their like."""
+        self._looks_ahead = False
         self.cancelled: list[Clip] = []
         """Clips that have left because they were cancelled: for the line to tell, and to clear."""
 
     def admit(self, source: Iterator[Clip | Order]) -> None:
-        """Pull as many clips as there is room for. Raises ValueError for one that is in the line already."""
+        """Pull as many clips as there is room for. Raises ValueError for one that is in the line already.
+
+        Where not all clips share batches, it looks ahead by as many as the lobby has room for, and lets those of a kind
+        in together; but where someone waits for each clip, in the order in which they come.
+        """
+        if self.schedule.exhausted:
+            return
         room = self.schedule.room()
-        admitted = list(islice(source, room))
-        for item in admitted:
+        has_ended = self._pull(source, room - len(self.lobby))
+        if self._looks_ahead and not self.schedule.eager and not has_ended:
+            has_ended = self._pull(source, LOBBY - len(self.lobby))
+        for flight in self.lobby.take(room):
+            key = self._key(flight, 0)
+            self.queues[0].put(flight, key, first=False)
+            self.schedule.admit(1, key)
+        if has_ended:
+            self.schedule.expect(len(self.lobby))
+
+    def _pull(self, source: Iterator[Clip | Order], clips: int) -> bool:
+        """Clips come into the lobby. Whether there are no more."""
+        pulled = 0
+        for item in islice(source, max(0, clips)):
             order = item if isinstance(item, Order) else Order(item)
             clip = order.clip
             if clip.id in self.flights:
                 raise ValueError(f"clip {clip.id!r} is in the line already")
-            self.flights[clip.id] = Flight(clip, given=order.given, outputs=order.outputs, keys=order.keys)
-            self.queues[0].waiting.append(self.flights[clip.id])
-        self.schedule.admit(len(admitted))
-        if len(admitted) < room:
-            self.schedule.exhaust()
+            flight = Flight(clip, given=order.given, outputs=order.outputs, keys=order.keys)
+            self.flights[clip.id] = flight
+            self.lobby.put(flight, self._kind(flight))
+            self._looks_ahead = self._looks_ahead or bool(order.keys)
+            pulled += 1
+        return pulled < clips
+
+    def _kind(self, flight: Flight) -> Hashable:
+        """Clips of equal kind share batches all the way; None where nobody is asked to."""
+        return None if self.schedule.eager or not flight.keys else frozenset(flight.keys.items())
+
+    def key(self, flights: Sequence[Flight]) -> Hashable:
+        """What the clips of a batch have in common."""
+        return self._key(flights[0], flights[0].stage) if flights else None
+
+    def _key(self, flight: Flight, stage: int) -> Hashable:
+        return flight.keys.get(self.specs[stage].name)
 
     def cancel(self, clip_id: str) -> None:
         """A clip is not wanted any more: if it waits it leaves, if it runs it leaves when its batch is over."""
@@ -90,15 +145,18 @@ class Traffic:
         flight.unwanted = True
         if flight.state != "queued":
             return
-        queue = self.queues[flight.stage]
+        if self.lobby.remove(flight, self._kind(flight)):
+            self.drop(flight)
+            return
+        queue, key = self.queues[flight.stage], self._key(flight, flight.stage)
         at = next((index for index, group in enumerate(queue.groups) if flight in group), None)
         if at is None:
-            queue.waiting.remove(flight)
+            queue.remove(flight, key)
         else:
             queue.groups[at].remove(flight)
             if not queue.groups[at]:
                 del queue.groups[at]
-        self.schedule.withdraw(flight.stage, at)
+        self.schedule.withdraw(flight.stage, at, key)
         self.drop(flight)
 
     def drop(self, flight: Flight) -> None:
@@ -110,11 +168,11 @@ class Traffic:
     def take(self, assignment: Assignment) -> list[Flight]:
         """The clips of an assignment leave their queue and run."""
         queue = self.queues[assignment.stage]
-        if assignment.group is not None:
+        if assignment.group is None:
+            flights = queue.take(assignment.clips, assignment.key)
+        else:
             flights = queue.groups[assignment.group]
             del queue.groups[assignment.group]
-        else:
-            flights = [queue.waiting.popleft() for _ in range(assignment.clips)]
         for flight in flights:
             flight.move("running")
         return flights
@@ -184,14 +242,15 @@ class Traffic:
         """A clip is given up when it has failed on so many sound cards, or often enough and there is no other one."""
         flight.failures += failure.cause in CHARGED
         flight.tries += 1
-        if was_sound and card is not None:
-            flight.sound.add(card)
+        if card is not None:
+            flight.alone.add(card)
+            flight.sound.update((card,) if was_sound else ())
         limit = self.max_attempts
         if failure.cause == "clip":
             limit = min(limit, 2)
         elif failure.cause not in CHARGED:
             limit = max(limit, 2)
-        others = card is not None and (self.health.coming or self.health.able(flight.stage, flight.avoid))
+        others = card is not None and (self.health.coming or self.health.able(flight.stage, flight.alone))
         if len(flight.sound) >= limit or flight.tries >= MOST_TRIES * limit or (flight.tries >= limit and not others):
             return [self._give_up(flight, failure)]
         self._isolate([flight])
@@ -221,9 +280,9 @@ class Traffic:
             self.drop(flight)
             return
         flight.move("queued", stage)
-        waiting = self.queues[stage].waiting
-        (waiting.appendleft if first else waiting.append)(flight)
-        self.schedule.add(stage, 1)
+        key = self._key(flight, stage)
+        self.queues[stage].put(flight, key, first)
+        self.schedule.add(stage, 1, key)
 
     def _isolate(self, flights: list[Flight]) -> None:
         for flight in flights:
@@ -241,12 +300,13 @@ class Traffic:
     def _to_avoid(self, stage: int, flights: Sequence[Flight]) -> frozenset[str]:
         """Cards that a batch is to be kept from: where its clips have failed, and, where better ones are left, those
         that fail in this stage at present."""
-        failed = {card for flight in flights for card in flight.avoid}
-        if not failed or not (self.health.coming or self.health.able(stage, failed)):
-            return frozenset()
-        better = self.health.candidates(stage, failed)
-        worse = set(self.health.able(stage, failed)).difference(better) if better else set()
-        return frozenset(failed | worse)
+        alone = {card for flight in flights for card in flight.alone}
+        for failed in ({card for flight in flights for card in flight.avoid}, alone):
+            if failed and (self.health.coming or self.health.able(stage, failed)):
+                better = self.health.candidates(stage, failed)
+                worse = set(self.health.able(stage, failed)).difference(better) if better else set()
+                return frozenset(failed | worse)
+        return frozenset()
 
     def _give_up(self, flight: Flight, failure: Failure) -> GivenUp:
         flight.move("failed")

@@ -1,4 +1,4 @@
-"""Bad cards cost no clip, bad clips cost no card: on the simulated clock, with all that the line decides without Ray."""
+"""Bad cards cost no clip, bad clips cost no card: on the simulated clock, with all that the line decides."""
 
 from __future__ import annotations
 
