@@ -34,7 +34,8 @@ class Simulation:
     loads: int = 0
     loading_seconds: float = 0.0
     most_in_flight: int = 0
-    batches: int = 0
+    batches_of: dict[int, int] = field(default_factory=dict)
+    """Batches of each stage."""
     busy: list[tuple[float, float]] = field(default_factory=list)
     """Start and end of every batch, without the loading before it."""
 
@@ -108,7 +109,8 @@ def simulate(
             heapq.heappush(ends, (end, started, assignment))
             result.loads += assignment.price > 0
             result.loading_seconds += assignment.price
-            result.batches += assignment.clips > 0
+            if assignment.clips:
+                result.batches_of[assignment.stage] = result.batches_of.get(assignment.stage, 0) + 1
             if assignment.clips and assignment.station is not None:
                 result.busy.append((begin, end))
         result.most_in_flight = max(result.most_in_flight, schedule.in_flight)
