@@ -39,6 +39,9 @@ LONG_QUEUE = 4.0
 TAIL = 0.85
 """The tail begins when what is left for each station is less than this many times a batch of every stage."""
 
+AMPLE = 1.5
+"""A stage gets as many stations of its own as keep up with the others, and half as many again."""
+
 
 class Schedule:
     """Hands out work to idle stations. Tell it what happened, then call `decide` until it gives None.
@@ -228,11 +231,16 @@ class Schedule:
     def useful_stations(self, own: int | None = None) -> int:
         """How many stations the work that is left can use, those included that it has; 1 at least.
 
-        `own`: of those for a stage that has its own.
+        `own`: of those for a stage that has its own: no more than keep up with the others.
         """
         stages = [stage for index, stage in enumerate(self.stages) if stage.on_station and self._pool(index) == own]
         cost = max((stage.seconds + stage.load_seconds for stage in stages), default=0.0)
-        return useful(sum(self._work(own)), self.unadmitted + self.in_flight, cost) if stages else 1
+        if not stages:
+            return 1
+        work, others = sum(self._work(own)), self._sizes[None]
+        most = useful(work, self.unadmitted + self.in_flight, cost)
+        pace = sum(self._work()) / others if own is not None and others else 0.0
+        return max(1, min(most, math.ceil(AMPLE * work / pace))) if pace else most
 
     def seconds_left(self) -> float:
         """Seconds of work that is left for each station, if all of them work all the time."""
