@@ -213,6 +213,8 @@ def status(
         print(json.dumps(asdict(status)))
         raise typer.Exit(1 if status.damaged else 0)
     print(f"{where}: {status.done} of {status.count} clips done, {len(status.failures)} failed, {status.left} left")
+    if status.others:
+        print(f"{status.others} of these {status.count} are not of the last manifest, {status.manifest}")
     print(f"pipeline {status.pipeline}, recipe {status.recipe_hash}, {status.format}, {status.bytes / 2**20:.1f} MiB")
     if status.holder is not None:
         print(f"being written by {status.holder}")

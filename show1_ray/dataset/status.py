@@ -30,9 +30,10 @@ class Failure:
 class Status:
     """How a dataset stands.
 
-    `done` clips have landed (of these `without_row` have no row in the metadata yet: the next run adopts
-    them), `failures` have not, `left` of the last manifest's `count` are neither; `others` of them all are not that
-    manifest's. `damaged` are there but not as they were written, and count as left; looked for only when asked.
+    `done` clips have landed (of these `without_row` have no row in the metadata yet: the next run adopts them),
+    `failures` have not, `left` are neither: together `count`, the clips of the last manifest and the `others` that
+    the dataset held before it. `damaged` are there but not as they were written, and count as left; looked for only
+    when asked.
     `bytes` are those of clips with rows. `holder` is the job that writes to it, if one does.
     """
 
@@ -73,8 +74,9 @@ def read_status(url: str, verify: bool = False) -> Status:
     ]
     clips = inventory.count + len(landed)
     last_job = about.manifest
-    count = clips if last_job.count is None else last_job.count
-    others = last_job.others + last_job.other_failures
+    others = 0 if last_job.count is None else last_job.others + last_job.other_failures
+    # More than are known of: somebody has put files there.
+    count = max((last_job.count or 0) + others, clips + len(failures))
     holder = read_holder(storage)
     return Status(
         pipeline=about.pipeline,
@@ -84,7 +86,7 @@ def read_status(url: str, verify: bool = False) -> Status:
         count=count,
         done=clips,
         without_row=len(landed),
-        left=max(0, count + others - clips - len(failures)),
+        left=count - clips - len(failures),
         others=others,
         bytes=inventory.bytes,
         failures=failures,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mimetypes
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,11 +18,14 @@ from fsspec.core import url_to_fs
 
 from show1_ray.dataset import conditional
 from show1_ray.dataset.conditional import TEMPORARY, Seen, copy_synced, protocols, write_local, write_synced
+from show1_ray.dataset.patience import Retries, patiently
 from show1_ray.errors import UserError
 
 A = TypeVar("A")
 T = TypeVar("T")
 SIMULTANEOUS = 16  # object stores answer slowly, but many at once
+DOWNLOAD = 256 * 2**20
+"""Bytes that a file is taken to have that comes whole to this machine: a shard's. How long to wait depends on it."""
 DELETED_AT_ONCE = 1000  # what S3 takes in a request
 MEDIA_TYPE = {"s3": "ContentType", "gs": "content_type"}
 """How fsspec's filesystems take a file's media type, without which a browser saves a report instead of showing it."""
@@ -34,21 +36,14 @@ class StorageError(UserError):
 
 
 @dataclass(frozen=True)
-class Retries:
-    """How often storage is asked, and the seconds of the first wait; each wait is twice the one before."""
-
-    attempts: int = 6
-    first_wait: float = 0.5
-
-
-@dataclass(frozen=True)
 class Storage:
     """A folder at an fsspec URL. Paths are relative to it. Picklable; holds no open handles of its own.
 
     On local filesystems a file is written beside its place, flushed to disk, and renamed; elsewhere (object
     stores) it is one put, which those stores make visible only when it is complete.
 
-    All methods raise StorageError when the retries are used up, and FileNotFoundError at once.
+    All methods raise StorageError when the retries are used up, or the store does not answer (see `patience`), or
+    nothing can become of it; and FileNotFoundError at once.
     """
 
     url: str
@@ -115,26 +110,31 @@ class Storage:
             return
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / PurePosixPath(path).name
-            self._try("read", path, lambda fs, full: fs.get_file(full, str(local)))
+            self._try("read", path, lambda fs, full: fs.get_file(full, str(local)), DOWNLOAD)
             yield local
 
     def write(self, path: str, data: bytes) -> None:
         """Put a file in its place, whole, over one that may be there."""
         if self.is_local:
-            self._try("write", path, lambda _, full: write_local(Path(full), lambda to: write_synced(to, data)))
+            self._try(
+                "write", path, lambda _, full: write_local(Path(full), lambda to: write_synced(to, data)), len(data)
+            )
         else:
-            self._try("write", path, lambda fs, full: fs.pipe_file(full, data, **_media_type(fs, path)))
+            self._try("write", path, lambda fs, full: fs.pipe_file(full, data, **_media_type(fs, path)), len(data))
 
     def upload(self, path: str, local: Path) -> None:
         """Put a file of this machine in its place, whole; large ones in parts where the store can."""
+        size = local.stat().st_size
         if self.is_local:
-            self._try("write", path, lambda _, full: write_local(Path(full), lambda to: copy_synced(local, to)))
+            self._try("write", path, lambda _, full: write_local(Path(full), lambda to: copy_synced(local, to)), size)
         else:
-            self._try("write", path, lambda fs, full: fs.put_file(str(local), full))
+            self._try("write", path, lambda fs, full: fs.put_file(str(local), full), size)
 
     def upload_new(self, path: str, local: Path) -> bool:
         """As `upload`, but only where there is no such file; whether it was so."""
-        return self._try("write", path, lambda fs, full: conditional.put_new_file(fs, full, local))
+        return self._try(
+            "write", path, lambda fs, full: conditional.put_new_file(fs, full, local), local.stat().st_size
+        )
 
     def look(self, path: str) -> Seen | None:
         """The file as it is now, for `replace` and `remove`; None where there is none."""
@@ -208,26 +208,20 @@ class Storage:
 
         yield from self._try("list", folder, entries)
 
-    def _try(self, verb: str, path: str, action: Callable[[AbstractFileSystem, str], T]) -> T:
-        wait = self.retries.first_wait
-        for attempt in range(1, self.retries.attempts + 1):
-            try:
-                return action(self._place[0], self.full(path))
-            except StorageError:
+    def _try(self, verb: str, path: str, action: Callable[[AbstractFileSystem, str], T], size: int = 0) -> T:
+        try:
+            return patiently(lambda: action(self._place[0], self.full(path)), self.retries, self.url, size)
+        except StorageError:
+            raise
+        except FileNotFoundError as error:
+            if verb != "write":
                 raise
-            except FileNotFoundError as error:
-                if verb != "write":
-                    raise
-                raise StorageError(f"cannot write {self.url}/{path}: no such place: {error}") from error
-            except Exception as error:  # each store's client has exceptions of its own
-                hopeless = isinstance(error, (PermissionError, IsADirectoryError, NotADirectoryError))
-                if hopeless or attempt == self.retries.attempts:
-                    times = f" after {attempt} attempts" if attempt > 1 else ""
-                    reason = " ".join(str(error).split()) or type(error).__name__
-                    raise StorageError(f"cannot {verb} {self.url}/{path}{times}: {reason}") from error
-            time.sleep(wait)
-            wait *= 2
-        raise ValueError(f"retries.attempts is {self.retries.attempts}, not a number from 1")
+            raise StorageError(f"cannot write {self.url}/{path}: no such place: {error}") from error
+        except Exception as error:  # each store's client has exceptions of its own
+            attempts = getattr(error, "attempts", 1)
+            times = f" after {attempts} attempts" if attempts > 1 else ""
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise StorageError(f"cannot {verb} {self.url}/{path}{times}: {reason}") from error
 
 
 def _media_type(fs: AbstractFileSystem, path: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from show1_ray.line.load import StationLoad
@@ -50,15 +50,15 @@ class IdleStations:
         for group in self._groups(station):
             group.pop(station.number, None)
 
-    def candidates(self, stage: int) -> Iterator[StationLoad]:
-        """Stations that may run `stage`, the cheapest kind first and one of each kind.
+    def candidates(self, stage: int, suits: Callable[[StationLoad], bool]) -> Iterator[StationLoad]:
+        """Stations that `suits` says may run `stage`, the cheapest kind first and one of each kind.
 
         The kinds: it holds the stage, has it in host memory, holds nothing, has to make room.
         """
         for group in (self._holding[stage], self._hosting[stage], self.blank):
-            yield from islice((one for one in group.values() if one.may_run(stage)), 1)
+            yield from islice(filter(suits, group.values()), 1)
         others = (one for one in self.all.values() if stage not in one.held and stage not in one.hosted)
-        yield from islice((one for one in others if one.may_run(stage)), 1)
+        yield from islice(filter(suits, others), 1)
 
     def since(self, time: float) -> list[int]:
         """Numbers of those that have been idle since `time` or longer, the longest first."""

@@ -39,6 +39,29 @@ def useful(work: float, clips: int, cost: float) -> int:
     return max(1, min(clips, math.ceil(work / cost) if cost > 0 else clips))
 
 
+def stations_of_stages(
+    wanted: Sequence[int], have: Sequence[int], cpus: Sequence[int], free: float, kept: float
+) -> list[int]:
+    """How many stations stages get that have their own, on CPUs; one each, whatever there is.
+
+    Args:
+        wanted: by stage, as many as its work can use.
+        have: as many as it has.
+        cpus: of one of them.
+        free: CPUs that nobody has taken.
+        kept: CPUs of those that are to stay free, for what lands clips.
+    """
+    sizes = [max(1, min(want, has)) for want, has in zip(wanted, have, strict=True)]
+    left = free - kept - sum(cpu for cpu, has in zip(cpus, have, strict=True) if not has)
+    while True:
+        short = [at for at, size in enumerate(sizes) if size < wanted[at] and (size < have[at] or cpus[at] <= left)]
+        if not short:
+            return sizes
+        next_one = min(short, key=lambda at: sizes[at] / wanted[at])
+        left -= cpus[next_one]
+        sizes[next_one] += 1
+
+
 def pin(seconds: Sequence[float], memory: Sequence[int], stations: Sequence[int]) -> list[tuple[int, ...]]:
     """The stages (numbers, ascending) of each station, given the stations' memory in bytes.
 

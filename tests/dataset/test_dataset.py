@@ -536,7 +536,25 @@ def test_what_is_left_is_told_for_the_last_manifest_whatever_else_is_there(job):
         dataset.flush()
         dataset._wait()
         status = read_status(job.url)
-        assert (status.count, status.done, status.others, status.left) == (5, 6, 3, 1)
+        assert (status.count, status.done, status.others, status.left) == (8, 6, 3, 1)
+
+
+def test_what_is_done_failed_and_left_is_all_that_there_is_whatever_manifests_came_and_clips_went(job):
+    def told() -> str:
+        return CliRunner().invoke(app, ["status", job.url]).output.splitlines()[0].partition(": ")[2]
+
+    with job.open(manifest={"url": "first.csv", "count": 3}) as dataset:
+        for entry in entries(3):
+            land(dataset, entry)
+        dataset.finish()
+    with job.open(manifest={"url": "second.csv", "count": 1}) as dataset:
+        [entry] = entries(4)[3:]
+        dataset.survey([entry])
+        land(dataset, entry)
+        dataset.finish()
+    assert told() == "4 of 4 clips done, 0 failed, 0 left"
+    video(job, "clip-1").unlink()
+    assert told() == "3 of 4 clips done, 0 failed, 1 left"
 
 
 @pytest.mark.parametrize("format", ["mp4", "webdataset"])

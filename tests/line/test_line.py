@@ -122,7 +122,7 @@ def test_a_clip_that_raises_fails_alone_after_three_attempts() -> None:
     assert not outcome.lost
 
 
-def test_a_clip_that_an_error_names_fails_at_once() -> None:
+def test_a_clip_that_an_error_names_is_tried_on_another_station_and_then_given_up() -> None:
     def act(clip: Clip, size: int) -> None:
         raise NamedError(clip.id)
 
@@ -130,7 +130,7 @@ def test_a_clip_that_an_error_names_fails_at_once() -> None:
     stages = [spec(0), spec(1, lambda device: Fails(1, {5}, act)), spec(2), land()]
     outcome = render(stages, batch)
     outcome.assert_done(batch, failed={"clip-005"})
-    assert outcome.failed["clip-005"].attempts == 1
+    assert outcome.failed["clip-005"].attempts == 2
 
 
 def test_a_clip_that_kills_its_process_each_time_fails_alone() -> None:
