@@ -77,6 +77,6 @@ class Floor:
 
     def limit(self, stations: int, store_bytes: int) -> None:
         """Bound the clips in flight."""
-        limits = plan.limits(self.specs, stations, store_bytes)
+        limits = plan.limits(self.specs, stations, store_bytes, self.traffic.results)
         for load, clips in zip(self.schedule.stages, limits.clips, strict=True):
             load.limit = clips

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,14 +106,14 @@ def pin(seconds: Sequence[float], memory: Sequence[int], stations: Sequence[int]
     return [tuple(sorted(stages)) for stages in pins]
 
 
-def footprint(stages: Sequence[StageSpec]) -> list[tuple[int, int]]:
+def footprint(stages: Sequence[StageSpec], results: Collection[str] = ()) -> list[tuple[int, int]]:
     """Bytes that a clip holds in the object store while each stage runs, and after it.
 
-    A stage's output bytes count until the last stage that takes one of its tensors.
+    A stage's output bytes count until the last stage that takes one of its tensors; to the end, if one is a result.
     """
-    last_use = [
-        max((t for t, s in enumerate(stages) if set(s.takes) & set(given.gives)), default=-1) for given in stages
-    ]
+    takes = [set(stage.takes) for stage in stages]
+    takes[-1].update(results)
+    last_use = [max((at for at, names in enumerate(takes) if names & set(given.gives)), default=-1) for given in stages]
     sizes = []
     for index in range(len(stages)):
         during = sum(stages[g].output_bytes for g in range(index + 1) if g == index or last_use[g] >= index)
@@ -122,14 +122,14 @@ def footprint(stages: Sequence[StageSpec]) -> list[tuple[int, int]]:
     return sizes
 
 
-def limits(stages: Sequence[StageSpec], stations: int, store_bytes: int) -> Limits:
+def limits(stages: Sequence[StageSpec], stations: int, store_bytes: int, results: Collection[str] = ()) -> Limits:
     """How many clips may be in flight.
 
     `n` clips may be where clips are heavy (the first stage after which a clip holds more than an eighth of
     what it holds at most, and all stages behind it), and as many again before. `n` is what the store allows,
     but no more than keeps every station in work and makes swaps cheap, and no less than a batch.
     """
-    sizes = footprint(stages)
+    sizes = footprint(stages, results)
     peak = max(1, max(during for during, _ in sizes))
     heavy = next((index for index, (_, after) in enumerate(sizes) if after > peak / 8), len(stages) - 1)
     light = max((after for _, after in sizes[:heavy]), default=0)
