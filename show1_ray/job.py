@@ -31,6 +31,7 @@ from show1_ray.line.events import (
     StageDone,
     StationEnded,
     StationLost,
+    StationShutOut,
     StationUp,
 )
 from show1_ray.line.service import ClipEvent, Service, StoppedError
@@ -371,6 +372,8 @@ def tell_report(report: Report, event: Event) -> None:
             report.station_up(event.station)
         case StationLost():
             report.station_lost(event.station, event.reason)
+        case StationShutOut():
+            report.station_shut_out(event.station, event.text)
         case StationEnded():
             report.station_ended(event.station)
         case StageDone():
