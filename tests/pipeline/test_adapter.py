@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from pydantic import Field
 
 from show1_ray.clip import Clip
 from show1_ray.line.spec import Rejected
@@ -320,7 +321,7 @@ class Rows(Stage):
     """Has a setting that rows may set, deep in its settings."""
 
     class Settings(StageSettings):
-        call: dict = {"frames": 3, "steps": 5}
+        call: dict[str, int] = Field(default_factory=lambda: {"frames": 3, "steps": 5})
 
     row_settings = frozenset({"call"})
     gives: ClassVar = {"said": PLAIN}
