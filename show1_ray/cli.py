@@ -281,7 +281,9 @@ def profile(
     from show1_ray.planning.tables import profile_report
 
     if not re.fullmatch(r"([1-9]\d{0,3}(,[1-9]\d{0,3})*)?", batch_sizes, re.ASCII):
-        raise UserError(f"--batch-sizes {shown(batch_sizes)}: give numbers of clips with commas between them, such as 1,2,4")
+        raise UserError(
+            f"--batch-sizes {shown(batch_sizes)}: give numbers of clips with commas between them, such as 1,2,4"
+        )
     loaded = Pipeline.load(pipeline, changes or (), code)
     sizes = [int(size) for size in batch_sizes.split(",") if size]
     found = measure(loaded, device or ("cuda:0" if local_gpu() else CPU), sizes, repeats)

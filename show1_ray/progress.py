@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from show1_ray.errors import printable
-
 from show1_ray.line.events import ClipFailed, Snapshot, StationLost, StationShutOut
 from show1_ray.notice import Notice
 

@@ -67,7 +67,12 @@ def read_failures(storage: Storage, merger: Merger | None = None) -> list[dict[s
     def load(path: str) -> tuple[bytes, pa.Table] | None:
         try:
             data = storage.read(path)
-            return data, pq.read_table(io.BytesIO(data), columns=FAILURE_SCHEMA.names)
+            table = pq.read_table(io.BytesIO(data), columns=FAILURE_SCHEMA.names)
+            table = table.select(FAILURE_SCHEMA.names).cast(FAILURE_SCHEMA)
+            table.validate(full=True)
+            if any(table[name].null_count for name in ("id", "prompt", "seed", "stage", "error")):
+                raise KeyError("a failure without all it should tell")
+            return data, table
         except FileNotFoundError:  # a job has made one of several since they were listed
             raise
         except BROKEN:

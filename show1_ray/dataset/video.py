@@ -62,11 +62,9 @@ def decode_video(data: bytes) -> np.ndarray:
     try:
         with av.open(io.BytesIO(data), "r") as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except (av.FFmpegError, IndexError) as error:
+        return np.stack(frames)
+    except (av.FFmpegError, IndexError, ValueError) as error:  # also of text that is none, and of no frames
         raise BrokenVideoError(str(error)) from error
-    if not frames:
-        raise BrokenVideoError("no frames")
-    return np.stack(frames)
 
 
 def read_comment(data: bytes) -> str:
