@@ -142,7 +142,7 @@ def run_batch(
         if published_on is not None:
             run_as_published(stage, clips, tensors, published_on)
         else:
-            stage.run(clips, tensors, [seeded_noise(clip.seed, stage.dtype) for clip in clips])
+            stage.run(clips, tensors, [seeded_noise(clip.generator_seed, stage.dtype) for clip in clips])
 
 
 def swap(stage: Stage, device: torch.device) -> dict[str, Any]:

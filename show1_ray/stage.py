@@ -41,9 +41,16 @@ Count = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class StageSettings(BaseModel):
-    """A stage's part of the recipe. Unknown keys and other types are refused: true is no number, "5" neither."""
+    """A stage's part of the recipe. Unknown keys and other types are refused: true is no number, "5" neither.
+
+    Attributes:
+        later: fields that came when recipes had been written already: left out of the recipe where they have their
+            defaults, so that those stay what they were.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    later: ClassVar[frozenset[str]] = frozenset()
 
 
 class StageExecution(BaseModel):
@@ -51,7 +58,7 @@ class StageExecution(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    batch_size: Count = 1
+    batch_size: Count = Field(1, description="clips at a time")
     memory: float = Field(
         0, ge=0, le=10_000, description="GiB on the device: the weights, and the working set of a batch"
     )
@@ -166,7 +173,7 @@ class Stage(ABC):
     """One step of a pipeline: named values of a batch of clips in, named values of each clip out.
 
     A clip's result must not depend on the rest of its batch, nor on anything but the clip, its values and the settings;
-    randomness comes from generators that are seeded with `Clip.seed`.
+    randomness comes from generators that are seeded with `Clip.generator_seed`.
 
     A class says what it is before anything is loaded: all class attributes and class methods are asked by the driver,
     so a module that imports torch at its top makes the driver import it too. An instance is made on a station (or for

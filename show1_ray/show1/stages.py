@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from show1_ray.clip import Clip
-from show1_ray.pipeline.checkpoints import Checkpoint, published_or_local_config
+from show1_ray.errors import shown
+from show1_ray.pipeline.checkpoints import Checkpoint, CheckpointError, published_or_local_config
 from show1_ray.show1 import settings as recipe
 from show1_ray.stage import FLOAT_FRAMES, FRAMES, Axes, Context, Fault, Needs, Shape, Stage
 
@@ -23,6 +24,8 @@ class CascadeStage(Stage):
 
     Execution = recipe.Execution
     tensors = "torch"
+
+    stage: Any
 
     def load(self, device: str) -> None:
         """See `Stage`.
@@ -253,8 +256,7 @@ def _indivisible(
     key: str, checkpoint: Checkpoint, component: str, height: int | None, width: int | None
 ) -> Iterable[Fault]:
     """A size that a network cannot halve as often as it does."""
-    config = published_or_local_config(checkpoint, component)
-    factor = 2 ** (len(config["block_out_channels"]) - 1) if config else 1
+    factor = 2 ** (levels_of(checkpoint, component) - 1)
     if (width or 0) % factor or (height or 0) % factor:
         yield key, f"{width}x{height} frames, but its {component} needs width and height divisible by {factor}"
 
@@ -265,8 +267,23 @@ def _faults_of_reuse(key: str, loop: recipe.Denoising, context: Context) -> Iter
         return
     if context.execution is not None and context.execution.compile == "graphs":
         yield "execution.compile", "graphs do not go with reuse of deep features: use blocks"
-    config = published_or_local_config(loop.checkpoint, "unet")
-    levels = len(config["block_out_channels"]) if config else 0
-    if config and loop.reuse.levels >= levels:
+    levels = levels_of(loop.checkpoint, "unet")
+    if 1 < levels <= loop.reuse.levels:
         reason = f"{loop.reuse.levels} of the unet's {levels} levels leave none to reuse"
         yield f"{key}.reuse.levels".removeprefix("."), reason
+
+
+def levels_of(checkpoint: Checkpoint, component: str) -> int:
+    """Resolutions of a network, each half the one before; 1 where its configuration is not at hand.
+
+    Raises:
+        CheckpointError: a configuration that says something else.
+    """
+    config = published_or_local_config(checkpoint, component)
+    if config is None:
+        return 1
+    channels = config.get("block_out_channels")
+    if not isinstance(channels, list) or not 1 <= len(channels) <= 16:
+        what = f"block_out_channels is {shown(channels)}, not a list of 1 to 16 numbers"
+        raise CheckpointError(f"{checkpoint}: {component}/config.json: {what}")
+    return len(channels)

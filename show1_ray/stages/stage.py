@@ -65,7 +65,7 @@ class Stage(ABC):
         for clip, given in zip(clips, tensors, strict=True):
             self._check(clip, given, self.takes)
         if noise is None:
-            noise = [seeded_noise(clip.seed, self.dtype) for clip in clips]
+            noise = [seeded_noise(clip.generator_seed, self.dtype) for clip in clips]
         size = 1 if self.device.type == "cpu" else len(clips)
         outputs = []
         with torch.inference_mode():

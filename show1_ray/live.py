@@ -21,6 +21,7 @@ def open_line(
     pipeline: str | Path | Pipeline = "nano",
     *,
     overrides: Sequence[str] = (),
+    code: str | Path | None = None,
     address: str | None = None,
     max_waiting: int = 64,
     settings: LineSettings | None = None,
@@ -40,6 +41,7 @@ def open_line(
     Args:
         pipeline: its name, a pipeline file, or one that is loaded.
         overrides: `stage.key=value` changes to it; see `Pipeline.load`.
+        code: a Python file, a folder or a module, whose stages the pipeline may use.
         address: a Ray cluster, as for `render`; a connection that is there is used, and stays.
         max_waiting: clips that may wait for their first stage; more are refused with `FullError`.
         settings: of the line; default: a station for each GPU, or CPU core, which loads its stages before they are
@@ -49,7 +51,7 @@ def open_line(
     Raises:
         UserError: bad input, no cluster there, or stages that do not fit.
     """
-    loaded = pipeline if isinstance(pipeline, Pipeline) else Pipeline.load(pipeline, overrides)
+    loaded = pipeline if isinstance(pipeline, Pipeline) else Pipeline.load(pipeline, overrides, code)
     loaded = loaded.resolved()
     address = checked_address(address)
     loaded.fetch() if address == "local" else loaded.check_access()
