@@ -201,13 +201,13 @@ def status(
     verify: Annotated[bool, typer.Option("--verify", help="Read all clips and compare their checksums.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """What of a dataset is done, what failed and why, what is left. Exit code 1 if --verify finds damage."""
+    """What of a dataset is done, what failed and why, what is left, and what is wrong: then the exit code is 1."""
     from show1_ray.dataset import read_status
 
     status = read_status(where, verify)
     if json_output:
         print(json.dumps(asdict(status)))
-        raise typer.Exit(1 if status.damaged else 0)
+        raise typer.Exit(0 if status.is_sound else 1)
     print(f"{where}: {status.done} of {status.count} clips done, {len(status.failures)} failed, {status.left} left")
     if status.others:
         print(f"{status.others} of these {status.count} are not of the last manifest, {status.manifest}")
@@ -217,9 +217,13 @@ def status(
     for failure in status.failures:
         reason = failure.error.strip().rpartition("\n")[2]
         print(f"failed: {failure.id} in {failure.stage} after {failure.attempts} attempts: {reason}")
+    for lost in status.lost:
+        print(f"lost: {lost}; `render` renders it again")
     for damaged in status.damaged:
         print(f"damaged: {damaged}; `render --verify` renders it again")
-    raise typer.Exit(1 if status.damaged else 0)
+    for foreign in status.foreign:
+        print(f"not of this dataset: {foreign}")
+    raise typer.Exit(0 if status.is_sound else 1)
 
 
 @app.command()

@@ -27,6 +27,24 @@ class CascadeStage(Stage):
 
     stage: Any
 
+    def load(self, device: str) -> None:
+        """See `Stage`.
+
+        Raises:
+            CheckpointError: weights that are not to be had or do not fit.
+            ConfigError: a network's or a scheduler's configuration that is not known.
+        """
+        from show1_ray.show1.cascade import build
+
+        self.stage = build(self, device)
+        self.device = device
+
+    def loaded_bytes(self) -> int | None:
+        """See `Stage`."""
+        from show1_ray.stages.operations import weight_bytes
+
+        return sum(map(weight_bytes, self.stage.networks.values()))
+
     def leave(self) -> None:
         """See `Stage`."""
         self.stage.leave()
@@ -38,6 +56,20 @@ class CascadeStage(Stage):
     def run(self, clips: Sequence[Clip], values: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """See `Stage`."""
         return self.stage(clips, values)
+
+    @classmethod
+    def operations(cls, settings: Any, context: Context, given: Mapping[str, Shape]) -> float | None:
+        """Those of its networks; None where a configuration is not known without fetching it. Imports torch."""
+        from show1_ray.show1.works import operations
+
+        return operations(cls.__name__, settings, context, given)
+
+    @classmethod
+    def weights(cls, settings: Any, context: Context) -> int | None:
+        """Bytes of its networks' weights; None as for `operations`. Imports torch."""
+        from show1_ray.show1.works import weights
+
+        return weights(cls.__name__, settings, context)
 
 
 class DenoisingStage(CascadeStage):
@@ -55,6 +87,7 @@ class Text(CascadeStage):
     Settings = recipe.Text
     gives = TEXTS
     relative_seconds = 0.05
+    working_set = 1.2  # texts are encoded one at a time
 
     @classmethod
     def checkpoints(cls, settings: recipe.Text) -> Sequence[Needs]:
