@@ -9,9 +9,11 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from show1_ray.clip import Clip
 from show1_ray.cluster.connection import check_shared, checked_address, cluster, job_name
 from show1_ray.dataset import Dataset, Origin, Survey, Weights, look
 from show1_ray.dataset.compaction import read_failures
@@ -40,7 +42,7 @@ from show1_ray.manifest import COUNTED_SEEDS, Entry, Manifest, open_manifest
 from show1_ray.metrics import Metrics
 from show1_ray.notice import Aside, Notice
 from show1_ray.pipeline import Pipeline
-from show1_ray.pipeline.lineup import saved_frames
+from show1_ray.pipeline.lineup import order, saved_frames
 from show1_ray.pipeline.recipe import recipe_hash
 from show1_ray.planning.costs import costs_of_job, job_device
 from show1_ray.planning.gpus import memory_for_stages
@@ -224,7 +226,8 @@ def render(
             with Report(dataset.lander.storage, subject, tell=tell) as report:
                 watched = watching(observe, report, measured(job_name() or out, tell), undo)
                 running = Service(stages, settings, max_waiting=math.inf, observe=watched, total=left)
-                fill(dataset, running, dataset.missing(entries, retry_failed), summary, control, max_failures)
+                left_over = dataset.missing(entries, retry_failed)
+                fill(dataset, running, left_over, summary, control, max_failures, partial(order, pipeline))
                 report.end(interrupted=control.asked, stopped=summary.stopped)
 
     control = control or Control()
@@ -253,14 +256,16 @@ def fill(
     summary: Summary,
     control: Control,
     max_failures: int = 20,
+    order_of: Callable[[Clip, dict[str, Any]], Order] = Order,
 ) -> None:
     """Renders `entries` into the dataset, through a line of its own, which is begun and ended here.
 
     Raises:
         UserError: what stopped the line, or the dataset's storage fails.
     """
+    orders = (order_of(entry.clip, {"extra": entry.extra}) for entry in entries)
     with line, control.over(line):
-        _wait_for(_follow_all(line, entries, dataset, summary, max_failures), line)
+        _wait_for(_follow_all(line, orders, dataset, summary, max_failures), line)
     if isinstance(line.error, FatalError):
         raise UserError(str(line.error)) from line.error
     if line.error is not None:
@@ -268,7 +273,7 @@ def fill(
 
 
 async def _follow_all(
-    line: Service, entries: Iterable[Entry], dataset: Dataset, summary: Summary, max_failures: int
+    line: Service, orders: Iterable[Order], dataset: Dataset, summary: Summary, max_failures: int
 ) -> None:
     """Follows each clip to its end; all end early if the line does."""
 
@@ -290,9 +295,9 @@ async def _follow_all(
     try:
         async with asyncio.TaskGroup() as clips:
             with suppress(StoppedError):
-                for entry in entries:
+                for one in orders:
                     await line.room()
-                    clips.create_task(follow(line.render(Order(entry.clip, {"extra": entry.extra}))))
+                    clips.create_task(follow(line.render(one)))
             line.close()
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None

@@ -18,7 +18,7 @@ from show1_ray.pipeline.file import Tree, as_typed, find, parse_override, read
 from show1_ray.pipeline.inputs import Input, InputColumns, read_inputs
 from show1_ray.pipeline.parts import Reader
 from show1_ray.pipeline.registry import RegistryError
-from show1_ray.pipeline.rows import RowSettings, faults_of_settings
+from show1_ray.pipeline.rows import RowSettings, batch_keys, faults_of_settings
 from show1_ray.pipeline.wiring import Fault, Part, Ref, Wired, Wiring, wire
 from show1_ray.stage import FRAMES, Context, Needs, Shape, StageSettings
 
@@ -267,13 +267,8 @@ class Pipeline:
         return {name: path[2:] for name, path in setting.items() if path[1] == stage}
 
     def batch_keys(self, inputs: Mapping[str, Any]) -> dict[str, Hashable]:
-        """What clips must have in common to share a batch, by stage: values of the inputs that set its settings."""
-        keys: dict[str, Hashable] = {}
-        for part in self.parts:
-            names = self.sets(part.name)
-            if names:
-                keys[part.name] = tuple(inputs.get(name) for name in names)
-        return keys
+        """What clips must have in common to share a batch, by stage; see `rows.batch_keys`."""
+        return batch_keys(self, inputs)
 
     @property
     def input_columns(self) -> InputColumns:

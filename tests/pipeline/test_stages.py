@@ -483,7 +483,10 @@ def test_inputs_set_settings_of_their_row(toys):
     assert pipeline.row({"frames": 12}).video_shape.sizes == (12, 16, 32, 3)
     assert pipeline.row({"steps": 3}).stages.draw.call == {"steps": 3}
     assert pipeline.row({"style": "x"}) is pipeline
-    assert pipeline.batch_keys({"frames": 12, "style": "x"}) == {"draw": (12, None)}
+    keys = pipeline.batch_keys({"frames": 12, "style": "x"})
+    assert keys["draw"] == (12, None)
+    assert keys["up"] != pipeline.batch_keys({"frames": 6})["up"]  # it is given more frames
+    assert keys == pipeline.batch_keys({"frames": 12, "style": "y"})
     assert pipeline.sets("draw") == {"frames": ("frames",), "steps": ("call", "steps")}
     with pytest.raises(ConfigError, match=r"'frames' is 101: stages\.draw\.frames: 101 are too many"):
         pipeline.row({"frames": 101})
