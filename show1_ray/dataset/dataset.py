@@ -21,14 +21,15 @@ from show1_ray.dataset.card import dataset_card
 from show1_ray.dataset.compaction import common_schema, compact_failures, compact_metadata, read_failures
 from show1_ray.dataset.identity import Format, check_identity, write_identity
 from show1_ray.dataset.inventory import Inventory
-from show1_ray.dataset.lander import Lander, Origin, row_of_file
-from show1_ray.dataset.layout import CARD, CLIPS, FAILURES, METADATA, SHARDS, STAGES, clip_path, new_part
+from show1_ray.dataset.lander import Lander, Origin
+from show1_ray.dataset.layout import CARD, FAILURES, METADATA, new_part
 from show1_ray.dataset.lease import Lease, LeaseError, LeaseTimes
+from show1_ray.dataset.mending import clean, remove_damaged
 from show1_ray.dataset.metadata import FAILURES as FAILURE_SCHEMA
-from show1_ray.dataset.metadata import Row, check_columns, id_digest, to_parquet, to_table
+from show1_ray.dataset.metadata import Row, check_columns, to_parquet, to_table
 from show1_ray.dataset.parts import Merger, Part, index_of, list_parts
 from show1_ray.dataset.patience import Retries
-from show1_ray.dataset.shards import read_videos, write_shard
+from show1_ray.dataset.shards import write_shard
 from show1_ray.dataset.stock import Stock, take_stock
 from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.dataset.survey import Contents, Survey
@@ -230,7 +231,7 @@ class Dataset:
             card = dataset_card(self._origin, self._format, inventory.count, inventory.bytes, failures)
             self._storage.write(CARD, card.encode())
             write_identity(self._storage, self._origin, self._format, self._about)  # somebody may have removed it
-            self._clean()
+            clean(self._storage)
         finally:
             self.abandon()
         if inventory.count < expected:
@@ -242,10 +243,10 @@ class Dataset:
     # Resuming
 
     def _recover(self, verify: bool) -> None:
-        self._clean()
+        clean(self._storage)
         if verify:
-            stock = take_stock(self._storage, self._origin.recipe_hash, verify=True, contents=False)
-            self._remove_damaged(stock)
+            self._lease.confirm()
+            remove_damaged(self._storage, self._origin.recipe_hash)
         self._settle()
         inventory = self._stock.inventory
         numbers = {*inventory.shards_there, *inventory.all.shard_sizes}
@@ -253,28 +254,6 @@ class Dataset:
         self._at_first = self._stock.count
         failures = read_failures(self._storage, self._mergers[FAILURES])
         self._contents = Contents(self._storage, self._origin.recipe_hash, self._stock, failures)
-
-    def _clean(self) -> None:
-        """Remove what interrupted writes have left."""
-        storage = self._storage
-        if not storage.is_local:
-            return
-        stages = [f"{STAGES}/{name}" for name in storage.folders(STAGES)]
-        folders = [f"{folder}/{name}" for folder in (CLIPS, *stages) for name in storage.folders(folder)]
-        storage.clean(["", SHARDS, METADATA, FAILURES, *folders])
-
-    def _remove_damaged(self, stock: Stock) -> None:
-        """Remove clips whose checksum is wrong. Of a shard that has one, the others become single files again."""
-        self._lease.confirm()
-        for shard in {one.shard for one in stock.found if one.shard is not None}:
-            wrong = {one.file_name: one for one in stock.found if one.shard == shard}
-            for name, data in read_videos(self._storage, shard):
-                row = row_of_file(data, self._origin.recipe_hash)
-                is_kept = name not in wrong or wrong[name].own is not None
-                if row is not None and is_kept and (name not in wrong or id_digest(row["id"]) in stock.waiting):
-                    self._storage.write(clip_path(row["id"]), data)
-            self._storage.delete(shard)
-        self._storage.delete_many([one.file_name for one in stock.found if one.shard is None])
 
     def _settle(self) -> None:
         """Bring files and rows to agree: adopt what landed without a row, remove what is twice or broken."""
