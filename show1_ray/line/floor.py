@@ -60,7 +60,7 @@ class Floor:
         self.traffic.advance(flights, report, outputs)
 
     def measure(self, assignment: Assignment, report: Report, key: Hashable = None) -> bool:
-        """Let what a batch of clips of a key took replace what was guessed. Returns whether clips take more, or less."""
+        """Let what a batch of clips of a key took replace what was guessed. Returns whether clips' sizes changed."""
         index, kind = assignment.stage, assignment.kind
         load = self.schedule.stages[index]
         if assignment.price:
