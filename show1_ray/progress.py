@@ -98,7 +98,8 @@ def summary_lines(summary: Summary, before: bool = False) -> str:
     if before:
         rest = summary.total - summary.done_before - summary.skipped_failures
         failed = f", {summary.skipped_failures} failed before (--retry-failed)" if summary.skipped_failures else ""
-        return f"{summary.out}: {summary.done_before} of {summary.total} clips done{failed}, {rest} to render"
+        head = f"{summary.out}: {summary.done_before} of {summary.total} clips done{failed}, {rest} to render"
+        return "\n".join([head, *(f"note: {note}" for note in summary.notes)])
     again = (
         f", {summary.skipped_failures} failed before and skipped (--retry-failed)" if summary.skipped_failures else ""
     )

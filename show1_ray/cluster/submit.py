@@ -21,6 +21,7 @@ import yaml
 import show1_ray
 from show1_ray.errors import UserError
 from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
+from show1_ray.pipeline.code import Code
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -30,6 +31,8 @@ AGENT_SECONDS = 120.0
 LOST_SECONDS = 600.0
 """How long to ask again where the connection to a cluster is lost."""
 RETRY_SECONDS = 2.0
+CODE = "code"
+"""The folder of a shipment that has code of somebody's own."""
 
 T = TypeVar("T")
 
@@ -45,16 +48,19 @@ class Job:
 
 
 @contextmanager
-def shipment(manifest: str, pipeline: str, overrides: Sequence[str]) -> Iterator[tuple[Path, str, str]]:
-    """A folder with what a job needs: this package, the manifest and the pipeline file where they are this machine's.
+def shipment(
+    manifest: str, pipeline: str, overrides: Sequence[str], code: Code | None = None
+) -> Iterator[tuple[Path, str, str]]:
+    """A folder with what a job needs: this package, and the manifest, pipeline file and code that are this machine's.
 
     Yields:
-        The folder, and the names of manifest and pipeline in it (URLs and names of pipelines stay as they are).
+        The folder, and the names of manifest and pipeline in it (URLs and names of pipelines stay as they are); code
+        lies in `CODE`.
 
     Raises:
         UserError: no such manifest, or what `Pipeline.load` raises.
     """
-    Pipeline.load(pipeline, overrides)
+    Pipeline.load(pipeline, overrides, code)
     with tempfile.TemporaryDirectory(prefix="show1-ray") as name:
         folder = Path(name)
         package = Path(show1_ray.__file__).parent
@@ -62,7 +68,9 @@ def shipment(manifest: str, pipeline: str, overrides: Sequence[str]) -> Iterator
         shutil.copytree(package, folder / "show1_ray", ignore=ignored)
         for pipelines in PIPELINE_FOLDERS:
             shutil.copytree(pipelines, folder / "show1_ray" / "pipelines", ignore=ignored, dirs_exist_ok=True)
-        yield folder, _ship_manifest(manifest, folder), _ship_pipeline(pipeline, folder)
+        if code is not None:
+            code.write(folder / CODE)
+        yield folder, _ship_manifest(manifest, folder), _ship_pipeline(pipeline, folder, code)
 
 
 def _ship_manifest(manifest: str, folder: Path) -> str:
@@ -79,11 +87,11 @@ def _ship_manifest(manifest: str, folder: Path) -> str:
     return f"manifest/{Path(path).name}"
 
 
-def _ship_pipeline(pipeline: str, folder: Path) -> str:
+def _ship_pipeline(pipeline: str, folder: Path, code: Code | None) -> str:
     if pipeline in names():
         return pipeline
     # Whole, with absolute paths: what it extends and where it lies are not known there.
-    whole = Pipeline.load(pipeline).model_dump(mode="json", exclude_none=True, exclude={"name"})
+    whole = Pipeline.load(pipeline, code=code).document()
     path = folder / Path(pipeline).name
     path.write_text(yaml.safe_dump(whole, sort_keys=False))
     return path.name
@@ -207,6 +215,7 @@ def submit(
     options: Sequence[str] = (),
     pipeline: str = "nano",
     changes: Sequence[str] = (),
+    code: str | None = None,
 ) -> str:
     """Hands a manifest to a cluster.
 
@@ -216,6 +225,7 @@ def submit(
         address: of the cluster's dashboard, `http://HOST:8265`.
         options: more arguments of `show1-ray render`.
         pipeline: its name, or a pipeline file, which is shipped; `changes` as `--set`.
+        code: a Python file, a folder or a module, whose stages the pipeline may use; it is shipped.
 
     Returns:
         The job's id.
@@ -224,10 +234,13 @@ def submit(
         UserError: bad input, or a cluster that does not take the job.
     """
     cluster = Cluster(address)
-    with shipment(manifest, pipeline, changes) as (folder, manifest_there, pipeline_there):
+    own = None if code is None else Code.at(code)
+    with shipment(manifest, pipeline, changes, own) as (folder, manifest_there, pipeline_there):
         where = out if "://" in out else str(Path(out).expanduser().absolute())
         sets = [argument for change in changes for argument in ("--set", change)]
-        return cluster.submit(folder, [manifest_there, "--out", where, "--pipeline", pipeline_there, *sets, *options])
+        there = [] if own is None else ["--code", f"{CODE}/{own.place}"]
+        arguments = [manifest_there, "--out", where, "--pipeline", pipeline_there, *there, *sets, *options]
+        return cluster.submit(folder, arguments)
 
 
 def _exit_code(details: Any) -> int | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -22,13 +22,26 @@ from show1_ray.line.nodes import Nodes
 from show1_ray.line.spec import LineSettings, StageSpec
 from show1_ray.line.station import StationInfo, start_station
 
+LANDING_SHARE = 0.25
+"""Share of the cluster's CPUs, one at least, that stages with stations of their own leave to what lands clips."""
+
+NEWS_SECONDS = 3.0
+"""What a station has taken that came up so lately may not be seen yet."""
+
+
+class Slot(NamedTuple):
+    """The place of a station in the fleet: of the stage that it is for (None: of those for all), and which."""
+
+    own: int | None
+    number: int
+
 
 @dataclass
 class StationHandle:
     """A station as the driver sees it. `info` is None until it is up; `slot` passes to the one that replaces it."""
 
     number: int
-    slot: int
+    slot: Slot
     actor: Any
     where: ray.ObjectRef
     asked_at: float = 0.0
@@ -57,7 +70,8 @@ class StationHandle:
         assert self.info is not None
         gpu = f"GPU {self.info.gpu}" if self.info.gpu else ""
         address = f"{self.info.address} ({self.info.node[:8]})"
-        return Place(f"{self.info.node}/{self.info.gpu or f'slot {self.slot}'}", gpu, self.info.node, address)
+        card = self.info.gpu or "slot " + "/".join(str(part) for part in self.slot if part is not None)
+        return Place(f"{self.info.node}/{card}", gpu, self.info.node, address)
 
 
 @dataclass
@@ -74,9 +88,11 @@ class Fleet:
     ended_seconds: float = 0.0
     least: int = 1
     most: int = 1
-    later: list[tuple[float, int]] = field(default_factory=list)
+    own: dict[int, int] = field(default_factory=dict)
+    """Stages that have stations of their own, and the CPUs of one."""
+    later: list[tuple[float, Slot]] = field(default_factory=list)
     """Slots whose next station is asked for at a time, because the last one died at once."""
-    judged: set[int] = field(default_factory=set)
+    judged: set[Slot] = field(default_factory=set)
     """Slots whose station died before it was up, until it is known why."""
     nodes: Nodes = field(default_factory=Nodes)
     starts: Starts = field(default_factory=Starts)
@@ -88,12 +104,27 @@ class Fleet:
         self.nodes.start()
         resources, wanted = self.nodes.view.resources, self.settings
         self.gpus = resources.get("GPU", 0) >= 1 if wanted.gpus is None else wanted.gpus
+        self._settle_own()
         self._set_bounds()
         if self.least < 1:
             what = "GPU" if self.gpus else f"{wanted.threads} CPUs"
             raise UserError(f"cluster: no {what} for a station; it has {_short(resources)}")
         self._specs_ref = ray.put(self.specs)
-        self.scale(self.least, (), time.monotonic())
+        now = time.monotonic()
+        self.scale(self.least, (), now)
+        self.scale_own(dict.fromkeys(self.own, 1), (), now)
+
+    def _settle_own(self) -> None:
+        """Which stages have stations of their own: where the others are CPU cores as well, none."""
+        if not self.gpus or not any(spec.on == "station" for spec in self.specs):
+            self.gpus = False
+            self.specs[:] = [replace(spec, on="station") if spec.on == "cpus" else spec for spec in self.specs]
+        self.own = {index: spec.cpus for index, spec in enumerate(self.specs) if spec.on == "cpus"}
+        nodes = [node for node in self.nodes.view.nodes.values() if node["Alive"]]
+        most = max((node["Resources"].get("CPU", 0) for node in nodes), default=0)
+        for index, cpus in self.own.items():
+            if cpus > most and not isinstance(self.settings.stations, tuple):
+                raise UserError(f"stage {self.specs[index].name}: no node has {cpus} CPUs; {most:g} are the most")
 
     def scale(self, wanted: int, idle: Sequence[int], now: float, benched: int = 0) -> list[int]:
         """Have `wanted` stations, within the bounds: ask for more, or take requests back and end stations of `idle`.
@@ -103,19 +134,45 @@ class Fleet:
         """
         self._set_bounds()
         self.size = min(max(wanted, self.least), self.most)
-        taken = {handle.slot for handle in (*self.stations.values(), *self.starting.values())}
-        taken.update(self.judged, (slot for _, slot in self.later))
         if benched and self.settings.stations is not None:
             room = int(self.nodes.view.free.get(self._unit, 0) // self._each)
-            self.size += min(benched, max(0, len(taken) - self.size) + room)
-        free = (slot for slot in count() if slot not in taken)
-        for _ in range(self.size - len(taken)):
+            self.size += min(benched, max(0, len(self._taken(None)) - self.size) + room)
+        return self._resize(None, self.size, idle, now)
+
+    def scale_own(self, wanted: Mapping[int, int], idle: Sequence[int], now: float) -> list[int]:
+        """The same for the stages that have stations of their own, of which each can use so many."""
+        resources, free = self.nodes.view.resources, self.nodes.view.free
+        lately = (one for one in self.stations.values() if now - one.up_since < NEWS_SECONDS)
+        slots = [handle.slot for handle in (*self.starting.values(), *lately)]
+        unseen = sum(self.own[slot.own] for slot in slots if slot.own is not None)
+        sizes = plan.stations_of_stages(
+            list(wanted.values()),
+            [len(self._taken(stage)) for stage in wanted],
+            [self.own[stage] for stage in wanted],
+            free.get("CPU", 0) - unseen,
+            max(1.0, LANDING_SHARE * resources.get("CPU", 0)),
+        )
+        ended = []
+        for stage, size in zip(wanted, sizes, strict=True):
+            its = [number for number in idle if self.stations[number].slot.own == stage]
+            ended += self._resize(stage, size, its, now)
+        return ended
+
+    def _taken(self, own: int | None) -> set[Slot]:
+        """The slots of a stage's stations (None: of those for all) that have one, or get one."""
+        there = [handle.slot for handle in (*self.stations.values(), *self.starting.values())]
+        return {slot for slot in (*there, *self.judged, *(slot for _, slot in self.later)) if slot.own == own}
+
+    def _resize(self, own: int | None, size: int, idle: Sequence[int], now: float) -> list[int]:
+        taken = self._taken(own)
+        free = (slot for slot in (Slot(own, number) for number in count()) if slot not in taken)
+        for _ in range(size - len(taken)):
             self.ask(next(free), now)
-        surplus = len(taken) - self.size
-        while surplus > 0 and self.later:
-            self.later.pop()
+        surplus = len(taken) - size
+        for due in [one for one in reversed(self.later) if one[1].own == own][: max(0, surplus)]:
+            self.later.remove(due)
             surplus -= 1
-        for ref in reversed(list(self.starting)):
+        for ref in [ref for ref, handle in reversed(self.starting.items()) if handle.slot.own == own]:
             if surplus <= 0:
                 return []
             ray.kill(self.starting.pop(ref).actor, no_restart=True)
@@ -142,14 +199,16 @@ class Fleet:
     def _each(self) -> int:
         return 1 if self.gpus else self.settings.threads
 
-    def ask(self, slot: int, now: float, died_before: bool = False) -> None:
+    def ask(self, slot: Slot, now: float, died_before: bool = False) -> None:
         """Ask for one station."""
         self.judged.discard(slot)
-        actor, where, info = start_station(self._specs_ref, self.settings, self.gpus)
+        actor, where, info = start_station(
+            self._specs_ref, self.settings, self.gpus, None if slot.own is None else self.own[slot.own]
+        )
         self.starting[info] = StationHandle(self._numbers, slot, actor, where, now, died_before)
         self._numbers += 1
 
-    def ask_later(self, slot: int, node: str, now: float) -> float:
+    def ask_later(self, slot: Slot, node: str, now: float) -> float:
         """A station died before it did anything: ask for the next one after a pause, which grows by node.
 
         Returns the seconds.
@@ -173,8 +232,17 @@ class Fleet:
 
     @property
     def all_died(self) -> bool:
-        """Whether none is up, and each that is asked for replaces one that died before it did anything."""
-        return not self.stations and all(handle.died_before for handle in self.starting.values())
+        """Whether none is up that is for a stage, and each that is asked for replaces one that died at once."""
+        return any(
+            not any(handle.slot.own == own for handle in self.stations.values())
+            and all(handle.died_before for handle in self.starting.values() if handle.slot.own == own)
+            for own in (None, *self.own)
+        )
+
+    @property
+    def lonely(self) -> bool:
+        """Whether none is up of those for all, or of those for one stage."""
+        return {handle.slot.own for handle in self.stations.values()} != {None, *self.own}
 
     def up(self, ref: ray.ObjectRef, now: float) -> StationHandle:
         """A station has answered. Raises RayError if it died instead; it is forgotten then."""
@@ -187,7 +255,8 @@ class Fleet:
     def lose(self, number: int, now: float) -> StationHandle:
         """End a station (if it has not ended by itself) and forget it."""
         handle = self.stations.pop(number)
-        self.ended_seconds += now - handle.up_since
+        if handle.slot.own is None:
+            self.ended_seconds += now - handle.up_since
         ray.kill(handle.actor, no_restart=True)
         return handle
 
@@ -209,7 +278,7 @@ class Fleet:
         stations = resources.get("GPU", 1) if self.gpus else resources.get("CPU", 1) / self.settings.threads
         return int(resources.get("memory", 0) / max(1.0, stations) / 2)
 
-    def pins(self, slot: int, memory: int) -> tuple[int, ...]:
+    def pins(self, slot: Slot, memory: int) -> tuple[int, ...]:
         """What the plan pins to the station of a slot: all stations are taken to be like this one."""
         stations = [index for index, spec in enumerate(self.specs) if spec.on == "station"]
         pins = plan.pin(
@@ -217,10 +286,12 @@ class Fleet:
             [self.specs[index].memory for index in stations],
             [memory] * self.size,
         )
-        return tuple(stations[index] for index in pins[slot])
+        return tuple(stations[index] for index in pins[slot.number])
 
     def kind(self, handle: StationHandle) -> str:
         """The kind of GPU of a station, as Ray calls it ("A100"); "" where there is none."""
+        if handle.slot.own is not None:
+            return ""
         assert handle.info is not None
         prefix = "accelerator_type:"
         kinds = (name for name in self.node(handle.info.node).get("Resources", {}) if name.startswith(prefix))
@@ -265,8 +336,9 @@ class Fleet:
         return Failure("death", f"the process died: {error}")
 
     def busy_share(self, now: float) -> float:
-        """Share of the stations' time that went into batches."""
-        up = self.ended_seconds + sum(now - handle.up_since for handle in self.stations.values())
+        """Share of the stations' time that went into batches; of those that are for one stage nobody asks."""
+        ordinary = [handle for handle in self.stations.values() if handle.slot.own is None]
+        up = self.ended_seconds + sum(now - handle.up_since for handle in ordinary)
         return min(1.0, self.busy_seconds / up) if up > 0 else 0.0
 
 

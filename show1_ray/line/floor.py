@@ -60,7 +60,11 @@ class Floor:
         self.traffic.advance(flights, report, outputs)
 
     def measure(self, assignment: Assignment, report: Report, key: Hashable = None) -> bool:
+<<<<<<< HEAD
         """Let what a batch of clips of a key took replace what was guessed. Returns whether clips' sizes changed."""
+=======
+        """Let what a batch took replace what was guessed. Returns whether clips take more, or less."""
+>>>>>>> main
         index, kind = assignment.stage, assignment.kind
         load = self.schedule.stages[index]
         if assignment.price:
@@ -77,6 +81,6 @@ class Floor:
 
     def limit(self, stations: int, store_bytes: int) -> None:
         """Bound the clips in flight."""
-        limits = plan.limits(self.specs, stations, store_bytes)
+        limits = plan.limits(self.specs, stations, store_bytes, self.traffic.results)
         for load, clips in zip(self.schedule.stages, limits.clips, strict=True):
             load.limit = clips

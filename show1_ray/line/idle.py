@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 
@@ -21,11 +22,16 @@ class IdleStations:
         """Those that hold no stage."""
         self.small: Group = {}
         """Those that have no room for some stage."""
+        self._of_stage: Counter[int | None] = Counter()
         self._holding: list[Group] = [{} for _ in range(stages)]
         self._hosting: list[Group] = [{} for _ in range(stages)]
 
     def __len__(self) -> int:
         return len(self.all)
+
+    def count(self, own: int | None) -> int:
+        """How many there are of those that are for one stage (None: for all that have no stations of their own)."""
+        return self._of_stage[own]
 
     def __contains__(self, station: StationLoad) -> bool:
         return station.number in self.all
@@ -33,12 +39,14 @@ class IdleStations:
     def add(self, station: StationLoad, now: float) -> None:
         """A station is idle from `now`."""
         station.idle_since = now
+        self._of_stage[station.own] += station.number not in self.all
         for group in self._groups(station):
             group[station.number] = station
 
     def remove(self, station: StationLoad) -> None:
         """A station is not idle any more (if it was). What it holds must still be what it held as it came."""
         station.idle_since = None
+        self._of_stage[station.own] -= station.number in self.all
         for group in self._groups(station):
             group.pop(station.number, None)
 

@@ -191,8 +191,11 @@ class Line:
         self.fleet.ask_due(now)
         before = self.fleet.size
         idle = self.schedule.idle.since(now - self.settings.idle_seconds)
+        ordinary = [number for number in idle if self.fleet.stations[number].slot.own is None]
         useful = self.schedule.useful_stations()
-        for number in self.fleet.scale(useful, idle, now, len(self.care.benched)):
+        ended = self.fleet.scale(useful, ordinary, now, len(self.care.benched))
+        wanted = {stage: self.schedule.useful_stations(stage) for stage in self.fleet.own}
+        for number in (*ended, *self.fleet.scale_own(wanted, idle, now)):
             self.care.leave(number)
             self._events.append(events.StationEnded(number))
         store = self._store_bytes()
@@ -264,18 +267,21 @@ class Line:
             self._arrivals.ask(self.fleet.stillborn(handle, error), partial(self._did_not_start, handle))
             return
         assert handle.info is not None
-        memory = handle.info.memory if handle.info.memory is not None else 1 << 60
+        memory, own = handle.info.memory, handle.slot.own
+        if memory is None or own is not None:
+            memory = 1 << 60
         place = handle.place
-        pins = self.fleet.pins(handle.slot, memory) if self.settings.pinned else None
+        pins = self.fleet.pins(handle.slot, memory) if self.settings.pinned and own is None else None
         kind, host_memory = self.fleet.kind(handle), self.fleet.host_memory(handle)
-        self.schedule.add_station(handle.number, memory, host_memory, now, pins, kind, place.card)
+        self.schedule.add_station(handle.number, memory, host_memory, now, pins, kind, place.card, own)
         self.care.arrive(handle.number, place, now)
         homeless = [self.specs[index] for index in self.schedule.homeless()]
         if homeless and not self.fleet.starting:
             most = max(station.memory for station in self.schedule.stations.values())
             names = ", ".join(f"{spec.name} ({spec.memory / 1e9:.1f} GB)" for spec in homeless)
             raise UserError(f"stations: {most / 1e9:.1f} GB, the most that one has, are too little for {names}")
-        self._events.append(events.StationUp(handle.number, handle.info.node, handle.info.pid, memory))
+        stage = None if own is None else self.specs[own].name
+        self._events.append(events.StationUp(handle.number, handle.info.node, handle.info.pid, memory, stage))
 
     def _did_not_start(self, handle: StationHandle, found: tuple[str, Failure]) -> None:
         node, failure = found
@@ -309,7 +315,7 @@ class Line:
             batch = self.batches.pop(ref)
             batch.cancel()
             self._arrivals.ask(self.fleet.overdue(), partial(self._conclude_failed, batch))
-        if self.fleet.stations:
+        if not self.fleet.lonely:
             self._alone_since = now
         elif now - self._alone_since > self.settings.start_deadline:
             raise FatalError(f"no station came up in {self.settings.start_deadline:g} s")
@@ -360,7 +366,7 @@ class Line:
     def _tell_done(self, batch: Batch, report: Report) -> None:
         self._dead_starts[""] = 0
         stage, station = batch.assignment.stage, batch.assignment.station
-        if station is not None:
+        if station is not None and self.fleet.stations[station].slot.own is None:
             self.fleet.busy_seconds += report.seconds
         clips = tuple(flight.clip.id for flight in batch.flights)
         self._events.append(

@@ -69,6 +69,8 @@ class StageLoad:
     ready_since: float | None = None
     kinds: dict[str, Cost] = field(default_factory=dict)
     """What was measured, by the stations' kind."""
+    own: bool = False
+    """It has stations of its own, on CPUs, and never runs on the others."""
     by_key: dict[Hashable, float] = field(default_factory=dict)
     """Seconds a clip of the clips' keys, as measured last; of the last `KEYS_KNOWN` of them."""
 
@@ -121,8 +123,9 @@ def load_of(spec: StageSpec, limit: int = UNKNOWN_TOTAL) -> StageLoad:
         spec.load_seconds,
         spec.swap_seconds,
         spec.memory,
-        spec.on == "station",
+        spec.on != "cpu",
         limit,
+        own=spec.on == "cpus",
     )
 
 
@@ -139,6 +142,10 @@ class StationLoad:
     """Of its GPU."""
     too_big: frozenset[int] = frozenset()
     """Stages that do not fit its memory."""
+    own: int | None = None
+    """The stage that it is for, if that has stations of its own."""
+    foreign: frozenset[int] = frozenset()
+    """Stages that belong to stations of another sort."""
     held: dict[int, None] = field(default_factory=dict)
     hosted: dict[int, None] = field(default_factory=dict)
     kept: set[int] = field(default_factory=set)
@@ -151,7 +158,8 @@ class StationLoad:
 
     def may_run(self, stage: int) -> bool:
         """Whether the plan allows `stage` here, it fits, and it is not barred."""
-        return stage not in self.too_big and stage not in self.barred and (self.pins is None or stage in self.pins)
+        closed = stage in self.too_big or stage in self.foreign or stage in self.barred
+        return not closed and (self.pins is None or stage in self.pins)
 
     def hold(self, stage: int, memory: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Put a stage on the device, where it is the last one used. `memory` is that of all stages.

@@ -16,6 +16,7 @@ Among several it changes to the one that will keep it busy longest.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 
@@ -37,6 +38,9 @@ LONG_QUEUE = 4.0
 """A queue this many times the price is long even before a stage that has its share of stations."""
 TAIL = 0.85
 """The tail begins when what is left for each station is less than this many times a batch of every stage."""
+
+AMPLE = 1.5
+"""A stage gets as many stations of its own as keep up with the others, and half as many again."""
 
 
 class Schedule:
@@ -61,6 +65,8 @@ class Schedule:
         self.wake_at = math.inf
         """When time alone would change the schedule's mind; set by `decide`."""
         self.idle = IdleStations(len(self.stages))
+        self._sizes: Counter[int | None] = Counter()
+        """Stations for one stage each; None: for all that have none of their own."""
         self.open(total)
 
     # What happened.
@@ -144,18 +150,26 @@ class Schedule:
         pins: tuple[int, ...] | None = None,
         kind: str = "",
         card: str = "",
+        own: int | None = None,
     ) -> None:
-        """A station is up; it holds nothing and is idle. Stages that do not fit its memory never go there."""
+        """A station is up; it holds nothing and is idle. Stages that do not fit its memory never go there.
+
+        `own`: the stage that it is for, of those that have stations of their own.
+        """
         too_big = frozenset(
             index for index, stage in enumerate(self.stages) if stage.on_station and stage.memory > memory
         )
-        self.stations[number] = StationLoad(number, memory, host_memory, pins, kind, too_big, card=card)
+        foreign = frozenset(index for index, stage in enumerate(self.stages) if self._pool(index) != own)
+        pins = pins if own is None else (own,)
+        self.stations[number] = StationLoad(number, memory, host_memory, pins, kind, too_big, own, foreign, card=card)
+        self._sizes[own] += 1
         self.free(number, now)
         del self.idle.freed[number]
 
     def remove_station(self, number: int) -> StationLoad:
         """A station is gone, with what it held; `return_station` undoes it."""
         station = self.stations.pop(number)
+        self._sizes[station.own] -= 1
         self.idle.remove(station)
         for stage in station.held:
             self.stages[stage].holders -= 1
@@ -164,6 +178,7 @@ class Schedule:
     def return_station(self, station: StationLoad, now: float) -> None:
         """A station that was taken out is back, with what it held, and idle."""
         self.stations[station.number] = station
+        self._sizes[station.own] += 1
         for stage in station.held:
             self.stages[stage].holders += 1
         self.free(station.number, now)
@@ -208,17 +223,30 @@ class Schedule:
         return [
             index
             for index, stage in enumerate(self.stages)
-            if stage.on_station and stations and all(index in station.too_big for station in stations)
+            if stage.on_station
+            and any(self._pool(index) == station.own for station in stations)
+            and all(index in station.too_big for station in stations if self._pool(index) == station.own)
         ]
 
-    def useful_stations(self) -> int:
-        """How many stations the work that is left can use, those included that it has; 1 at least."""
-        cost = max(stage.seconds + stage.load_seconds for stage in self.stages if stage.on_station)
-        return useful(sum(self._work()), self.unadmitted + self.in_flight, cost)
+    def useful_stations(self, own: int | None = None) -> int:
+        """How many stations the work that is left can use, those included that it has; 1 at least.
+
+        `own`: of those for a stage that has its own: no more than keep up with the others.
+        """
+        stages = [stage for index, stage in enumerate(self.stages) if stage.on_station and self._pool(index) == own]
+        cost = max((stage.seconds + stage.load_seconds for stage in stages), default=0.0)
+        if not stages:
+            return 1
+        work, others = sum(self._work(own)), self._sizes[None]
+        most = useful(work, self.unadmitted + self.in_flight, cost)
+        pace = sum(self._work()) / others if own is not None and others else 0.0
+        return max(1, min(most, math.ceil(AMPLE * work / pace))) if pace else most
 
     def seconds_left(self) -> float:
         """Seconds of work that is left for each station, if all of them work all the time."""
-        return sum(self._work()) / len(self.stations) if self.stations else math.inf
+        pools = {self._pool(index) for index, stage in enumerate(self.stages) if stage.on_station}
+        left = ((sum(self._work(own)), self._sizes[own]) for own in pools)
+        return max((work / stations if stations else math.inf for work, stations in left), default=0.0)
 
     def price(self, station: StationLoad, stage: int) -> float:
         """Seconds until `stage` is on the station's device: never more from host memory than from disk."""
@@ -226,6 +254,10 @@ class Schedule:
             return 0.0
         prices = self.stages[stage].on(station.kind)
         return min(prices.swap_seconds, prices.load_seconds) if stage in station.hosted else prices.load_seconds
+
+    def _pool(self, index: int) -> int | None:
+        """Whose stations run a stage: its own, or (None) those for all."""
+        return index if self.stages[index].own else None
 
     def _ready(self, now: float) -> list[tuple[int, int]]:
         """Stages with an admissible batch, with its size (0: only groups are there): the most downstream one first."""
@@ -245,7 +277,7 @@ class Schedule:
         for index in reversed(range(len(self.stages))):
             stage = self.stages[index]
             at_or_beyond += stage.running
-            size = self._batch(stage, before[index], stage.limit - at_or_beyond, fullness)
+            size = self._batch(index, before[index], stage.limit - at_or_beyond, fullness)
             at_or_beyond += stage.queued
             if size or stage.groups:
                 ready.append((index, size))
@@ -277,19 +309,20 @@ class Schedule:
         """The clips before a stage that share its next batch, and their key: most, or who has waited for longest."""
         return stage.counts.next() if self.eager else stage.counts.most()
 
-    def _batch(self, stage: StageLoad, before: int, room: int, fullness: float) -> int:
+    def _batch(self, index: int, before: int, room: int, fullness: float) -> int:
         """Size of the next batch: a full one, or what there is when nothing more is coming; or 0.
 
         Groups, which go first, do not count here; see `_offer`.
         """
+        stage, pool = self.stages[index], self._pool(index)
         full = max(1, math.ceil(stage.batch_size * fullness))
         alike = self._next(stage)[0]
         possible = min(alike, full, room)
         if self.eager:  # idle stations share what waits
-            return max(0, min(possible, math.ceil(stage.waiting / max(1, len(self.idle)))))
+            return max(0, min(possible, math.ceil(stage.waiting / max(1, self.idle.count(pool)))))
         if before == 0 or (not stage.on_station and possible > 0):
             if fullness < 1.0:
-                possible = min(possible, math.ceil(stage.waiting / len(self.stations)))
+                possible = min(possible, math.ceil(stage.waiting / max(1, self._sizes[pool])))
             return max(0, possible)
         return full if possible == full else 0
 
@@ -301,25 +334,28 @@ class Schedule:
             clips += stage.queued + stage.running
         return before
 
-    def _work(self) -> list[float]:
-        """Seconds of work that is left for each stage on stations (of running batches: half)."""
+    def _work(self, own: int | None = None) -> list[float]:
+        """Seconds of work that is left for each stage on stations (of running batches: half).
+
+        Of stages on stations of another sort (see `add_station`), and in tasks: 0.
+        """
         work, clips = [], float(self.unadmitted)
-        for stage in self.stages:
+        for index, stage in enumerate(self.stages):
             clips += stage.queued + stage.running / 2
-            work.append(clips * stage.seconds if stage.on_station else 0.0)
+            work.append(clips * stage.seconds if stage.on_station and self._pool(index) == own else 0.0)
             clips += stage.running / 2
         return work
 
     def _wanted(self) -> list[float]:
         """For each stage: the number of stations that its share of the work asks for."""
-        return shares(self._work(), len(self.stations))
+        return shares(self._work(), self._sizes[None])
 
     def _fullness(self) -> float:
         """How full batches are to be: 1, and less and less in the tail, so that all stations end together."""
-        if not self.exhausted or not self.stations or self.eager:
+        if not self.exhausted or not self._sizes[None] or self.eager:
             return 1.0
-        path = sum(stage.batch_size * stage.seconds for stage in self.stages if stage.on_station)
-        return min(1.0, sum(self._work()) / (TAIL * path * len(self.stations))) if path else 1.0
+        path = sum(stage.batch_size * stage.seconds for stage in self.stages if stage.on_station and not stage.own)
+        return min(1.0, sum(self._work()) / (TAIL * path * self._sizes[None])) if path else 1.0
 
     def _choose(
         self, station: StationLoad, ready: Sequence[tuple[int, int]], wanted: Sequence[float], now: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
@@ -34,7 +34,8 @@ class Simulation:
     loads: int = 0
     loading_seconds: float = 0.0
     most_in_flight: int = 0
-    batches: int = 0
+    batches_of: dict[int, int] = field(default_factory=dict)
+    """Batches of each stage."""
     busy: list[tuple[float, float]] = field(default_factory=list)
     """Start and end of every batch, without the loading before it."""
 
@@ -55,7 +56,7 @@ def lower_bound(stages: Sequence[StageLoad], stations: int, clips: int) -> float
     The larger of: all the work, shared evenly, after each station has loaded one stage (the cheapest); and
     the path of one clip through all stages, after the first is loaded.
     """
-    on_stations = [stage for stage in stages if stage.on_station]
+    on_stations = [stage for stage in stages if stage.on_station and not stage.own]
     work = clips * sum(stage.seconds for stage in on_stations)
     load = min(stage.load_seconds for stage in on_stations)
     path = on_stations[0].load_seconds + sum(stage.seconds for stage in on_stations)
@@ -74,18 +75,23 @@ def simulate(
     watch: Callable[[Schedule, float], None] | None = None,
     schedule_class: type[Schedule] = Schedule,
     keys: Sequence[Hashable] | None = None,
+    own_stations: Mapping[int, int] | None = None,
 ) -> Simulation:
     """Render `clips` clips on `stations` stations that have `memory` bytes each, on a simulated clock.
 
     `stages` are copied; their `seconds` are what the schedule believes until a batch has ended,
     `actual_seconds` what a clip takes, times `noise()` for each batch. `watch` is called whenever all
     stations know what to do. `keys` are those of the clips, in the manifest's order, the same before every stage.
+    `own_stations`: how many stations stages have that have their own; 1 if nothing is said.
     """
     loads = [replace(stage, groups=deque(map(replace, stage.groups)), counts=Counts()) for stage in stages]
     actual = list(actual_seconds or [stage.seconds for stage in stages])
     schedule = schedule_class(loads, total=clips)
     for number in range(stations):
         schedule.add_station(number, memory, host_memory, 0.0, pins[number] if pins else None)
+    own = [index for index, stage in enumerate(loads) for _ in range((own_stations or {}).get(index, 1)) if stage.own]
+    for number, index in enumerate(own, start=stations):
+        schedule.add_station(number, 1 << 60, host_memory, 0.0, own=index)
     result = Simulation(stations=stations)
     ends: list[tuple[float, int, Assignment]] = []
     manifest, lobby = iter(keys or ()), Lobby[Hashable]()
@@ -108,8 +114,9 @@ def simulate(
             heapq.heappush(ends, (end, started, assignment))
             result.loads += assignment.price > 0
             result.loading_seconds += assignment.price
-            result.batches += assignment.clips > 0
-            if assignment.clips and assignment.station is not None:
+            if assignment.clips:
+                result.batches_of[assignment.stage] = result.batches_of.get(assignment.stage, 0) + 1
+            if assignment.clips and assignment.station is not None and not loads[assignment.stage].own:
                 result.busy.append((begin, end))
         result.most_in_flight = max(result.most_in_flight, schedule.in_flight)
         if watch:

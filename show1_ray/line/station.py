@@ -226,19 +226,25 @@ def _station() -> Any:
     return ray.remote(Station)
 
 
-def start_station(specs: ray.ObjectRef, settings: LineSettings, gpus: bool) -> tuple[Any, ray.ObjectRef, ray.ObjectRef]:
+def start_station(
+    specs: ray.ObjectRef, settings: LineSettings, gpus: bool, cpus: int | None = None
+) -> tuple[Any, ray.ObjectRef, ray.ObjectRef]:
     """Ask Ray for a station; gives the actor, and references to what it says of itself before and after it is up.
+
+    `cpus`: of one that stands on CPUs beside those on GPUs.
 
     The numbers of threads are set before the process imports anything. Ray neither restarts the
     actor nor repeats its work: what runs again is the line's decision.
     """
-    threads = str(settings.threads)
+    gpus = gpus and cpus is None
+    cores = cpus or settings.threads
+    threads = str(cores)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     actor: Any = (
         _station()
         .options(
             num_gpus=1 if gpus else 0,
-            num_cpus=0 if gpus else settings.threads,
+            num_cpus=0 if gpus else cores,
             max_restarts=0,
             max_task_retries=0,
             runtime_env={"env_vars": {**dict.fromkeys(names, threads), **settings.environment}},

@@ -5,14 +5,16 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from show1_ray.clip import Clip
 from show1_ray.errors import UserError
-from show1_ray.line.events import StageDone, StationEnded, StationUp
+from show1_ray.line.events import ClipDone, StageDone, StationEnded, StationUp
 from show1_ray.line.line import Line
+from show1_ray.line.plan import limits
 from show1_ray.line.spec import RENDERING, FatalError, Order, StageSpec, Tensors
 from tests.line.sleepers import Adds, Fails, Outcome, clips, land, once, render, settings, spec
 
@@ -71,6 +73,20 @@ def test_clips_are_pulled_from_the_manifest_only_as_there_is_room() -> None:
             outcome.add(event)
             assert pulled - len(outcome.done) <= 24
     outcome.assert_done(clips(200))
+
+
+def test_what_clips_take_in_the_store_is_measured_where_nobody_said_it() -> None:
+    said, not_said = ([spec(n, output_bytes=size) for n in range(3)] for size in (8000, 0))
+    store_bytes = 10 * 8000
+    with Line([*not_said, land()], settings(store_bytes=store_bytes)) as line:
+        before = [stage.limit for stage in line.schedule.stages]
+        assert sum(1 for event in line.run(clips(20)) if isinstance(event, ClipDone)) == 20
+        assert [one.output_bytes for one in line.specs[:3]] == [8000, 8000, 8000]
+        bytes_of_row = line.specs[3].output_bytes
+        measured = [stage.limit for stage in line.schedule.stages]
+    wanted = limits([*said, replace(land(), output_bytes=bytes_of_row)], 2, store_bytes)
+    assert measured == list(wanted.clips)
+    assert max(measured) < min(before)
 
 
 def test_a_line_with_one_station_and_memory_for_one_stage_swaps() -> None:
