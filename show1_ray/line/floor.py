@@ -60,11 +60,7 @@ class Floor:
         self.traffic.advance(flights, report, outputs)
 
     def measure(self, assignment: Assignment, report: Report, key: Hashable = None) -> bool:
-<<<<<<< HEAD
-        """Let what a batch of clips of a key took replace what was guessed. Returns whether clips' sizes changed."""
-=======
         """Let what a batch took replace what was guessed. Returns whether clips take more, or less."""
->>>>>>> main
         index, kind = assignment.stage, assignment.kind
         load = self.schedule.stages[index]
         if assignment.price:
