@@ -374,12 +374,12 @@ def stopped_by_signals(control: Control, console: Console) -> Iterator[None]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input and interruption end the program without a traceback: exit codes 2 and 130."""
+    """Bad input, a cluster that goes and interruption end the program without a traceback: exit codes 2, 3 and 130."""
     try:
         yield
     except UserError as error:
         print(f"show1-ray: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -207,11 +207,12 @@ def render(
         costs = costs_of_job(pipeline, job_device(address, settings))
         stages = specs(pipeline, dataset.lander, save_stages, costs)
         subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
-        with cluster(address):
+        with cluster(address) as watch:
             check_shared(out)
             with Report(dataset.lander.storage, subject, tell=tell) as report:
                 watched = watching(observe, report, measured(job_name() or out, tell), undo)
                 running = Service(stages, settings, max_waiting=math.inf, observe=watched, total=left)
+                watch.when_gone(running.end)
                 fill(dataset, running, dataset.missing(entries, retry_failed), summary, control, max_failures)
                 report.end(interrupted=control.asked, stopped=summary.stopped)
 

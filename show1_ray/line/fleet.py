@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from show1_ray.errors import UserError
-from show1_ray.line import plan
+from show1_ray.line import gcs, plan
 from show1_ray.line.spec import LineSettings, StageSpec
 from show1_ray.line.station import Failure, StationInfo, is_out_of_memory, start_station
 
@@ -53,14 +53,14 @@ class Fleet:
 
     def start(self) -> None:
         """Ask for all stations. Raises UserError if the cluster has nothing to make one of."""
-        resources, wanted = ray.cluster_resources(), self.settings
+        resources, wanted = gcs.resources(), self.settings
         self.gpus = resources.get("GPU", 0) >= 1 if wanted.gpus is None else wanted.gpus
         self._set_bounds()
         if self.least < 1:
             what = "GPU" if self.gpus else f"{wanted.threads} CPUs"
             raise UserError(f"cluster: no {what} for a station; it has {_short(resources)}")
         self._specs_ref = ray.put(self.specs)
-        self._gone_since = {node["NodeID"]: -math.inf for node in ray.nodes() if not node["Alive"]}
+        self._gone_since = {node["NodeID"]: -math.inf for node in gcs.nodes() if not node["Alive"]}
         self.scale(self.least, (), time.monotonic())
 
     def scale(self, wanted: int, idle: Sequence[int], now: float) -> list[int]:
@@ -88,7 +88,7 @@ class Fleet:
     def _set_bounds(self) -> None:
         match self.settings.stations:
             case None:
-                resources = ray.cluster_resources()
+                resources = gcs.resources()
                 each = 1 if self.gpus else self.settings.threads
                 self.least = self.most = int(resources.get("GPU" if self.gpus else "CPU", 0) // each)
             case int(number):
@@ -152,7 +152,7 @@ class Fleet:
 
     def node(self, node: str) -> dict[str, Any]:
         """What Ray knows of a node."""
-        return next((known for known in ray.nodes() if known["NodeID"] == node), {})
+        return next((known for known in gcs.nodes() if known["NodeID"] == node), {})
 
     def death(self, station: int | None, error: Exception, begun: bool, now: float) -> Failure:
         """Why a batch ended with its station's process (None: a task's); `begun`: whether that was alive before."""
@@ -172,7 +172,7 @@ class Fleet:
 
     def node_went_away(self, now: float) -> bool:
         """Whether a node went away lately: what a task that died then ran is not at fault."""
-        for node in ray.nodes():
+        for node in gcs.nodes():
             if not _answers(node):
                 self._gone_since.setdefault(node["NodeID"], now)
         return any(now - since < GONE_LATELY for since in self._gone_since.values())

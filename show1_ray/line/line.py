@@ -13,7 +13,7 @@ import ray
 
 from show1_ray.clip import Clip
 from show1_ray.errors import UserError
-from show1_ray.line import events, plan
+from show1_ray.line import events, gcs, plan
 from show1_ray.line.batch import Batch, as_task, on_station, patience
 from show1_ray.line.fleet import Fleet, StationHandle
 from show1_ray.line.flight import Flight
@@ -73,7 +73,7 @@ class Line:
         self.fleet.start()
         self._spec_refs = [ray.put(spec) for spec in self.specs]
         store = self.settings.store_bytes
-        self.store_bytes = int(ray.cluster_resources()["object_store_memory"] / 2) if store is None else store
+        self.store_bytes = int(gcs.resources()["object_store_memory"] / 2) if store is None else store
         self.schedule = Schedule([load_of(spec) for spec in self.specs], max(self.settings.cpu_tasks, self.fleet.size))
         self.schedule.warm = self.settings.warm
         self.traffic = Traffic(self.specs, self.schedule, self.settings.max_attempts, self.results)
