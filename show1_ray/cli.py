@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, RenderableType
-from rich.table import Table
 
-from show1_ray import pipeline as pipelines_module
 from show1_ray.errors import UserError
 from show1_ray.pipeline import Pipeline
-from show1_ray.pipeline.checkpoints import resolve
+from show1_ray.pipeline.commands import CodeOption, SetOption, check, fetch, pipelines, schema, stages
 
 if TYPE_CHECKING:
     from show1_ray.job import Control
@@ -41,16 +39,11 @@ class LogFormat(StrEnum):
 
 
 app = typer.Typer(
-    help="Render text-to-video datasets: the Show-1 cascade as an assembly line on Ray.",
+    help="Render text-to-video datasets: pipelines of stages as an assembly line on Ray.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a setting of the pipeline."),
-]
 
 GpusOption = Annotated[
     str | None,
@@ -76,13 +69,18 @@ def render(
     max_failures: Annotated[int, typer.Option(min=1, help="Stop if this many fail before one is done.")] = 20,
     verify: Annotated[bool, typer.Option("--verify", help="Read all clips; render damaged ones again.")] = False,
     changes: SetOption = None,
+    code: CodeOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, render nothing.")] = False,
     log: Annotated[
         LogFormat, typer.Option(help="A table, or a JSON object a line with job and clip ids.")
     ] = LogFormat.TEXT,
     json_output: Annotated[bool, typer.Option("--json", help="The summary as JSON on standard output.")] = False,
 ) -> None:
-    """Render a manifest to a dataset. Run it again to render what is missing."""
+    """Render a manifest to a dataset. Run it again to render what is missing.
+
+    Exit codes: 0 all rendered, 1 some clips failed, 2 bad input or storage that fails, 3 the cluster is gone (run it
+    again), 130 interrupted (run it again).
+    """
     from show1_ray.cluster.connection import job_name  # Ray, which takes a second
     from show1_ray.job import Control, Summary
     from show1_ray.job import render as render_manifest
@@ -105,6 +103,7 @@ def render(
             out,
             pipeline,
             overrides=changes or (),
+            code=code,
             address=address,
             gpus=None if gpus is None else stations_of(gpus),
             limit=limit,
@@ -158,8 +157,8 @@ def submit(
     if follow is None:
         if manifest is None or out is None:
             raise typer.BadParameter("--out is missing")
-        options, pipeline, changes = options_of_render([manifest, "--out", out, *context.args])
-        follow = submit_manifest(manifest, out, address, options, pipeline, changes)
+        options, pipeline, changes, code = options_of_render([manifest, "--out", out, *context.args])
+        follow = submit_manifest(manifest, out, address, options, pipeline, changes, code)
         if detach:
             print(follow)
             raise typer.Exit(0)
@@ -173,11 +172,11 @@ def refuse_extra(context: typer.Context) -> None:
         raise typer.BadParameter(f"{context.args[0]}: not with --follow, --status or --stop")
 
 
-def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str]]:
+def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str], str | None]:
     """Checks the arguments of a `render` that will run elsewhere.
 
     Returns:
-        The options but for --out, --pipeline and --set; the pipeline; its changes.
+        The options but for --out, --pipeline, --set and --code; the pipeline; its changes; its code.
 
     Raises:
         click.UsageError: `render` would not take them; UserError: a wrong --gpus.
@@ -192,11 +191,12 @@ def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str]]:
     options = []
     for parameter in command.params:
         value = given[parameter.name]
-        if parameter.name in ("manifest", "out", "pipeline", "address", "changes") or value == parameter.default:
+        apart = ("manifest", "out", "pipeline", "address", "changes", "code")
+        if parameter.name in apart or value == parameter.default:
             continue
         flag = parameter.opts[-1]
         options += [flag] if value is True else [flag, value.value if isinstance(value, StrEnum) else str(value)]
-    return options, given["pipeline"], list(given["changes"] or ())
+    return options, given["pipeline"], list(given["changes"] or ()), given["code"]
 
 
 @app.command()
@@ -205,13 +205,13 @@ def status(
     verify: Annotated[bool, typer.Option("--verify", help="Read all clips and compare their checksums.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """What of a dataset is done, what failed and why, what is left. Exit code 1 if --verify finds damage."""
+    """What of a dataset is done, what failed and why, what is left, and what is wrong: then the exit code is 1."""
     from show1_ray.dataset import read_status
 
     status = read_status(where, verify)
     if json_output:
         print(json.dumps(asdict(status)))
-        raise typer.Exit(1 if status.damaged else 0)
+        raise typer.Exit(0 if status.is_sound else 1)
     print(f"{where}: {status.done} of {status.count} clips done, {len(status.failures)} failed, {status.left} left")
     if status.others:
         print(f"{status.others} of these {status.count} are not of the last manifest, {status.manifest}")
@@ -221,9 +221,13 @@ def status(
     for failure in status.failures:
         reason = failure.error.strip().rpartition("\n")[2]
         print(f"failed: {failure.id} in {failure.stage} after {failure.attempts} attempts: {reason}")
+    for lost in status.lost:
+        print(f"lost: {lost}; `render` renders it again")
     for damaged in status.damaged:
         print(f"damaged: {damaged}; `render --verify` renders it again")
-    raise typer.Exit(1 if status.damaged else 0)
+    for foreign in status.foreign:
+        print(f"not of this dataset: {foreign}")
+    raise typer.Exit(0 if status.is_sound else 1)
 
 
 @app.command()
@@ -238,26 +242,8 @@ def sheet(
     print(f"{out}: {write_sheet(where, out, count)} clips")
 
 
-@app.command()
-def pipelines() -> None:
-    """The pipelines there are."""
-    table = Table("name", "what it renders", "frames", "size", "weights", box=None, pad_edge=False)
-    for name in pipelines_module.names():
-        pipeline = Pipeline.load(name)
-        last = pipeline.stages.latent_super_resolution
-        local = all(checkpoint.is_local for checkpoint in pipeline.checkpoints())
-        where = "in the package" if local else f"{len(pipeline.checkpoints())} checkpoints on the hub"
-        table.add_row(name, pipeline.description, str(pipeline.total_frames), f"{last.width}x{last.height}", where)
-    Console().print(table)
-
-
-@app.command()
-def fetch(pipeline: Annotated[str, typer.Argument(metavar="PIPELINE")], changes: SetOption = None) -> None:
-    """Download everything that a pipeline needs, and print the commits that it is pinned to."""
-    loaded = Pipeline.load(pipeline, changes or ())
-    loaded.fetch()
-    for checkpoint in loaded.checkpoints():
-        print(f"{checkpoint.repo} {resolve(checkpoint)}")
+for command in (pipelines, stages, check, schema, fetch):
+    app.command()(command)
 
 
 @app.command()
@@ -270,11 +256,12 @@ def demo(
     ] = None,
     auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="What the page asks for.")] = None,
     changes: SetOption = None,
+    code: CodeOption = None,
 ) -> None:
     """Serve a page on which people type prompts and watch the cascade work. Needs the extra `demo`."""
     from show1_ray.demo.server import serve
 
-    serve(pipeline, overrides=changes or (), host=host, port=port, address=address, auth=auth)
+    serve(pipeline, overrides=changes or (), code=code, host=host, port=port, address=address, auth=auth)
 
 
 @app.command()
@@ -289,6 +276,7 @@ def profile(
         Path | None, typer.Option(metavar="FILE", help="[default: in profiles/ beside the pipeline file]")
     ] = None,
     changes: SetOption = None,
+    code: CodeOption = None,
 ) -> None:
     """Measure seconds and memory of a pipeline's stages on the GPU at hand, for `plan` and for the start of jobs."""
     from show1_ray.planning.profile import CPU, local_gpu, measure, profile_path, save_profile
@@ -296,7 +284,7 @@ def profile(
 
     if not re.fullmatch(r"([1-9]\d*(,[1-9]\d*)*)?", batch_sizes):
         raise UserError(f"--batch-sizes {batch_sizes}: give numbers of clips with commas between them, such as 1,2,4")
-    loaded = Pipeline.load(pipeline, changes or ())
+    loaded = Pipeline.load(pipeline, changes or (), code)
     sizes = [int(size) for size in batch_sizes.split(",") if size]
     found = measure(loaded, device or ("cuda:0" if local_gpu() else CPU), sizes, repeats)
     _print_all(profile_report(found))
@@ -320,6 +308,7 @@ def plan(
     limit: Annotated[int | None, typer.Option(min=1, help="Clips at most.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Clips for each row, with different seeds.")] = 1,
     changes: SetOption = None,
+    code: CodeOption = None,
     json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Predict what rendering a manifest takes: hours, GPU-hours, cost; and the best number of GPUs."""
@@ -328,10 +317,10 @@ def plan(
     from show1_ray.planning.profile import CPU, local_gpu, read_profile
     from show1_ray.planning.tables import plan_report
 
-    loaded = Pipeline.load(pipeline, changes or ())
+    loaded = Pipeline.load(pipeline, changes or (), code)
     given = None if profile is None else read_profile(profile)
     gpu_type = gpu_type or (local_gpu() or CPU if given is None else given.gpu_type)
-    clips = open_manifest(manifest, samples=samples, limit=limit).count
+    clips = open_manifest(manifest, samples=samples, limit=limit, inputs=loaded.input_columns).count
     found = estimate(loaded, clips, gpus, gpu_type, price, given)
     if json_output:
         print(json.dumps(found.as_dict()))

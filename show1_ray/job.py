@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from show1_ray.cluster.connection import check_shared, checked_address, cluster, job_name
@@ -17,9 +18,11 @@ from show1_ray.dataset.compaction import read_failures
 from show1_ray.dataset.patience import LISTENER
 from show1_ray.dataset.report import About, Report
 from show1_ray.dataset.report.page import last_line
+from show1_ray.dataset.seeds import Seeds, seeds_of
 from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.undo import Undo, undone_if_refused
 from show1_ray.errors import UserError
+from show1_ray.landing import specs
 from show1_ray.line.events import (
     ClipDone,
     ClipFailed,
@@ -28,16 +31,19 @@ from show1_ray.line.events import (
     StageDone,
     StationEnded,
     StationLost,
+    StationShutOut,
     StationUp,
 )
 from show1_ray.line.service import ClipEvent, Service, StoppedError
 from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec
-from show1_ray.manifest import Entry, open_manifest
+from show1_ray.manifest import COUNTED_SEEDS, Entry, Manifest, open_manifest
 from show1_ray.metrics import Metrics
 from show1_ray.notice import Aside, Notice
 from show1_ray.pipeline import Pipeline
-from show1_ray.pipeline.lineup import FRAMES_OF, job_device, memory_for_stages, specs
-from show1_ray.planning.costs import costs_of_job
+from show1_ray.pipeline.lineup import saved_frames
+from show1_ray.pipeline.recipe import recipe_hash
+from show1_ray.planning.costs import costs_of_job, job_device
+from show1_ray.planning.gpus import memory_for_stages
 
 LISTED = 100
 """Failures in a summary."""
@@ -61,6 +67,8 @@ class Summary:
     """Of this run, at most LISTED."""
     failures_before: list[dict[str, str]] = field(default_factory=list)
     """Of earlier ones, skipped in this run, at most LISTED."""
+    notes: list[str] = field(default_factory=list)
+    """What whoever starts the job should know, a line each."""
 
     @property
     def exit_code(self) -> int:
@@ -128,6 +136,7 @@ def render(
     pipeline: str | Pipeline = "nano",
     *,
     overrides: Sequence[str] = (),
+    code: str | Path | None = None,
     address: str | None = None,
     gpus: int | tuple[int, int] | None = None,
     limit: int | None = None,
@@ -150,6 +159,7 @@ def render(
         out: the dataset, a folder at any fsspec URL; see `Dataset`.
         pipeline: a pipeline, its name, or a pipeline file.
         overrides: `stage.key=value` changes to the pipeline; see `Pipeline.load`.
+        code: a Python file, a folder or a module, whose stages the pipeline may use; stations get it with their stages.
         address: a Ray cluster, "auto" or HOST:PORT. None: what RAY_ADDRESS says, or this machine.
         gpus: stations, a GPU each; (least, most): as many as the work that is left can use, asked of the cluster's
             autoscaler and given back; None: all GPUs of the cluster, also those that join, or its CPU cores where
@@ -158,7 +168,7 @@ def render(
         samples: clips for each row, with different seeds.
         seed: rows without a seed get one derived from this one and their id.
         format: single video files, or WebDataset shards.
-        save_stages: stages whose frames are saved too, under `__stages__/`; see `FRAMES_OF`.
+        save_stages: stages whose frames are saved too, under `__stages__/`: any that gives frames.
         retry_failed: render again what failed in an earlier job.
         max_failures: the job stops if this many clips fail before the first one is done.
         verify: read all clips that are there and render again those whose checksum is wrong; else only their sizes are
@@ -177,20 +187,22 @@ def render(
             storage that fails.
     """
     if not isinstance(pipeline, Pipeline):
-        pipeline = Pipeline.load(pipeline, overrides)
-    for stage in save_stages:
-        if stage not in FRAMES_OF:
-            raise UserError(f"--save-stages {stage}: no such stage; there are {', '.join(FRAMES_OF)}")
+        pipeline = Pipeline.load(pipeline, overrides, code)
+    saved_frames(pipeline, list(save_stages))  # refuses others
     address = checked_address(address)
-    entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit)
+    entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit, inputs=pipeline.input_columns)
     pipeline = pipeline.resolved()
+    seeds = seeds_of(out, entries.has_large_seeds)
+    if seeds.rule == "low":
+        entries = entries.with_low_seeds()
     # A cluster may have no GPU yet, and make nodes with some when they are asked for.
     owns_gpu = True if gpus is not None and address != "local" else None
     settings = line or LineSettings(stations=gpus, gpus=owns_gpu, measure_memory=memory_for_stages)
     began = time.monotonic()
     summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
+    summary.notes += seed_notes(entries, seeds)
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
-    place: dict[str, Any] = {"origin": origin(pipeline), "format": format, "columns": entries.columns}
+    place: dict[str, Any] = {"origin": origin(pipeline, seeds), "format": format, "columns": entries.columns}
     if dry_run:
         survey = look(out, entries, retry_failed=retry_failed, verify=verify, **place)
         summary.count_before(survey, Storage.at(out))
@@ -361,6 +373,8 @@ def tell_report(report: Report, event: Event) -> None:
             report.station_up(event.station)
         case StationLost():
             report.station_lost(event.station, event.reason)
+        case StationShutOut():
+            report.station_shut_out(event.station, event.text)
         case StationEnded():
             report.station_ended(event.station)
         case StageDone():
@@ -374,14 +388,29 @@ def tell_report(report: Report, event: Event) -> None:
             report.working(at_work, event.clips_an_hour, event.seconds_left)
 
 
-def origin(pipeline: Pipeline) -> Origin:
+def seed_notes(entries: Manifest, seeds: Seeds) -> list[str]:
+    """What should be known of a manifest's seeds."""
+    notes = []
+    if seeds.rule == "low" and entries.has_large_seeds:
+        notes.append("seeds from 2**32 on: this dataset was begun when only their low 32 bits counted, and keeps to it")
+    shared = entries.shared_seeds()
+    if shared:
+        about = "about " if entries.unseeded > COUNTED_SEEDS else ""
+        notes.append(f"{about}{shared:,} clips without a seed get the noise of another one: seeds have 32 bits")
+    return notes
+
+
+def origin(pipeline: Pipeline, seeds: Seeds | None = None) -> Origin:
     """What a dataset keeps of the pipeline that makes it; `pipeline` must be resolved."""
+    seeds = seeds or Seeds()
+    recipe = seeds.recipe(pipeline.recipe())
     weights = [Weights(one.name, one.revision or "", one.licence or "") for one in pipeline.checkpoints()]
     return Origin(
         name=pipeline.name,
-        pipeline={"name": pipeline.name, **pipeline.recipe(), "execution": pipeline.execution.model_dump(mode="json")},
-        recipe=pipeline.recipe(),
-        recipe_hash=pipeline.recipe_hash(),
+        pipeline={"name": pipeline.name, **pipeline.document(portable=True)},
+        recipe=recipe,
+        recipe_hash=recipe_hash(recipe),
         fps=pipeline.fps,
         weights=weights,
+        seed_rule=seeds.rule,
     )

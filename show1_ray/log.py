@@ -8,7 +8,17 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from show1_ray.line.events import ClipDone, ClipFailed, Snapshot, StageDone, StationEnded, StationLost, StationUp
+from show1_ray.line.events import (
+    ClipDone,
+    ClipFailed,
+    Snapshot,
+    StageDone,
+    StationEnded,
+    StationLost,
+    StationShutOut,
+    StationTriedAgain,
+    StationUp,
+)
 from show1_ray.notice import Notice
 
 SNAPSHOT_SECONDS = 30.0
@@ -42,6 +52,11 @@ class Log:
                 self.write("station up", station=event.station, node=event.node)
             case StationLost():
                 self.write("station lost", station=event.station, error=event.reason)
+            case StationShutOut():
+                what = {"station": event.station, "node": event.node, "place": event.place, "stage": event.stage}
+                self.write("station shut out", **what, seconds=event.seconds, error=event.reason)
+            case StationTriedAgain():
+                self.write("station tried again", station=event.station, place=event.place, stage=event.stage)
             case StationEnded():
                 self.write("station ended", station=event.station)
             case StageDone():

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from show1_ray.line.events import ClipFailed, Snapshot, StationLost
+from show1_ray.line.events import ClipFailed, Snapshot, StationLost, StationShutOut
 from show1_ray.notice import Notice
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class Progress:
                 self.print(event.text, style="yellow")
             case StationLost():
                 self.print(f"station {event.station} lost: {event.reason}", style="yellow")
+            case StationShutOut():
+                self.print(f"station {event.station}: {event.text}", style="yellow")
 
 
 def line(snapshot: Snapshot) -> str:
@@ -96,7 +98,8 @@ def summary_lines(summary: Summary, before: bool = False) -> str:
     if before:
         rest = summary.total - summary.done_before - summary.skipped_failures
         failed = f", {summary.skipped_failures} failed before (--retry-failed)" if summary.skipped_failures else ""
-        return f"{summary.out}: {summary.done_before} of {summary.total} clips done{failed}, {rest} to render"
+        head = f"{summary.out}: {summary.done_before} of {summary.total} clips done{failed}, {rest} to render"
+        return "\n".join([head, *(f"note: {note}" for note in summary.notes)])
     again = (
         f", {summary.skipped_failures} failed before and skipped (--retry-failed)" if summary.skipped_failures else ""
     )
@@ -123,9 +126,11 @@ def of(total: int | None) -> str:
 
 
 def stations(snapshot: Snapshot) -> str:
-    """Those that are up, and those that the cluster is asked for."""
-    more = f" ({snapshot.starting} more asked for)" if snapshot.starting else ""
-    return f"{len(snapshot.stations)} stations{more}"
+    """Those that are up, those that the cluster is asked for, and those that get no work."""
+    shut_out = sum(station.shut_out for station in snapshot.stations)
+    more = [f"{snapshot.starting} more asked for"] if snapshot.starting else []
+    more += [f"{shut_out} shut out"] if shut_out else []
+    return f"{len(snapshot.stations)} stations" + (f" ({', '.join(more)})" if more else "")
 
 
 def left(seconds: float | None) -> str:

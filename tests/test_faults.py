@@ -19,9 +19,9 @@ from show1_ray import Pipeline, render
 from show1_ray.dataset import Dataset, read_status
 from show1_ray.dataset.video import decode_video
 from show1_ray.job import Control, Summary, fill, origin
+from show1_ray.landing import specs
 from show1_ray.line import LineSettings, Service
 from show1_ray.manifest import open_manifest
-from show1_ray.pipeline.lineup import specs
 from tests.own_ray import own_ray
 
 COUNT, GUILTY = 8, "clip-5"

@@ -113,7 +113,7 @@ def _keep_quiet() -> None:
     """Ray prints what raylets complain of, dozens of lines of their state among it, to standard output, where a job's
     summary goes. What of that matters to a job, the line tells by itself.
     """
-    worker = ray._private.worker  # type: ignore[attr-defined]
+    worker = ray._private.worker
     if hasattr(worker, "print_to_stdstream"):
         worker.print_to_stdstream = lambda *args, **options: None
 

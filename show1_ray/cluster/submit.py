@@ -24,6 +24,7 @@ from show1_ray.cluster.head import WANTS_TOKEN
 from show1_ray.cluster.watch import ClusterGoneError
 from show1_ray.errors import UserError
 from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
+from show1_ray.pipeline.code import Code
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -35,6 +36,8 @@ LOST_SECONDS = 50.0
 RETRY_SECONDS = 2.0
 REFUSED = r"(?i)\bstatus code 40[13]\b|\b40[13]:? (un|for)|authentication (token|required|failed)|invalidauthtoken"
 """What a cluster says that wants a token, or another one."""
+CODE = "code"
+"""The folder of a shipment that has code of somebody's own."""
 
 T = TypeVar("T")
 
@@ -52,16 +55,19 @@ class Job:
 
 
 @contextmanager
-def shipment(manifest: str, pipeline: str, overrides: Sequence[str]) -> Iterator[tuple[Path, str, str]]:
-    """A folder with what a job needs: this package, the manifest and the pipeline file where they are this machine's.
+def shipment(
+    manifest: str, pipeline: str, overrides: Sequence[str], code: Code | None = None
+) -> Iterator[tuple[Path, str, str]]:
+    """A folder with what a job needs: this package, and the manifest, pipeline file and code that are this machine's.
 
     Yields:
-        The folder, and the names of manifest and pipeline in it (URLs and names of pipelines stay as they are).
+        The folder, and the names of manifest and pipeline in it (URLs and names of pipelines stay as they are); code
+        lies in `CODE`.
 
     Raises:
         UserError: no such manifest, or what `Pipeline.load` raises.
     """
-    Pipeline.load(pipeline, overrides)
+    Pipeline.load(pipeline, overrides, code)
     with tempfile.TemporaryDirectory(prefix="show1-ray") as name:
         folder = Path(name)
         package = Path(show1_ray.__file__).parent
@@ -69,7 +75,9 @@ def shipment(manifest: str, pipeline: str, overrides: Sequence[str]) -> Iterator
         shutil.copytree(package, folder / "show1_ray", ignore=ignored)
         for pipelines in PIPELINE_FOLDERS:
             shutil.copytree(pipelines, folder / "show1_ray" / "pipelines", ignore=ignored, dirs_exist_ok=True)
-        yield folder, _ship_manifest(manifest, folder), _ship_pipeline(pipeline, folder)
+        if code is not None:
+            code.write(folder / CODE)
+        yield folder, _ship_manifest(manifest, folder), _ship_pipeline(pipeline, folder, code)
 
 
 def _ship_manifest(manifest: str, folder: Path) -> str:
@@ -86,11 +94,11 @@ def _ship_manifest(manifest: str, folder: Path) -> str:
     return f"manifest/{Path(path).name}"
 
 
-def _ship_pipeline(pipeline: str, folder: Path) -> str:
+def _ship_pipeline(pipeline: str, folder: Path, code: Code | None) -> str:
     if pipeline in names():
         return pipeline
     # Whole, with absolute paths: what it extends and where it lies are not known there.
-    whole = Pipeline.load(pipeline).model_dump(mode="json", exclude_none=True, exclude={"name"})
+    whole = Pipeline.load(pipeline, code=code).document()
     path = folder / Path(pipeline).name
     path.write_text(yaml.safe_dump(whole, sort_keys=False))
     return path.name
@@ -238,6 +246,7 @@ def submit(
     options: Sequence[str] = (),
     pipeline: str = "nano",
     changes: Sequence[str] = (),
+    code: str | None = None,
 ) -> str:
     """Hands a manifest to a cluster.
 
@@ -247,6 +256,7 @@ def submit(
         address: of the cluster's dashboard, `http://HOST:8265`.
         options: more arguments of `show1-ray render`.
         pipeline: its name, or a pipeline file, which is shipped; `changes` as `--set`.
+        code: a Python file, a folder or a module, whose stages the pipeline may use; it is shipped.
 
     Returns:
         The job's id.
@@ -255,10 +265,13 @@ def submit(
         UserError: bad input, or a cluster that does not take the job.
     """
     cluster = Cluster(address)
-    with shipment(manifest, pipeline, changes) as (folder, manifest_there, pipeline_there):
+    own = None if code is None else Code.at(code)
+    with shipment(manifest, pipeline, changes, own) as (folder, manifest_there, pipeline_there):
         where = out if "://" in out else str(Path(out).expanduser().absolute())
         sets = [argument for change in changes for argument in ("--set", change)]
-        return cluster.submit(folder, [manifest_there, "--out", where, "--pipeline", pipeline_there, *sets, *options])
+        there = [] if own is None else ["--code", f"{CODE}/{own.place}"]
+        arguments = [manifest_there, "--out", where, "--pipeline", pipeline_there, *there, *sets, *options]
+        return cluster.submit(folder, arguments)
 
 
 def _exit_code(details: Any) -> int | None:

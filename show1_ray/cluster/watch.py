@@ -128,8 +128,9 @@ class Watch:
             self._decided.notify_all()
             error = None if was_gone else self.error
             told = list(self._told)
-        for tell in told if error is not None else ():
-            tell(error)
+        if error is not None:
+            for tell in told:
+                tell(error)
 
 
 def _answers(node: dict[str, Any]) -> bool:

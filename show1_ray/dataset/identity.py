@@ -48,11 +48,15 @@ class LastManifest(BaseModel):
 
 
 class Identity(BaseModel):
-    """What `dataset.json` says: the recipe and the format that all clips have, and the last job's manifest."""
+    """What `dataset.json` says: the recipe and the format that all clips have, and the last job's manifest.
+
+    `seeds` is `Clip.seed_rule`; None in datasets that were begun when "low" was the only one.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     show1_ray_dataset: Annotated[int, Field(ge=1)]
+    seeds: Literal["mixed"] | None = None
     format: Format
     pipeline: str
     recipe_hash: str
@@ -74,9 +78,8 @@ def check_identity(storage: Storage, origin: Origin, format: str) -> None:
         if foreign:
             raise UserError(f"dataset {storage.url}: holds something else ({foreign}); give an empty one")
         return
-    folders = set(storage.folders(""))
-    if not folders & {CLIPS, SHARDS, METADATA, FAILURES} and METADATA_FILE not in storage.sizes(""):
-        return  # a dry run, or a job that ended before its first clip
+    if not has_begun(storage):
+        return
     if about.format != format:
         raise UserError(f"dataset {storage.url}: its format is {about.format}, not {format}")
     if about.recipe_hash != origin.recipe_hash:
@@ -88,6 +91,12 @@ def check_identity(storage: Storage, origin: Origin, format: str) -> None:
             f"dataset {storage.url}: made with another recipe: {'; '.join(changes)}; "
             "render with the same, or give another --out"
         )
+
+
+def has_begun(storage: Storage) -> bool:
+    """Whether a clip has landed or failed: not so after a job that ended before its first clip. Raises StorageError."""
+    folders = set(storage.folders(""))
+    return bool(folders & {CLIPS, SHARDS, METADATA, FAILURES}) or METADATA_FILE in storage.sizes("")
 
 
 def _foreign(storage: Storage) -> str:
@@ -114,6 +123,7 @@ def write_identity(storage: Storage, origin: Origin, format: Format, manifest: M
     """Write down what the dataset is, and the pipeline as it was resolved. Raises StorageError."""
     about = {
         "show1_ray_dataset": VERSION,
+        **({"seeds": "mixed"} if origin.seed_rule == "mixed" else {}),
         "format": format,
         "pipeline": origin.name,
         "recipe_hash": origin.recipe_hash,

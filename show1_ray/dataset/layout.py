@@ -30,6 +30,13 @@ def new_part(folder: str) -> str:
     return f"{folder}/part-{time.time_ns():020}-{uuid.uuid4().hex[:8]}.parquet"
 
 
+def merged_part(last: str) -> str:
+    """The path of a new part with the rows of parts that follow one another, of which `last` is the last: it sorts
+    behind what comes before them, and before what comes after them."""
+    base = re.sub(r"(-m[0-9a-f]{8})?\.parquet$", "", last)
+    return f"{base}-m{uuid.uuid4().hex[:8]}.parquet"
+
+
 def stage_path(stage: str, clip_id: str) -> str:
     """The frames that a stage made of a clip, in a folder that `datasets` leaves alone."""
     return f"{STAGES}/{stage}/{clip_path(clip_id).removeprefix(CLIPS + '/')}"

@@ -112,12 +112,17 @@ def to_parquet(table: pa.Table) -> bytes:
 
 def id_digest(clip_id: str) -> bytes:
     """16 bytes that stand for an id."""
-    return hashlib.sha256(clip_id.encode()).digest()[:16]
+    return digest(clip_id)
 
 
 def content_digest(prompt: str, negative_prompt: str | None, seed: int) -> bytes:
     """16 bytes that stand for what a clip is made from, besides the recipe."""
-    return hashlib.sha256(json.dumps([prompt, negative_prompt, seed]).encode()).digest()[:16]
+    return digest(json.dumps([prompt, negative_prompt, seed]))
+
+
+def digest(text: str) -> bytes:
+    """16 bytes that stand for a text."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]  # file names may hold anything
 
 
 def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 
 from show1_ray.clip import Clip
 from show1_ray.dataset.compaction import read_failures
 from show1_ray.dataset.identity import Format, check_identity
-from show1_ray.dataset.inventory import Inventory, read_part, take_inventory
 from show1_ray.dataset.lander import Origin, row_of_file
+from show1_ray.dataset.layout import clip_path
 from show1_ray.dataset.metadata import Row, check_columns, content_digest, id_digest
+from show1_ray.dataset.parts import read_part
+from show1_ray.dataset.shards import read_shard
+from show1_ray.dataset.stock import Stock, take_stock
 from show1_ray.dataset.storage import Storage
-from show1_ray.dataset.verify import without_damaged
 from show1_ray.errors import UserError
 from show1_ray.manifest import Entry
 
@@ -44,24 +47,24 @@ class Contents:
 
     Args:
         storage: of the dataset.
-        inventory: its clips that have rows in the metadata.
-        waiting: rows of clips that landed and have none there yet.
+        recipe_hash: of the dataset.
+        stock: what it holds.
+        failures: what could not be rendered.
     """
 
-    def __init__(self, storage: Storage, inventory: Inventory | None = None, waiting: Sequence[Row] = ()) -> None:
+    def __init__(self, storage: Storage, recipe_hash: str, stock: Stock, failures: Iterable[Mapping[str, Any]]) -> None:
         self._storage = storage
-        self._inventory = inventory or Inventory()
-        self._done = self._inventory.done()
-        self._waiting = {id_digest(row["id"]): row for row in waiting}
+        self._recipe_hash = recipe_hash
+        self._stock = stock
+        self._done = stock.inventory.done()
         self._failed = {
-            id_digest(f["id"]): content_digest(f["prompt"], f["negative_prompt"], f["seed"])
-            for f in (read_failures(storage) if inventory else ())
+            id_digest(f["id"]): content_digest(f["prompt"], f["negative_prompt"], f["seed"]) for f in failures
         }
 
     @property
     def is_empty(self) -> bool:
         """Whether there is no clip, and no failure."""
-        return not self._inventory.count and not self._failed and not self._waiting
+        return not self._stock.count and not self._failed
 
     def survey(self, entries: Iterable[Entry], retry_failed: bool = False) -> Survey:
         """Compare a manifest with what is there.
@@ -77,7 +80,7 @@ class Contents:
                 ids.append(entry.clip.id)
             skipped, left = skipped + skip, left + (not is_done and not skip)
         rendered_since = int((self._done.find(list(self._failed)) >= 0).sum()) if self._failed else 0
-        others = self._inventory.count + len(self._waiting) - done
+        others = self._stock.count - done
         other_failures = max(0, len(self._failed) - rendered_since - failed)
         return Survey(done, skipped, left, others, other_failures, tuple(ids))
 
@@ -98,19 +101,27 @@ class Contents:
             for i, (entry, place) in enumerate(zip(block, places.tolist(), strict=True)):
                 if place >= 0 and not same[i]:
                     raise self._changed(entry.clip, self._row_at(int(self._done.rows[place])))
-                waiting = self._waiting.get(ids[i])
-                if waiting and not _is_same(entry.clip, waiting):
-                    raise self._changed(entry.clip, waiting)
+                waiting = self._stock.waiting.get(ids[i])
+                if waiting is not None and waiting != contents[i]:
+                    raise self._changed(entry.clip, self._row_in_file(clip_path(entry.clip.id)))
                 is_done = place >= 0 or waiting is not None
                 yield entry, is_done, not is_done and self._failed.get(ids[i]) == contents[i]
 
     def _row_at(self, row: int) -> Row:
-        path, number = self._inventory.place(row)
+        path, number = self._stock.inventory.place(row)
+        if path.endswith(".tar"):  # it has no row in the metadata yet
+            return read_shard(self._storage, path, self._recipe_hash).rows[number]
         for batch in read_part(self._storage, path, ["prompt", "negative_prompt", "seed"]):
             if number < len(batch):
                 return dict(batch.slice(number, 1).to_pylist()[0])
             number -= len(batch)
         raise UserError(f"dataset {self._storage.url}: {path} has changed under this job's hands")
+
+    def _row_in_file(self, path: str) -> Row:
+        try:
+            return row_of_file(self._storage.read(path), self._recipe_hash) or {}
+        except FileNotFoundError:
+            return {}
 
     def _changed(self, clip: Clip, row: Row) -> UserError:
         names = ("prompt", "negative_prompt", "seed")
@@ -139,16 +150,5 @@ def look(
     check_columns(columns)
     storage = Storage.at(url)
     check_identity(storage, origin, format)
-    inventory = take_inventory(storage)
-    if verify:
-        without_damaged(storage, inventory)
-    landed = storage.map(lambda path: row_of_file(storage.read(path), origin.recipe_hash), inventory.without_row)
-    return Contents(storage, inventory, [row for row in landed if row is not None]).survey(entries, retry_failed)
-
-
-def _is_same(clip: Clip, row: Row) -> bool:
-    return (clip.prompt, clip.negative_prompt, clip.seed) == (
-        row["prompt"],
-        row["negative_prompt"],
-        row["seed"],
-    )
+    stock = take_stock(storage, origin.recipe_hash, verify=verify)
+    return Contents(storage, origin.recipe_hash, stock, read_failures(storage)).survey(entries, retry_failed)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from typing import Any
 
 import yaml
+
+from show1_ray.errors import shown
 
 MOST_BYTES = 256 * 1024
 """Of a file: the largest that the package brings has 2 kB."""
@@ -12,6 +16,9 @@ MOST_VALUES = 20_000
 """Keys and values, counted at each place where an anchor puts them."""
 MOST_NUMBER = 2**63 - 1
 """Python reads numbers of any length, and takes minutes to write some of them down again."""
+
+_REFERENCE = re.compile(r"(?<=: )([A-Za-z_][\w.]*\[-?\d+\])(?=\s*[,}])")
+"""`keyframes[0]` as a value between braces, where YAML would have it in quotes."""
 
 
 def load_yaml(text: str) -> Any:
@@ -27,15 +34,23 @@ def load_yaml(text: str) -> Any:
     if size > MOST_BYTES:
         raise ValueError(f"{size} bytes, but {MOST_BYTES} are the most")
     try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        if node is None:
-            return None
-        _count(node, {})
-        return _unshared(_values(text))
+        return _loaded(text)
     except yaml.YAMLError as error:
+        quoted = _REFERENCE.sub(r'"\1"', text)
+        if quoted != text:
+            with suppress(yaml.YAMLError):
+                return _loaded(quoted)
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _loaded(text: str) -> Any:
+    node = yaml.compose(text, yaml.SafeLoader)
+    if node is None:
+        return None
+    _count(node, {})
+    return _unshared(_values(text))
 
 
 def _values(text: str) -> Any:
@@ -54,6 +69,7 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
     known[id(node)] = 0  # as long as it is not known
     inner: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
+        _check_keys(node)
         inner = [one for pair in node.value for one in pair]
     elif isinstance(node, yaml.SequenceNode):
         inner = node.value
@@ -62,6 +78,17 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
         raise ValueError(f"more than {MOST_VALUES} values, counting each place of an anchor")
     known[id(node)] = count
     return count
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Raises ValueError for a key that is there twice, of which YAML's reader takes the last without a word."""
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ValueError(f"the key {shown(key.value)} is there twice, in lines {lines[key.value]} and {line}")
+            lines[key.value] = line
 
 
 def _unshared(tree: Any) -> Any:

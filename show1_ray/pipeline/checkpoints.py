@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from show1_ray.errors import UserError, shown
 
@@ -51,9 +51,9 @@ class Checkpoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    repo: str
-    revision: str | None = None
-    licence: str | None = None
+    repo: str = Field(description="owner/name on the hub, or a folder, relative to the pipeline file")
+    revision: str | None = Field(None, description="commit or branch; needed for the hub")
+    licence: str | None = Field(None, description="of the weights")
 
     @model_validator(mode="after")
     def _pinned(self) -> Checkpoint:

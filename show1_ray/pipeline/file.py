@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,25 @@ class Tree:
         node[key[-1]] = value
         self.origins = _over(self.origins, dict.fromkeys(_ends(value, key), origin))
 
-    def faults(self, error: ValidationError) -> Iterator[str]:
-        """One line for each of pydantic's findings: what says it, the key, and the reason."""
+    def faults(
+        self, error: ValidationError, below: Key = (), hint: Callable[[Key], str] = lambda key: ""
+    ) -> Iterator[str]:
+        """One line for each of pydantic's findings: what says it, the key, and the reason.
+
+        Args:
+            error: the findings.
+            below: the key of what was validated.
+            hint: what to add where a key is not known.
+        """
         for fault in error.errors():
-            key = tuple(map(str, fault["loc"]))
+            key = (*below, *map(str, fault["loc"]))
             origin = str(self.path) if fault["type"] == "missing" else self._origin(key)
-            yield f"{origin}: {'.'.join(key)}: {_reason(fault)}"
+            reason = _reason(fault) + (hint(key) if fault["type"] == "extra_forbidden" else "")
+            yield f"{origin}: {'.'.join(key)}: {reason}"
+
+    def fault(self, key: Key, reason: str) -> str:
+        """The line of a fault: what says the key, the key, and the reason."""
+        return f"{self._origin(key)}: {'.'.join(key)}: {reason}"
 
     def _origin(self, key: Key) -> str:
         """Of a key, of what it is a part of, or of the last part of it that was said."""
@@ -109,7 +122,16 @@ def read(path: Path, below: tuple[Path, ...] = ()) -> Tree:
     except ConfigError as error:
         raise ConfigError(f"{path}: extends: {error}") from None
     base = read(parent_path, (*below, path.resolve()))
-    return Tree(path, _merged(base.keys, keys), _over(base.origins, origins))
+    merged = _merged(base.keys, keys)
+    for name, stage in _stages(keys).items():  # a place of one's own is instead of the one below
+        if isinstance(stage, dict) and ("before" in stage) != ("after" in stage):
+            _stages(merged)[name].pop("after" if "before" in stage else "before", None)
+    return Tree(path, merged, _over(base.origins, origins))
+
+
+def _stages(keys: Mapping[str, Any]) -> dict[str, Any]:
+    stages = keys.get("stages")
+    return stages if isinstance(stages, dict) else {}
 
 
 def _absolute(repo: str, path: Path) -> str:

@@ -69,7 +69,8 @@ def write(tmp_path):
         ("stages: {keyframes: {steps: '5'}}", "stages.keyframes.steps: .*integer.*'5'"),
         ("stages: {keyframes: {steps: true}}", "stages.keyframes.steps: .*integer.*True"),
         ("stages: {keyframes: {guidance: .inf}}", "stages.keyframes.guidance: .*finite.*inf"),
-        ("stages: {keyframes: }", r"stages.keyframes: must be a mapping of keys to values \(it is None"),
+        ("stages: {keyframes: 5}", r"stages.keyframes: must be a mapping of keys to values \(it is 5"),
+        ("stages: {keyframes: }", "stages.interpolation: it takes 'keyframes', which no .* 'keyframes' is dropped"),
         ("stages: {text: {checkpoint: a/b}}", r"stages.text.checkpoint: must be a mapping .* \(it is 'a/b'"),
         (
             "stages: {text: {checkpoint: {repo: a b}}}",
@@ -185,7 +186,11 @@ def test_every_fault_has_its_line(write):
 
 
 def test_a_missing_key_is_named(write):
-    with pytest.raises(ConfigError, match=r"stages\.text: is missing"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml: stages\.text\.checkpoint: is missing"):
+        Pipeline.load(write("stages: {text: {}}"))
+    with pytest.raises(ConfigError, match=r"mine\.yaml: stages: is missing"):
+        Pipeline.load(write("fps: 8"))
+    with pytest.raises(ConfigError, match=r"mine\.yaml: stages: is empty"):
         Pipeline.load(write("stages: {}"))
 
 

@@ -85,7 +85,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class LostStation:
-    """A station that went; `at` is seconds since the job began."""
+    """A station that went, or was shut out; `at` is seconds since the job began."""
 
     station: int
     at: float
@@ -142,6 +142,7 @@ class Facts:
         self.failures: list[Failed] = []
         self.lost: deque[LostStation] = deque(maxlen=LOST)
         self.stations_lost = 0
+        self.shut_out: deque[LostStation] = deque(maxlen=LOST)
         self.state = "running"
         self.reason = ""
         self._choice = random.Random(0)
@@ -159,6 +160,10 @@ class Facts:
         self.timeline.station_gone(station, self.since(now), lost=True)
         self.lost.append(LostStation(station, self.since(now), reason[-ERROR_CHARACTERS:]))
         self.stations_lost += 1
+
+    def station_shut_out(self, station: int, reason: str, now: float) -> None:
+        """A station gets no work for a time, because it failed where others did not."""
+        self.shut_out.append(LostStation(station, self.since(now), reason[-ERROR_CHARACTERS:]))
 
     def working(self, stations: Collection[int], an_hour: float = 0.0, seconds_left: float | None = None) -> None:
         """See `Timeline.working`; and how fast the line is, by its own account, which progress displays show too."""

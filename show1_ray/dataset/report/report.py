@@ -80,6 +80,10 @@ class Report:
         """A station is gone, or did not come up."""
         self._tell(self._facts.station_lost, station, reason, self._clock())
 
+    def station_shut_out(self, station: int, reason: str) -> None:
+        """A station gets no work for a time."""
+        self._tell(self._facts.station_shut_out, station, reason, self._clock())
+
     def working(self, stations: Collection[int], an_hour: float = 0.0, seconds_left: float | None = None) -> None:
         """The stations that are in a batch at this moment, the clips an hour, and what is left, as the line tells them.
         To be called often: the report is written on the way.
