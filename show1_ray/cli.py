@@ -76,7 +76,11 @@ def render(
     ] = LogFormat.TEXT,
     json_output: Annotated[bool, typer.Option("--json", help="The summary as JSON on standard output.")] = False,
 ) -> None:
-    """Render a manifest to a dataset. Run it again to render what is missing."""
+    """Render a manifest to a dataset. Run it again to render what is missing.
+
+    Exit codes: 0 all rendered, 1 some clips failed, 2 bad input or storage that fails, 3 the cluster is gone (run it
+    again), 130 interrupted (run it again).
+    """
     from show1_ray.cluster.connection import job_name  # Ray, which takes a second
     from show1_ray.job import Control, Summary
     from show1_ray.job import render as render_manifest
@@ -359,12 +363,12 @@ def stopped_by_signals(control: Control, console: Console) -> Iterator[None]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input and interruption end the program without a traceback: exit codes 2 and 130."""
+    """Bad input, a cluster that goes and interruption end the program without a traceback: exit codes 2, 3 and 130."""
     try:
         yield
     except UserError as error:
         print(f"show1-ray: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

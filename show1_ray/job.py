@@ -221,11 +221,12 @@ def render(
         costs = costs_of_job(pipeline, job_device(address, settings))
         stages = specs(pipeline, dataset.lander, save_stages, costs)
         subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
-        with cluster(address):
+        with cluster(address) as watch:
             check_shared(out)
             with Report(dataset.lander.storage, subject, tell=tell) as report:
                 watched = watching(observe, report, measured(job_name() or out, tell), undo)
                 running = Service(stages, settings, max_waiting=math.inf, observe=watched, total=left)
+                watch.when_gone(running.end)
                 left_over = dataset.missing(entries, retry_failed)
                 fill(dataset, running, left_over, summary, control, max_failures, partial(order, pipeline))
                 report.end(interrupted=control.asked, stopped=summary.stopped)
