@@ -18,12 +18,13 @@ from show1_ray.cluster.connection import check_shared, checked_address, cluster,
 from show1_ray.dataset import Dataset, Origin, Survey, Weights, look
 from show1_ray.dataset.compaction import read_failures
 from show1_ray.dataset.patience import LISTENER
+from show1_ray.dataset.place import check_out
 from show1_ray.dataset.report import About, Report
 from show1_ray.dataset.report.page import last_line
 from show1_ray.dataset.seeds import Seeds, seeds_of
 from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.undo import Undo, undone_if_refused
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, without_secrets
 from show1_ray.landing import specs
 from show1_ray.line.events import (
     ClipDone,
@@ -188,6 +189,7 @@ def render(
         UserError: bad input, refused before anything is rendered; a dataset of another recipe or with another writer;
             storage that fails.
     """
+    check_out(out, manifest)
     if not isinstance(pipeline, Pipeline):
         pipeline = Pipeline.load(pipeline, overrides, code)
     saved_frames(pipeline, list(save_stages))  # refuses others
@@ -325,7 +327,7 @@ def report_subject(
     """What the report is about; `began` is of the monotonic clock."""
     return About(
         out=summary.out,
-        manifest=manifest,
+        manifest=without_secrets(manifest),
         pipeline=origin.name,
         recipe_hash=origin.recipe_hash,
         format=format,

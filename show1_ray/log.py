@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from show1_ray.errors import without_secrets
 from show1_ray.line.events import (
     ClipDone,
     ClipFailed,
@@ -75,5 +76,6 @@ class Log:
     def write(self, event: str, **about: Any) -> None:
         """One line."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self.file.write(json.dumps({"time": now, "job": self.job, "event": event, **about}) + "\n")
+        line = json.dumps({"time": now, "job": self.job, "event": event, **about})
+        self.file.write(without_secrets(line) + "\n")
         self.file.flush()

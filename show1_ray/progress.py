@@ -11,6 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from show1_ray.errors import printable
+
 from show1_ray.line.events import ClipFailed, Snapshot, StationLost, StationShutOut
 from show1_ray.notice import Notice
 
@@ -41,7 +43,7 @@ class Progress:
 
     def print(self, text: str, style: str | None = None) -> None:
         """A line, which scrolls away above the table."""
-        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
     def observe(self, event: Any) -> None:
         """Shows what is worth it."""

@@ -33,7 +33,7 @@ from show1_ray.dataset.shards import write_shard
 from show1_ray.dataset.stock import Stock, take_stock
 from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.dataset.survey import Contents, Survey
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, without_secrets
 from show1_ray.manifest import Entry
 
 WAITING = 4
@@ -180,7 +180,7 @@ class Dataset:
             "negative_prompt": clip.negative_prompt,
             "seed": clip.seed,
         }
-        failure |= {"stage": stage, "attempts": attempts, "error": error}
+        failure |= {"stage": stage, "attempts": attempts, "error": without_secrets(error)}
         self._failures.append(failure | {"failed": datetime.now(UTC).isoformat(timespec="milliseconds")})
         self._flush_if_due()
 

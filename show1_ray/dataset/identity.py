@@ -26,7 +26,7 @@ from show1_ray.dataset.layout import (
     shard_number,
 )
 from show1_ray.dataset.storage import Storage
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, without_secrets
 
 Format = Literal["mp4", "webdataset"]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -130,7 +130,7 @@ def write_identity(storage: Storage, origin: Origin, format: Format, manifest: M
         "recipe": origin.recipe,
         "manifest": dict(manifest),
     }
-    storage.write(DATASET, json.dumps(about, indent=2).encode())
+    storage.write(DATASET, without_secrets(json.dumps(about, indent=2)).encode())
     pipeline = yaml.safe_dump(dict(origin.pipeline), sort_keys=False, allow_unicode=True)
     storage.write(PIPELINE, pipeline.encode())
 
