@@ -38,6 +38,9 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+SHOWN_REJECTIONS = 20
+"""Of `status`."""
+
 app = typer.Typer(
     help="Render text-to-video datasets: pipelines of stages as an assembly line on Ray.",
     no_args_is_help=True,
@@ -208,7 +211,9 @@ def status(
     if json_output:
         print(json.dumps(asdict(status)))
         raise typer.Exit(0 if status.is_sound else 1)
-    print(f"{where}: {status.done} of {status.count} clips done, {len(status.failures)} failed, {status.left} left")
+    rejected = f"{len(status.rejections)} rejected, " if status.rejections else ""
+    ended = f"{len(status.failures)} failed, {rejected}{status.left} left"
+    print(f"{where}: {status.done} of {status.count} clips done, {ended}")
     if status.others:
         print(f"{status.others} of these {status.count} are not of the last manifest, {status.manifest}")
     print(f"pipeline {status.pipeline}, recipe {status.recipe_hash}, {status.format}, {status.bytes / 2**20:.1f} MiB")
@@ -217,6 +222,10 @@ def status(
     for failure in status.failures:
         reason = failure.error.strip().rpartition("\n")[2]
         print(f"failed: {failure.id} in {failure.stage} after {failure.attempts} attempts: {reason}")
+    for rejection in status.rejections[:SHOWN_REJECTIONS]:
+        print(f"rejected: {rejection.id} by {rejection.stage}: {rejection.reason}")
+    if len(status.rejections) > SHOWN_REJECTIONS:
+        print(f"… and {len(status.rejections) - SHOWN_REJECTIONS} more: all of them are in rejections/")
     for lost in status.lost:
         print(f"lost: {lost}; `render` renders it again")
     for damaged in status.damaged:
