@@ -40,6 +40,9 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+SHOWN_REJECTIONS = 20
+"""Of `status`."""
+
 app = typer.Typer(
     help="Render text-to-video datasets: pipelines of stages as an assembly line on Ray.",
     no_args_is_help=True,
@@ -214,7 +217,9 @@ def status(
     if json_output:
         print(without_secrets(json.dumps(asdict(status))))
         raise typer.Exit(0 if status.is_sound else 1)
-    say(f"{where}: {status.done} of {status.count} clips done, {len(status.failures)} failed, {status.left} left")
+    rejected = f"{len(status.rejections)} rejected, " if status.rejections else ""
+    ended = f"{len(status.failures)} failed, {rejected}{status.left} left"
+    say(f"{where}: {status.done} of {status.count} clips done, {ended}")
     if status.others:
         say(f"{status.others} of these {status.count} are not of the last manifest, {status.manifest}")
     say(f"pipeline {status.pipeline}, recipe {status.recipe_hash}, {status.format}, {status.bytes / 2**20:.1f} MiB")
@@ -223,6 +228,10 @@ def status(
     for failure in status.failures:
         reason = failure.error.strip().rpartition("\n")[2]
         say(f"failed: {failure.id} in {failure.stage} after {failure.attempts} attempts: {reason}")
+    for rejection in status.rejections[:SHOWN_REJECTIONS]:
+        say(f"rejected: {rejection.id} by {rejection.stage}: {rejection.reason}")
+    if len(status.rejections) > SHOWN_REJECTIONS:
+        say(f"… and {len(status.rejections) - SHOWN_REJECTIONS} more: all of them are in rejections/")
     for lost in status.lost:
         say(f"lost: {lost}; `render` renders it again")
     for damaged in status.damaged:
@@ -285,7 +294,9 @@ def profile(
     from show1_ray.planning.tables import profile_report
 
     if not re.fullmatch(r"([1-9]\d{0,3}(,[1-9]\d{0,3})*)?", batch_sizes, re.ASCII):
-        raise UserError(f"--batch-sizes {shown(batch_sizes)}: give numbers of clips with commas between them, such as 1,2,4")
+        raise UserError(
+            f"--batch-sizes {shown(batch_sizes)}: give numbers of clips with commas between them, such as 1,2,4"
+        )
     loaded = Pipeline.load(pipeline, changes or (), code)
     sizes = [int(size) for size in batch_sizes.split(",") if size]
     found = measure(loaded, device or ("cuda:0" if local_gpu() else CPU), sizes, repeats)

@@ -37,12 +37,63 @@ SHOWN = re.compile(r"[^\n\x20-\x7e\xa0-\U0010ffff]")
 
 odd_text = st.sampled_from(
     [
-        *("", " ", "\t", "a b", "~", "~nosuchuser", ".", "..", "/", "//", "-", "--", "-1", "0", "1", "true", "null", "nano"),
+        *(
+            "",
+            " ",
+            "\t",
+            "a b",
+            "~",
+            "~nosuchuser",
+            ".",
+            "..",
+            "/",
+            "//",
+            "-",
+            "--",
+            "-1",
+            "0",
+            "1",
+            "true",
+            "null",
+            "nano",
+        ),
         *("x" * 300, "9" * 5000, "1e309", "nan", "inf", "0x10", "1_0", "١", "²", "a\0b", "\x1b[31mred", "\u202eabc"),
         *("\ud800", "\udcff", "é", "🎬", "a\nb", "a\r\nb", "'", '"', "{", "}", "[", "]", ":", "=", "a=b", "%s", "{}"),
-        *("s3://", "s3:///x", "x::y", "zip://x.csv::y.zip", "zip://", "file://", "file://x", "memory://x", "gs://", "s3:x"),
-        *("http://", "http://[", "http://127.0.0.1:9/x.csv", "data:,x", "nosuch://x", "://", "/dev/null", "/proc/self/mem"),
-        *("loop", "loop/x", "nothing", "file.txt", "file.txt/x", "folder", "folder/../m.jsonl", "m.jsonl", "*", "**", "?"),
+        *(
+            "s3://",
+            "s3:///x",
+            "x::y",
+            "zip://x.csv::y.zip",
+            "zip://",
+            "file://",
+            "file://x",
+            "memory://x",
+            "gs://",
+            "s3:x",
+        ),
+        *(
+            "http://",
+            "http://[",
+            "http://127.0.0.1:9/x.csv",
+            "data:,x",
+            "nosuch://x",
+            "://",
+            "/dev/null",
+            "/proc/self/mem",
+        ),
+        *(
+            "loop",
+            "loop/x",
+            "nothing",
+            "file.txt",
+            "file.txt/x",
+            "folder",
+            "folder/../m.jsonl",
+            "m.jsonl",
+            "*",
+            "**",
+            "?",
+        ),
         *("m.jsonl#x", "m.jsonl?x", "out", "out/clips", "dataset.json", "~/x", "https://u:password1@h/x", "x" * 5000),
     ]
 )
@@ -52,7 +103,9 @@ odd_number = st.sampled_from(
 )
 text = st.one_of(odd_text, st.text(max_size=12))
 scalar = st.one_of(odd_number, text, st.booleans(), st.none())
-value = st.recursive(scalar, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(text, inner, max_size=3)), max_leaves=6)
+value = st.recursive(
+    scalar, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(text, inner, max_size=3)), max_leaves=6
+)
 spoils = st.one_of(
     st.none(),
     st.tuples(st.just("cut"), st.integers(0, 2000)),
@@ -103,19 +156,42 @@ def as_json(thing: Any) -> bytes:
 
 # Manifests
 
-COLUMNS = ["prompt", "id", "seed", "negative_prompt", "split", "file_name", "sha256", "frames", "seconds_text", "", "a.b"]
+COLUMNS = [
+    "prompt",
+    "id",
+    "seed",
+    "negative_prompt",
+    "split",
+    "file_name",
+    "sha256",
+    "frames",
+    "seconds_text",
+    "",
+    "a.b",
+]
 row = st.one_of(
     st.fixed_dictionaries(
         {"prompt": st.one_of(st.just("a red circle"), value)},
-        optional={name: value for name in COLUMNS[1:]},
+        optional=dict.fromkeys(COLUMNS[1:], value),
     ),
     st.fixed_dictionaries(
-        {"prompt": st.text(min_size=1, max_size=8)}, optional={"seed": st.integers(0, 2**63 - 1), "id": st.text("ab-._1")}
+        {"prompt": st.text(min_size=1, max_size=8)},
+        optional={"seed": st.integers(0, 2**63 - 1), "id": st.text("ab-._1")},
     ),
     st.dictionaries(st.one_of(st.sampled_from(COLUMNS), text), value, max_size=3),
 )
-LINES = [b"[" * 100_000, b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}", b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}"]
-LINES += [b"\xff\xfe", b"\0", b'{"prompt": "\\ud800"}', b'{"prompt": "a", "b": "\\udfff"}', b'{"prompt": "a", "prompt": 1}']
+LINES = [
+    b"[" * 100_000,
+    b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+    b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+]
+LINES += [
+    b"\xff\xfe",
+    b"\0",
+    b'{"prompt": "\\ud800"}',
+    b'{"prompt": "a", "b": "\\udfff"}',
+    b'{"prompt": "a", "prompt": 1}',
+]
 LINES += [b'{"prompt": "a", "b": ' + b"[" * 400 + b"]" * 400 + b"}", b'{"prompt": "a", "b": NaN}', b"", b"null", b"3"]
 
 
@@ -153,23 +229,69 @@ def manifest_case(draw: Any) -> Case:
     suffix, data = draw(st.one_of(jsonl_file(), csv_file(), parquet_file()))
     data = spoilt(data, draw(spoils))
     if draw(st.integers(0, 9)) == 0:
-        data, suffix = spoilt(gzip.compress(data, 1), draw(spoils)), suffix + draw(st.sampled_from([".gz", ".bz2", ".xz"]))
+        data, suffix = (
+            spoilt(gzip.compress(data, 1), draw(spoils)),
+            suffix + draw(st.sampled_from([".gz", ".bz2", ".xz"])),
+        )
     options: list[str] = []
-    for name, values in (("--samples", ["1", "2", "0", "1000000000000"]), ("--limit", ["1", "9" * 30]), ("--seed", ["1"])):
+    for name, values in (
+        ("--samples", ["1", "2", "0", "1000000000000"]),
+        ("--limit", ["1", "9" * 30]),
+        ("--seed", ["1"]),
+    ):
         if draw(st.integers(0, 3)) == 0:
             options += [name, draw(st.one_of(st.sampled_from(values), odd_text.filter(is_argument)))]
     where = draw(st.sampled_from(["m" + suffix, ".", "m*", "m" + suffix, "m" + suffix]))
     command = ("render", where, "--out", "/nonexistent-out/x" if where == "." else "out", "--dry-run", *options)
     if draw(st.integers(0, 5)) == 0:
-        command = ("plan", where, "--gpu-type", "T4", *options[: 2 if options[:1] in (["--samples"], ["--limit"]) else 0])
+        command = (
+            "plan",
+            where,
+            "--gpu-type",
+            "T4",
+            *options[: 2 if options[:1] in (["--samples"], ["--limit"]) else 0],
+        )
     return Case("manifest", {"m" + suffix: data}, command)
 
 
 # Pipeline files
 
-KEYS = ["name", "description", "dtype", "fps", "stages", "execution", "extends", "inputs", "clip", "on", "text", "keyframes"]
-KEYS += ["interpolation", "super_resolution", "latent_super_resolution", "first_frame", "checkpoint", "repo", "revision"]
-KEYS += ["steps", "guidance", "frames", "width", "height", "window", "stride", "scale", "batch_size", "memory", "compile"]
+KEYS = [
+    "name",
+    "description",
+    "dtype",
+    "fps",
+    "stages",
+    "execution",
+    "extends",
+    "inputs",
+    "clip",
+    "on",
+    "text",
+    "keyframes",
+]
+KEYS += [
+    "interpolation",
+    "super_resolution",
+    "latent_super_resolution",
+    "first_frame",
+    "checkpoint",
+    "repo",
+    "revision",
+]
+KEYS += [
+    "steps",
+    "guidance",
+    "frames",
+    "width",
+    "height",
+    "window",
+    "stride",
+    "scale",
+    "batch_size",
+    "memory",
+    "compile",
+]
 KEYS += ["uses", "takes", "before", "after", "by", "reuse", "every", "levels", "scheduler", "noise_level", "strength"]
 key = st.one_of(st.sampled_from(KEYS), odd_text)
 tree = st.recursive(
@@ -178,9 +300,28 @@ tree = st.recursive(
     max_leaves=10,
 )
 PIPELINES = [p.read_text() for p in sorted((Path(__file__).parent.parent / "pipelines").glob("nano*.yaml"))]
-SNIPPETS = ["a: &a [*a]", "a: &a {b: *a}", "? [a]: b", "!!python/object:os.system x", "<<: 3", "a: !!binary x", "--- 1\n--- 2"]
-SNIPPETS += ["a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [{'*a%d, ' % (i - 1) * 9}]" for i in range(1, 20)), "[" * 3000, "\t"]
-SNIPPETS += ["fps: 2024-13-45", "fps: 1:99", "extends: mine.yaml", "extends: .", "extends: [nano]", "fps: 0x" + "f" * 5000]
+SNIPPETS = [
+    "a: &a [*a]",
+    "a: &a {b: *a}",
+    "? [a]: b",
+    "!!python/object:os.system x",
+    "<<: 3",
+    "a: !!binary x",
+    "--- 1\n--- 2",
+]
+SNIPPETS += [
+    "a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [{'*a%d, ' % (i - 1) * 9}]" for i in range(1, 20)),
+    "[" * 3000,
+    "\t",
+]
+SNIPPETS += [
+    "fps: 2024-13-45",
+    "fps: 1:99",
+    "extends: mine.yaml",
+    "extends: .",
+    "extends: [nano]",
+    "fps: 0x" + "f" * 5000,
+]
 
 
 @st.composite
@@ -206,7 +347,10 @@ def pipeline_case(draw: Any) -> Case:
     changes: list[str] = []
     for _ in range(draw(st.integers(0, 2))):
         names = ".".join(draw(st.lists(key, min_size=1, max_size=3)))
-        changes += ["--set", draw(st.one_of(odd_text, st.builds("{}={}".format, st.just(names), scalar)).filter(is_argument))]
+        changes += [
+            "--set",
+            draw(st.one_of(odd_text, st.builds("{}={}".format, st.just(names), scalar)).filter(is_argument)),
+        ]
     pipeline = draw(st.sampled_from(["mine.yaml", "mine.yaml", "nano"]))
     commands = [
         ("check", pipeline, *changes),
@@ -267,7 +411,12 @@ def dataset_case(draw: Any) -> Case:
         ("status", "d"),
         ("status", "d", "--json"),
         ("status", "d", "--verify"),
-        ("sheet", "d", "--out", draw(st.sampled_from(["sheet.png", "sheet.gif", "x/sheet.png", "sheet", "sheet.txt", "d"]))),
+        (
+            "sheet",
+            "d",
+            "--out",
+            draw(st.sampled_from(["sheet.png", "sheet.gif", "x/sheet.png", "sheet", "sheet.txt", "d"])),
+        ),
         ("render", "m.jsonl", "--out", "d", "--dry-run", *sets, *form),
         ("render", "m.jsonl", "--out", "d", "--dry-run", "--pipeline", "d/pipeline.yaml"),
     ]
@@ -287,7 +436,17 @@ def is_argument(one: str) -> bool:
 
 argument = st.one_of(odd_text, st.text(max_size=10)).filter(is_argument)
 OPTIONS: dict[str, list[str]] = {
-    "render": ["--out", "--pipeline", "--address", "--gpus", "--limit", "--samples", "--seed", "--format", "--save-stages"]
+    "render": [
+        "--out",
+        "--pipeline",
+        "--address",
+        "--gpus",
+        "--limit",
+        "--samples",
+        "--seed",
+        "--format",
+        "--save-stages",
+    ]
     + ["--max-failures", "--set", "--log", "--retry-failed", "--verify", "--json", "--code"],
     "plan": ["--pipeline", "--gpus", "--gpu-type", "--price", "--profile", "--limit", "--samples", "--set", "--json"],
     "status": ["--verify", "--json"],
@@ -305,7 +464,10 @@ FLAGS = ["--retry-failed", "--verify", "--json", "--detach", "--dry-run"]
 LIKELY = {"--gpus": ["1", "2:4", "4:2", "1" * 5000], "--limit": ["1", "10"], "--gpu-type": ["T4", "cpu", "H100"]}
 LIKELY |= {"--format": ["mp4", "webdataset"], "--pipeline": ["nano", "mine.yaml"], "--profile": ["p.json", "m.jsonl"]}
 LIKELY |= {"--price": ["1.5", "nan", "-1"], "--batch-sizes": ["1,2", "0", ",", "9" * 5000], "--log": ["json", "text"]}
-LIKELY |= {"--out": ["out", "m.jsonl", ".", "folder", "loop"], "--address": ["auto", "local", "a:b:c", "ray://x:1", ":", "h:99999"]}
+LIKELY |= {
+    "--out": ["out", "m.jsonl", ".", "folder", "loop"],
+    "--address": ["auto", "local", "a:b:c", "ray://x:1", ":", "h:99999"],
+}
 
 
 @st.composite
@@ -335,14 +497,33 @@ def command_case(draw: Any) -> Case:
 def refused_case(draw: Any) -> Case:
     """Renders that must be refused, and leave nothing behind."""
     files = {"m.jsonl": b'{"prompt": "a red circle"}', "file.txt": b"x", "folder/m.jsonl": b'{"prompt": "x"}'}
-    outs = ["x::y", "s3://", "", "/", "file://", "loop", "nothing", "file.txt", "file.txt/x", "folder", "m.jsonl", "out*"]
+    outs = [
+        "x::y",
+        "s3://",
+        "",
+        "/",
+        "file://",
+        "loop",
+        "nothing",
+        "file.txt",
+        "file.txt/x",
+        "folder",
+        "m.jsonl",
+        "out*",
+    ]
     outs += [" out", "out ", "s3://b?x", "https://h/x", "~nosuchuser/x", "zip://x", "out\n", "x" * 300, "folder/out"]
     manifest, out = "folder", draw(st.sampled_from(outs))
     options: list[str] = []
     if draw(st.booleans()):
         manifest, out = draw(st.sampled_from(["", "/", "nothing", "file.txt", "zip://", "x::y", "loop"])), "out"
     elif draw(st.booleans()):
-        wrong = [["--gpus", "0"], ["--set", "a=b"], ["--save-stages", "x"], ["--pipeline", "x"], ["--address", "ray://x"]]
+        wrong = [
+            ["--gpus", "0"],
+            ["--set", "a=b"],
+            ["--save-stages", "x"],
+            ["--pipeline", "x"],
+            ["--address", "ray://x"],
+        ]
         manifest, out, options = "m.jsonl", "out", draw(st.sampled_from(wrong))
     elif out in ("folder", "folder/out", "m.jsonl"):
         manifest = "m.jsonl" if out == "m.jsonl" else "folder"
@@ -370,7 +551,9 @@ def fault_of(case: Case) -> str:
         return f"{found[0]!r} in the output: {output[:300]!r}"
     if outcome.code == 2 and not outcome.err.strip():
         return "refused without a word"
-    changed = {name for name in {**outcome.before, **outcome.after} if outcome.before.get(name) != outcome.after.get(name)}
+    changed = {
+        name for name in {**outcome.before, **outcome.after} if outcome.before.get(name) != outcome.after.get(name)
+    }
     if changed - set(case.may_write if outcome.code == 0 else ()):
         return f"exit code {outcome.code}, and {sorted(changed)[:3]} changed"
     return ""
@@ -454,8 +637,12 @@ def listing(folder: Path) -> dict[str, Any]:
 
 def written(case: Case) -> str:
     """A case to look at and to repeat."""
-    files = {name: base64.b64encode(data).decode() if len(data) > 400 else repr(data) for name, data in case.files.items()}
-    return json.dumps({"kind": case.kind, "arguments": [one[:300] for one in case.arguments], "files": files}, indent=1)[:6000]
+    files = {
+        name: base64.b64encode(data).decode() if len(data) > 400 else repr(data) for name, data in case.files.items()
+    }
+    return json.dumps(
+        {"kind": case.kind, "arguments": [one[:300] for one in case.arguments], "files": files}, indent=1
+    )[:6000]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from show1_ray.dataset.lander import row_of_file
-from show1_ray.dataset.layout import CLIPS, FAILURES, METADATA, SHARDS, STAGES, clip_path
+from show1_ray.dataset.layout import CLIPS, FAILURES, METADATA, REJECTIONS, SHARDS, STAGES, clip_path
 from show1_ray.dataset.metadata import id_digest
 from show1_ray.dataset.shards import read_videos
 from show1_ray.dataset.stock import take_stock
@@ -16,7 +16,7 @@ def clean(storage: Storage) -> None:
         return
     stages = [f"{STAGES}/{name}" for name in storage.folders(STAGES)]
     folders = [f"{folder}/{name}" for folder in (CLIPS, *stages) for name in storage.folders(folder)]
-    storage.clean(["", SHARDS, METADATA, FAILURES, *folders])
+    storage.clean(["", SHARDS, METADATA, FAILURES, REJECTIONS, *folders])
 
 
 def remove_damaged(storage: Storage, recipe_hash: str) -> None:

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from show1_ray.errors import one_line, shown
-
 from show1_ray.pipeline.inputs import NO_INPUTS, InputColumns
 
 COLUMNS = ("prompt", "negative_prompt", "id", "seed")
