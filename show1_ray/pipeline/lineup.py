@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from show1_ray.errors import UserError
@@ -53,7 +54,10 @@ def blueprints(pipeline: Pipeline, deliver: bool = False) -> list[Blueprint]:
     wired = pipeline.wired()
     axes = given_axes(wired)
     names = line_names(wired, pipeline.video) if deliver else {}
-    return [_blueprint(stage, axes, names, pipeline.video if deliver else None) for stage in wired]
+    return [
+        replace(_blueprint(stage, axes, names, pipeline.video if deliver else None), rows=pipeline.sets(stage.name))
+        for stage in wired
+    ]
 
 
 def runs_on(stage: Wired) -> Any:
@@ -125,6 +129,7 @@ def _blueprint(
             for name, ref in stage.takes.items()
         },
         {name: _given(stage, name, axes, names, clip) for name, axes in gives.items()},
+        code=stage.code,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -260,6 +260,20 @@ class Pipeline:
             ConfigError: settings that cannot be; the reason.
         """
         return self._rows(self, inputs)
+
+    def sets(self, stage: str) -> dict[str, tuple[str, ...]]:
+        """Settings of a stage that inputs set: input → the setting's path within the stage's settings."""
+        setting = {one.name: one.setting for one in self.inputs if one.setting}
+        return {name: path[2:] for name, path in setting.items() if path[1] == stage}
+
+    def batch_keys(self, inputs: Mapping[str, Any]) -> dict[str, Hashable]:
+        """What clips must have in common to share a batch, by stage: values of the inputs that set its settings."""
+        keys: dict[str, Hashable] = {}
+        for part in self.parts:
+            names = self.sets(part.name)
+            if names:
+                keys[part.name] = tuple(inputs.get(name) for name in names)
+        return keys
 
     @property
     def input_columns(self) -> InputColumns:
