@@ -57,8 +57,9 @@ def open_line(
     address = checked_address(address)
     loaded.fetch() if address == "local" else loaded.check_access()
     settings = settings or LineSettings(warm=True, measure_memory=memory_for_stages)
-    with cluster(address):
+    with cluster(address) as watch:
         specs = stage_specs(loaded, costs_of_job(loaded, job_device(address, settings)), deliver=True)
         orders = partial(order_of_anybody, loaded)
         with Service(specs, settings, max_waiting, observe, results=(VIDEO,), order=orders) as line:
+            watch.when_gone(line.end)
             yield line

@@ -24,6 +24,8 @@ from show1_ray.line.station import FETCH_SECONDS
 
 AHEAD = 64
 """Clips that wait at the line's door, so that it never waits for one."""
+LEFT_SECONDS = 5.0
+"""For the thread of a line that has ended to notice it."""
 ROOM_SECONDS = 0.02
 """How often `room` looks; at most AHEAD clips for each."""
 
@@ -158,8 +160,11 @@ class Service:
     ) -> None:
         self.line.stop(now=True)
         self._inbox.close()
-        self._thread.join()
-        self.line.__exit__(kind, error, trace)
+        while self._thread.is_alive() and not self.ended.wait(1.0):
+            pass
+        self._thread.join(LEFT_SECONDS)  # it may wait for a cluster that does not answer any more: see `end`
+        if not self._thread.is_alive():
+            self.line.__exit__(kind, error, trace)
 
     def render(self, clip: Clip | Order, outputs: Collection[str] = ()) -> AsyncGenerator[ClipEvent]:
         """Submit a clip, at once, and follow it to its end: `async for event in line.render(clip)`.
@@ -222,6 +227,11 @@ class Service:
         """Take in nothing more; what runs ends and lands, or, with `now`, does not. May be called from any thread."""
         self.line.stop(now)
 
+    def end(self, error: Exception) -> None:
+        """The line cannot go on, whatever its thread waits for: all clips' followers are told. From any thread."""
+        self.line.stop(now=True)
+        self._end(error)
+
     @property
     def stations(self) -> int:
         """How many stations the line has, those included that are starting."""
@@ -264,17 +274,24 @@ class Service:
                 with self._lock:
                     self._hear(event)
         except BaseException as error:  # it is raised where clips are awaited: every follower gets it
+            self._end(error)
+        else:
+            self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        """What ended the line first counts."""
+        with self._lock:
+            if self.ended.is_set():
+                return
             self.error = error
-        finally:
-            with self._lock:
-                self.ended.set()
-                self.warm.set()  # who waits for it must look at `ended`
-                reason = " ".join(str(self.error or "it was closed").split())
-                for follower in self._in_line.values():
-                    if follower is not None:
-                        follower.tell(StoppedError(f"the line has stopped: {reason}"))
-                self._in_line.clear()
-                self._waiting.clear()
+            self.ended.set()
+            self.warm.set()  # who waits for it must look at `ended`
+            reason = " ".join(str(error or "it was closed").split())
+            for follower in self._in_line.values():
+                if follower is not None:
+                    follower.tell(StoppedError(f"the line has stopped: {reason}"))
+            self._in_line.clear()
+            self._waiting.clear()
 
     def _hear(self, event: events.Event) -> None:
         match event:

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from show1_ray.clip import Clip
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, one_line
 from show1_ray.line.spec import Rejected
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.adapter import OnArrays
@@ -344,6 +344,8 @@ def read_profile(path: Path) -> Profile:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise UserError(f"profile {path}: {where or 'the file'}: {fault['msg']}; measure it again") from None
+    except ValueError as error:  # bytes that are no text; a name that no file can have
+        raise UserError(f"profile {path}: cannot be read: {one_line(error)}") from None
 
 
 def find_profile(pipeline: Pipeline, device: str | None) -> tuple[Profile | None, list[str]]:

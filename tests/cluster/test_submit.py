@@ -24,7 +24,9 @@ import pytest
 
 from show1_ray import metrics
 from show1_ray.cli import options_of_render
+from show1_ray.cluster.head import check_head
 from show1_ray.cluster.submit import CODE, shipment
+from show1_ray.errors import UserError
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.code import Code
 from tests.test_render import COUNT, write_manifest
@@ -40,6 +42,8 @@ class Head:
     metrics_port: int
     environment: dict[str, str]
     folder: str = ""
+    gcs: str = ""
+    """The address that `render` takes."""
 
     @property
     def address(self) -> str:
@@ -58,8 +62,8 @@ def head() -> Iterator[Head]:
     (folder / "token").write_text(TOKEN)
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
     environment |= {"RAY_ADDRESS": "", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
-    head = Head(free_port(), free_port(), environment, str(folder))
     gcs = free_port()
+    head = Head(free_port(), free_port(), environment, str(folder), f"127.0.0.1:{gcs}")
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--num-cpus=2", f"--port={gcs}"]
     command += [f"--dashboard-port={head.port}", "--include-dashboard=true", f"--temp-dir={folder}"]
     command += [f"--metrics-export-port={head.metrics_port}", "--object-store-memory=200000000"]
@@ -281,6 +285,27 @@ def test_what_is_wrong_is_said_in_a_line_with_exit_code_2(head, tmp_path, argume
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_render_says_of_tokens_and_dashboards_what_submit_does(head, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    check_head(head.gcs, "--address x")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
+    with pytest.raises(UserError, match=r"^--address x: the cluster wants its token: "):
+        check_head(head.gcs, "--address x")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(UserError, match=r"^--address x: the cluster wants its token: .*RAY_AUTH_MODE=token"):
+        check_head(head.gcs, "--address x")
+    with pytest.raises(UserError, match=rf"^--address x: a web server .* `show1-ray submit --address {head.address}`"):
+        check_head(head.address.removeprefix("http://"), "--address x")
+
+
+def test_a_job_that_the_cluster_knows_nothing_of_any_more_is_gone(head):
+    result = run(head, "--follow", "raysubmit_of_another_head")
+    assert result.returncode == 3, result.stderr
+    assert "knows nothing of job raysubmit_of_another_head any more" in result.stderr
+    assert "token" not in result.stderr
 
 
 def test_a_wrong_token_and_a_wrong_address_are_named(head, tmp_path):
