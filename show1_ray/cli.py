@@ -40,6 +40,9 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+SHOWN_REJECTIONS = 20
+"""Of `status`."""
+
 app = typer.Typer(
     help="Render text-to-video datasets: pipelines of stages as an assembly line on Ray.",
     no_args_is_help=True,
@@ -78,7 +81,11 @@ def render(
     ] = LogFormat.TEXT,
     json_output: Annotated[bool, typer.Option("--json", help="The summary as JSON on standard output.")] = False,
 ) -> None:
-    """Render a manifest to a dataset. Run it again to render what is missing."""
+    """Render a manifest to a dataset. Run it again to render what is missing.
+
+    Exit codes: 0 all rendered, 1 some clips failed, 2 bad input or storage that fails, 3 the cluster is gone (run it
+    again), 130 interrupted (run it again).
+    """
     from show1_ray.cluster.connection import job_name  # Ray, which takes a second
     from show1_ray.job import Control, Summary
     from show1_ray.job import render as render_manifest
@@ -210,7 +217,9 @@ def status(
     if json_output:
         print(without_secrets(json.dumps(asdict(status))))
         raise typer.Exit(0 if status.is_sound else 1)
-    say(f"{where}: {status.done} of {status.count} clips done, {len(status.failures)} failed, {status.left} left")
+    rejected = f"{len(status.rejections)} rejected, " if status.rejections else ""
+    ended = f"{len(status.failures)} failed, {rejected}{status.left} left"
+    say(f"{where}: {status.done} of {status.count} clips done, {ended}")
     if status.others:
         say(f"{status.others} of these {status.count} are not of the last manifest, {status.manifest}")
     say(f"pipeline {status.pipeline}, recipe {status.recipe_hash}, {status.format}, {status.bytes / 2**20:.1f} MiB")
@@ -219,6 +228,10 @@ def status(
     for failure in status.failures:
         reason = failure.error.strip().rpartition("\n")[2]
         say(f"failed: {failure.id} in {failure.stage} after {failure.attempts} attempts: {reason}")
+    for rejection in status.rejections[:SHOWN_REJECTIONS]:
+        say(f"rejected: {rejection.id} by {rejection.stage}: {rejection.reason}")
+    if len(status.rejections) > SHOWN_REJECTIONS:
+        say(f"… and {len(status.rejections) - SHOWN_REJECTIONS} more: all of them are in rejections/")
     for lost in status.lost:
         say(f"lost: {lost}; `render` renders it again")
     for damaged in status.damaged:
@@ -370,14 +383,14 @@ def stopped_by_signals(control: Control, console: Console) -> Iterator[None]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input and interruption end the program without a traceback: exit codes 2 and 130. Errors of ours keep their
-    traceback, in which secrets are hidden.
+    """Bad input, a cluster that goes and interruption end the program without a traceback: exit codes 2, 3 and 130.
+    Errors of ours keep their traceback, in which secrets are hidden.
     """
     try:
         yield
     except UserError as error:
         say(f"show1-ray: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:

@@ -35,8 +35,10 @@ JOINERS = "\u200c\u200d"
 class UserError(Exception):
     """Bad input or a wrong environment: one line that says what is wrong, where, and what would be right.
 
-    The command line prints it and exits with 2.
+    The command line prints it and exits with `exit_code`.
     """
+
+    exit_code = 2
 
 
 class ConfigError(UserError, ValueError):

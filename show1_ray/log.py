@@ -12,6 +12,7 @@ from show1_ray.errors import without_secrets
 from show1_ray.line.events import (
     ClipDone,
     ClipFailed,
+    ClipRejected,
     Snapshot,
     StageDone,
     StationEnded,
@@ -68,9 +69,11 @@ class Log:
             case ClipFailed():
                 what = {"clip": event.clip.id, "stage": event.stage, "attempts": event.attempts}
                 self.write("clip failed", **what, error=event.error)
+            case ClipRejected():
+                self.write("clip rejected", clip=event.clip.id, stage=event.stage, reason=event.reason)
             case Snapshot() if time.monotonic() >= self._next_snapshot:
                 self._next_snapshot = time.monotonic() + SNAPSHOT_SECONDS
-                counts = {"done": event.done, "failed": event.failed, "total": event.total}
+                counts = {"done": event.done, "failed": event.failed, "rejected": event.rejected, "total": event.total}
                 self.write("progress", **counts, in_flight=event.in_flight, busy_share=round(event.busy_share, 3))
 
     def write(self, event: str, **about: Any) -> None:

@@ -94,7 +94,7 @@ def run(case: Case, folder: Path) -> Outcome:
     (folder / "folder").mkdir(exist_ok=True)
     (folder / "loop").symlink_to("loop")
     (folder / "nothing").symlink_to("is-not-there")
-    out, err = Stream(), Stream()
+    out, err = Stream("strict"), Stream("backslashreplace")
     outcome = Outcome(None, "", "", before=listing(folder))
     here = Path.cwd()
     os.chdir(folder)
@@ -113,10 +113,10 @@ def run(case: Case, folder: Path) -> Outcome:
 
 
 class Stream(io.TextIOWrapper):
-    """What a terminal's file is, in memory: text that is no UTF-8 does not go in."""
+    """What standard output and standard error are, in memory."""
 
-    def __init__(self) -> None:
-        super().__init__(io.BytesIO(), encoding="utf-8", errors="strict")
+    def __init__(self, errors: str) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", errors=errors)
 
     def text(self) -> str:
         """All that was written."""

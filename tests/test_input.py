@@ -170,6 +170,10 @@ def test_rows_that_no_clip_can_have_are_refused(tmp_path, rows, reason):
         (["--gpus", "0"], "neither a number nor MIN:MAX"),
         (["--set", "keyframes.frames=100000"], "less than or equal to 10000"),
         (["--set", "latent_super_resolution.width=1000000"], "less than or equal to 8192"),
+        (["--code", "x" * 5000], "cannot be opened: [Errno 36] File name too long"),
+        (["--code", "loop"], "--code loop: no such file or folder"),
+        (["--code", "~nosuchuser/x.py"], "cannot be opened"),
+        (["--code", ""], "no such file or folder"),
         (["--pipeline", "a\x1b[31mb"], r"no pipeline 'a\x1b[31mb'"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -19,6 +20,8 @@ import fsspec
 import yaml
 
 import show1_ray
+from show1_ray.cluster.head import WANTS_TOKEN
+from show1_ray.cluster.watch import ClusterGoneError
 from show1_ray.errors import UserError
 from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
 from show1_ray.pipeline.code import Code
@@ -28,9 +31,11 @@ if TYPE_CHECKING:
 
 AGENT_SECONDS = 120.0
 """A head that has just come up has no agent yet that could run a job."""
-LOST_SECONDS = 600.0
+LOST_SECONDS = 50.0
 """How long to ask again where the connection to a cluster is lost."""
 RETRY_SECONDS = 2.0
+REFUSED = r"(?i)\bstatus code 40[13]\b|\b40[13]:? (un|for)|authentication (token|required|failed)|invalidauthtoken"
+"""What a cluster says that wants a token, or another one."""
 CODE = "code"
 """The folder of a shipment that has code of somebody's own."""
 
@@ -45,6 +50,8 @@ class Job:
     status: str
     message: str
     exit_code: int | None
+    driver_exit_code: int | None = None
+    """As Ray knows it: None where the job's process did not end by itself."""
 
 
 @contextmanager
@@ -144,7 +151,8 @@ class Cluster:
     def job(self, job: str) -> Job:
         """How a job stands. Raises UserError if there is none."""
         details: JobDetails = self._patiently(lambda: self._client.get_job_info(job), "", LOST_SECONDS)
-        return Job(job, str(details.status), details.message or "", _exit_code(details))
+        code = details.driver_exit_code
+        return Job(job, str(details.status), details.message or "", _exit_code(details), code)
 
     def stop(self, job: str) -> None:
         """Lets a job end; its dataset can be continued. Raises UserError if there is none."""
@@ -157,17 +165,38 @@ class Cluster:
             Its exit code.
 
         Raises:
-            UserError: the cluster has not answered for `LOST_SECONDS`; the job may go on.
+            ClusterGoneError: the cluster has not answered for `LOST_SECONDS`, and the job may be gone with it or go on;
+                or it knows nothing of the job any more; or the job ended with its node.
+            UserError: the cluster could not begin it.
         """
         shown = 0
         while True:
             shown = asyncio.run(self._tail(job, out, shown))
-            code = self.job(job).exit_code
+            code = self._code(job)
             if code is not None:
                 rest = self._patiently(lambda: self._client.get_job_logs(job), "", LOST_SECONDS)[shown:]
                 print(rest, end="", file=out, flush=True)
                 return code
             time.sleep(RETRY_SECONDS)
+
+    def _code(self, job: str) -> int | None:
+        """A followed job's exit code; see `follow`."""
+        try:
+            stands = self.job(job)
+        except ClusterGoneError as error:
+            again = f"`show1-ray submit --follow {job}` looks for the job again, or submit it again"
+            raise ClusterGoneError(f"{error}; {again}") from None
+        except UserError as error:
+            if "does not exist" not in str(error):
+                raise
+            why = f"it knows nothing of job {job} any more; it has been started anew"
+            raise ClusterGoneError(f"--address {self.address}: {why}; submit the job again") from None
+        if stands.status != "FAILED" or stands.driver_exit_code is not None:
+            return stands.exit_code
+        told = " ".join(stands.message.split())[:300]
+        if "runtime_env" in told:
+            raise UserError(f"--address {self.address}: job {job} could not begin: {told}")
+        raise ClusterGoneError(f"--address {self.address}: job {job} is gone with its node: {told}; submit it again")
 
     async def _tail(self, job: str, out: TextIO, shown: int) -> int:
         """One connection; its log begins anew, so `shown` characters are left out. Returns how many there were."""
@@ -200,8 +229,10 @@ class Cluster:
             except (RuntimeError, ValueError, RayError) as error:
                 problem = f"--address {self.address}: {_explained(error)}"
                 wait = bool(passing) and passing in str(error)
-            if not wait or time.monotonic() > end:
+            if not wait:
                 raise UserError(problem)
+            if time.monotonic() > end:
+                raise ClusterGoneError(problem)
             if not told:
                 print(f"{problem}; trying again", file=sys.stderr, flush=True)
                 told = True
@@ -263,11 +294,7 @@ def _use_token() -> None:
 
 def _explained(error: Exception) -> str:
     text = _one_line(error)
-    if any(sign in text for sign in ("401", "403", "nauthorized", "uthentication")):
-        return (
-            "the cluster wants its token: put it into ~/.ray/auth_token or RAY_AUTH_TOKEN (ray get-auth-token shows it)"
-        )
-    return text
+    return WANTS_TOKEN if re.search(REFUSED, text) else text
 
 
 def _one_line(error: Exception) -> str:

@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import ray
+from show1_ray.line import gcs
 
 LOOK_SECONDS = 1.0
 """How often the cluster is looked at."""
@@ -35,7 +36,8 @@ class View:
 class Nodes:
     """Looks at the cluster again and again. `view` is what was seen last, at once.
 
-    `start` looks once, and may raise what Ray raises; a later look that fails leaves the view as it was.
+    `start` looks once, and raises HeadError where the head does not answer; a later look that fails leaves the view as
+    it was: that the cluster is gone is told elsewhere (see `cluster.watch`).
     """
 
     def __init__(self) -> None:
@@ -66,11 +68,11 @@ class Nodes:
 
     def is_there(self, node: str) -> bool:
         """Whether a node answers now. May take PROBE_SECONDS: for `inquire`."""
-        return _answers(_nodes().get(node, {}))
+        return _answers(self._nodes().get(node, {}))
 
     def went_away(self) -> bool:
         """Whether a node went away lately: what a task that died then ran is not at fault. For `inquire`."""
-        nodes = _nodes()
+        nodes = self._nodes()
         with ThreadPoolExecutor(16) as probes:
             answers = dict(zip(nodes, probes.map(_answers, nodes.values()), strict=True))
         now = time.monotonic()
@@ -80,20 +82,23 @@ class Nodes:
                     self._gone_since.setdefault(name, now)
             return any(now - since < GONE_LATELY for since in self._gone_since.values())
 
+    def _nodes(self) -> dict[str, dict[str, Any]]:
+        """As they are now, or as they were seen last, where the head does not answer."""
+        with suppress(gcs.HeadError):
+            return {node["NodeID"]: node for node in gcs.nodes()}
+        return self.view.nodes
+
     def _watch(self) -> None:
         while not self._stopped.wait(LOOK_SECONDS):
             try:
                 self.view = _look()
-            except Exception:  # whoever watches over the cluster tells that it is gone
+            except gcs.HeadError:
                 continue
 
 
 def _look() -> View:
-    return View(_nodes(), ray.cluster_resources(), ray.available_resources())
-
-
-def _nodes() -> dict[str, dict[str, Any]]:
-    return {node["NodeID"]: node for node in ray.nodes()}
+    nodes = gcs.nodes()
+    return View({node["NodeID"]: node for node in nodes}, gcs.total(nodes), gcs.free())
 
 
 def _answers(node: dict[str, Any]) -> bool:

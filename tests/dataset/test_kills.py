@@ -38,10 +38,11 @@ class MortalFileSystem(MemoryFileSystem):
 
     def _change(self) -> None:
         type(self).changes += 1
-        if type(self).left is not None:
-            if not type(self).left:
+        left = type(self).left
+        if left is not None:
+            if not left:
                 raise KilledError
-            type(self).left -= 1
+            type(self).left = left - 1
 
     def pipe_file(self, path, value, mode="overwrite", **options):
         self._change()
@@ -127,7 +128,9 @@ def check(mortal: type[MortalFileSystem], landed: dict[str, tuple[Row, bytes]]) 
             found.append((name, data))
         if name.endswith(".tar"):
             with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-                found += [(one.name, tar.extractfile(one).read()) for one in tar if one.name.endswith(".mp4")]
+                members = [one for one in tar if one.name.endswith(".mp4")]
+                contents = map(tar.extractfile, members)
+                found += [(one.name, file.read()) for one, file in zip(members, contents, strict=True) if file]
     assert sorted(found) == sorted((row["file_name"], landed[row["id"]][1]) for row in rows)
     assert not [name for name in files if name.startswith((".", "metadata/", "failures/"))]
     status = read_status("mortal://out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -118,6 +118,10 @@ class Report:
     def clip_failed(self, clip: Clip, stage: str, attempts: int, error: str) -> None:
         """A clip could not be rendered."""
         self._tell(self._facts.clip_failed, clip, stage, attempts, without_secrets(error))
+
+    def clip_rejected(self, clip: Clip, stage: str, reason: str, values: Mapping[str, Any]) -> None:
+        """A stage did not let a clip go on; `values` are its plain values by the metadata's columns."""
+        self._tell(self._facts.clip_rejected, clip, stage, reason, values)
 
     def end(self, *, interrupted: bool = False, stopped: str = "") -> None:
         """How the job ended, where it did not with an error and not all is done; `stopped` says why."""
