@@ -100,6 +100,12 @@ def blueprints(pipeline: Pipeline, deliver: bool = False) -> list[Blueprint]:
     ]
 
 
+def stage_names(pipeline: Pipeline) -> tuple[str, ...]:
+    """Names of the stages as the line sees them, in their order; see `stage_specs`."""
+    reading = reading_stage(pipeline, Sources())
+    return (*([] if reading is None else [reading.name]), *(stage.name for stage in pipeline.wired()))
+
+
 def runs_on(stage: Wired) -> Any:
     """Where the line runs a stage: "station", "cpus" (stations of CPU cores) or "cpu" (tasks without state)."""
     if stage.execution.device != "cpu":

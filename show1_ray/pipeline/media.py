@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,8 @@ def read_image(data: bytes) -> np.ndarray:
     if not (data.startswith(tuple(IMAGES)) or (data[:4], data[8:12]) == (b"RIFF", b"WEBP")):
         raise InputError(f"is no image that is read here ({IMAGE_NAMES})")
     try:
-        with iio.imopen(io.BytesIO(data), "r", plugin="pillow") as file:
+        with iio.imopen(io.BytesIO(data), "r", plugin="pillow") as opened:
+            file: Any = opened  # its plugin takes more than imageio says of all of them
             about = file.metadata(index=0)
             _check_pixels("image", *about["shape"])
             if about["mode"].startswith("I"):  # grey of more than 8 bits: Pillow would cut it off at 255
@@ -79,7 +81,7 @@ def read_video(data: bytes) -> np.ndarray:
             _check_pixels("video", width, height)
             for frame in file.iter(format="rgb24"):
                 frames.append(frame)
-                _check_pixels("video", *frame.shape[:2], len(frames))
+                _check_pixels("video", frame.shape[1], frame.shape[0], len(frames))
     except InputError:
         raise
     except Exception as error:

@@ -93,7 +93,7 @@ class Sources:
         limits = {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS, "pool": CONNECT_SECONDS}
         # Each connection's address is looked at where it is made: a name cannot lead elsewhere in between.
         backend = None if self.allow_private else _public_backend()
-        headers = {"Accept-Encoding": "identity", "User-Agent": "show1-ray"}
+        headers: dict[bytes | str, bytes | str] = {"Accept-Encoding": "identity", "User-Agent": "show1-ray"}
         try:
             url = httpx.URL(given)
             with httpcore.ConnectionPool(ssl_context=httpx.create_ssl_context(), network_backend=backend) as pool:
@@ -108,7 +108,7 @@ class Sources:
                     if answer.status not in (301, 302, 303, 307, 308) or not place:
                         raise InputError(f"cannot be read: HTTP status {answer.status}")
                     url = url.join(place.decode("latin-1"))
-        except (OSError, ValueError, httpx.InvalidURL, *_http_errors()) as error:
+        except _http_errors() as error:
             raise InputError(f"cannot be read: {_reason(error)}") from None
         raise InputError(f"leads on to other URLs more than {REDIRECTS} times")
 
@@ -161,8 +161,10 @@ def _public_backend() -> Any:
 
 def _http_errors() -> tuple[type[Exception], ...]:
     import httpcore
+    import httpx
 
-    return httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol
+    http = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
+    return OSError, ValueError, httpx.InvalidURL, *http
 
 
 def _stored(scheme: str, path: str, most: int) -> bytes:
