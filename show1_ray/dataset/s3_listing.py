@@ -14,8 +14,8 @@ from typing import Any, cast
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
 
-ENTRY = re.compile(rb"<Contents>(.*?)</Contents>", re.DOTALL)
-KEY = re.compile(rb"<Key>(.*?)</Key>", re.DOTALL)
+ENTRY = re.compile(rb"<Contents>.*?</Contents>", re.DOTALL)
+KEY = re.compile(rb"<Key>([^<]*)</Key>")
 SIZE = re.compile(rb"<Size>\s*(\d+)\s*</Size>")
 
 _ours: ContextVar[bool] = ContextVar("whether names and sizes are all that is wanted", default=False)
@@ -56,13 +56,12 @@ def _take_entries(response_dict: dict[str, Any], customized_response_dict: dict[
     body = response_dict.get("body")
     if not _ours.get() or response_dict.get("status_code") != 200 or not isinstance(body, bytes):
         return
-    entries = []
-    for found in ENTRY.finditer(body):
-        key, size = KEY.search(found[1]), SIZE.search(found[1])
-        if key is None or size is None:
-            return
-        name = key[1].decode()
-        entries.append({"Key": unescape(name) if "&" in name else name, "Size": int(size[1])})
-    if entries:
-        customized_response_dict["Contents"] = entries
-        response_dict["body"] = ENTRY.sub(b"", body)
+    # Each entry has one key and one size, in whatever order: so they go together as they come.
+    keys, sizes = KEY.findall(body), SIZE.findall(body)
+    if not keys or not len(keys) == len(sizes) == body.count(b"<Contents>"):
+        return
+    names = (unescape(key.decode()) if b"&" in key else key.decode() for key in keys)
+    customized_response_dict["Contents"] = [
+        {"Key": name, "Size": int(size)} for name, size in zip(names, sizes, strict=True)
+    ]
+    response_dict["body"] = ENTRY.sub(b"", body)
