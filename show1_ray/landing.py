@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from show1_ray.clip import Clip
 from show1_ray.dataset import Lander, Rendering, StorageError
 from show1_ray.line.spec import ALL_PLAIN, RENDERING, FatalError, StageSpec
 from show1_ray.pipeline import Pipeline
+from show1_ray.pipeline.adapter import Later
 from show1_ray.pipeline.arrays import turned
 from show1_ray.pipeline.lineup import saved_frames, stage_specs
 from show1_ray.planning.costs import LAND_SECONDS, Costs, costs_of_job
@@ -27,7 +27,7 @@ def specs(
     clip = pipeline.video
     land = StageSpec(
         name="land",
-        build=partial(Land.on, lander, (clip.line, clip.axes), saved),
+        build=Later(Land.on, lander, (clip.line, clip.axes), saved),
         takes=tuple(dict.fromkeys((clip.line, *(line for line, _ in saved.values())))),
         values=("extra", RENDERING, ALL_PLAIN),
         gives=("row",),

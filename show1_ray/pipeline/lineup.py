@@ -10,7 +10,7 @@ from show1_ray.clip import Clip
 from show1_ray.errors import UserError
 from show1_ray.line.spec import Order, StageSpec
 from show1_ray.pipeline import Pipeline
-from show1_ray.pipeline.adapter import Blueprint, Given, Taken
+from show1_ray.pipeline.adapter import Blueprint, Given, Later, Taken
 from show1_ray.pipeline.inputs import InputError
 from show1_ray.pipeline.wiring import INPUTS, VIDEO, Ref, Wired
 from show1_ray.stage import FLOAT_FRAMES, FRAMES, PLAIN, Axes
@@ -33,7 +33,7 @@ def stage_specs(pipeline: Pipeline, costs: Costs, deliver: bool = False) -> list
         specs.append(
             StageSpec(
                 name=stage.name,
-                build=blueprint.build,
+                build=Later(Blueprint.build, blueprint),
                 takes=_lines(taken.line for taken in blueprint.takes.values() if taken.wanted != PLAIN),
                 values=_lines(taken.line for taken in blueprint.takes.values() if taken.wanted == PLAIN),
                 gives=_lines(line for given in blueprint.gives.values() if given.axes != PLAIN for line in given.lines),
