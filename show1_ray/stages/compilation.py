@@ -13,6 +13,7 @@ from show1_ray.models.fused import fuse
 from show1_ray.models.temporal import TemporalConv
 from show1_ray.settings import Execution
 from show1_ray.stages.stage import Stage
+from show1_ray.stages.super_resolution import SuperResolution
 
 REGIONS = ("ResnetBlock2D", "TemporalConvLayer", "Attention", "Transformer2DModel", "TransformerTemporalModel")
 """Classes that a network repeats, large enough to fuse and small enough to compile soon."""
@@ -27,7 +28,8 @@ def prepare(stage: Stage, execution: Execution) -> None:
 
     Compilation is by region ("blocks") and for fixed shapes: the first batch of a size pays for it. What was compiled
     is kept on disk (see `keep_compiled`). "graphs" compiles each UNet whole and records it as a CUDA graph, which saves
-    the launches of small networks; of a VAE, blocks. Fused networks (`fused.py`) need no compilation.
+    the launches of small networks; of a VAE, blocks. Fused networks (`fused.py`) need no compilation; the first frame's
+    UNet, whose kernels are over sooner than they are launched, is then replayed as a graph.
     """
     networks = {name: network for name, network in stage.networks.items() if name != "text_encoder"}
     if execution.channels_last or execution.fused:
@@ -36,6 +38,8 @@ def prepare(stage: Stage, execution: Execution) -> None:
     if execution.fused:
         for network in networks.values():
             fuse(network)
+        if isinstance(stage, SuperResolution):
+            stage.first_frame.replays = True
     if execution.compile == "off":
         return
     keep_compiled()
