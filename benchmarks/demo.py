@@ -29,11 +29,11 @@ from show1_ray import Pipeline, open_line
 from show1_ray.dataset import Lander
 from show1_ray.dataset.storage import Storage
 from show1_ray.demo.studio import KEPT_CLIPS, Studio
+from show1_ray.job import origin
 from show1_ray.line import LineSettings, Service
 from show1_ray.line.events import Event, StageBegan
-from show1_ray.models.random import write_tiny_cascade
 from show1_ray.pipeline import STAGES
-from show1_ray.render import origin
+from show1_ray.show1.random import write_tiny_cascade
 
 STATIONS = 2
 STORE = 500 * 10**6

@@ -21,14 +21,14 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from show1_ray import settings as recipe
-from show1_ray.models.fused import fuse
+from show1_ray.show1 import settings as recipe
+from show1_ray.show1.fused import fuse
+from show1_ray.show1.interpolation import Interpolation
+from show1_ray.show1.keyframes import Keyframes
+from show1_ray.show1.latent_super_resolution import LatentSuperResolution
+from show1_ray.show1.super_resolution import FirstFrame, SuperResolution
 from show1_ray.stages.compilation import put_channels_last
-from show1_ray.stages.interpolation import Interpolation
-from show1_ray.stages.keyframes import Keyframes
-from show1_ray.stages.latent_super_resolution import LatentSuperResolution
 from show1_ray.stages.noise import draw_batch
-from show1_ray.stages.super_resolution import FirstFrame, SuperResolution
 from tests.goldens import ANY, Case, Golden
 
 CASES = ("keyframe", "interp", "sr1_image", "sr1", "sr2")
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def differences(device: torch.device, fused: bool = False) -> Iterator[dict[str, Any]]:
-    """A row for each case and dtype; `fused` with the networks that `models/fused.py` makes of them."""
+    """A row for each case and dtype; `fused` with the networks that `show1/fused.py` makes of them."""
     logging.set_verbosity_error()  # diffusers advises against casting networks that have no part to be kept single
     with tempfile.TemporaryDirectory() as folder:
         golden = Golden.unpacked(Path(folder))

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from show1_ray.estimate import estimate
 from show1_ray.pipeline import Pipeline
-from show1_ray.profile import CPU, measure
-from show1_ray.tables import plan_report, profile_report
+from show1_ray.planning.estimate import estimate
+from show1_ray.planning.profile import CPU, measure
+from show1_ray.planning.tables import plan_report, profile_report
 
 WORLD = [(colour, shape) for colour in ("red", "green", "blue", "white") for shape in ("circle", "square", "triangle")]
 

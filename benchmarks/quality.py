@@ -24,10 +24,10 @@ from torch import Tensor
 
 from show1_ray.clip import Clip
 from show1_ray.pipeline import Pipeline
-from show1_ray.stages.cascade import load_stages, render
-from show1_ray.stages.interpolation import join_windows, window_conditions
-from show1_ray.stages.latent_super_resolution import resize, to_uint8
-from show1_ray.stages.super_resolution import upscale
+from show1_ray.show1.cascade import load_stages, render
+from show1_ray.show1.interpolation import join_windows, window_conditions
+from show1_ray.show1.latent_super_resolution import resize, to_uint8
+from show1_ray.show1.super_resolution import upscale
 from training.measure import ATTRIBUTES, Score, sample_prompts, score, wilson
 from training.world import Scene, draw, moments
 

@@ -15,14 +15,14 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from show1_ray.clip import Clip
-from show1_ray.models.checkpoints import published_or_local_config
 from show1_ray.pipeline import Pipeline
-from show1_ray.settings import Execution
+from show1_ray.pipeline.checkpoints import published_or_local_config
+from show1_ray.planning.costs import count_stages
+from show1_ray.show1.settings import Execution
+from show1_ray.show1.super_resolution import SuperResolution
 from show1_ray.stages.compilation import prepare
 from show1_ray.stages.noise import seeded_noise
-from show1_ray.stages.operations import count_stages
 from show1_ray.stages.stage import Stage, Tensors
-from show1_ray.stages.super_resolution import SuperResolution
 
 FEATURES: dict[str, dict[str, Any]] = {
     "eager": {},
@@ -112,7 +112,7 @@ def first_prediction(stage: Stage) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
-class _Seen(Exception):
+class _SeenError(Exception):
     """A UNet was called."""
 
 
@@ -122,12 +122,12 @@ def alone(stage: Stage, pipeline: Pipeline, size: int) -> dict[str, Any]:
 
     def keep(module: torch.nn.Module, inputs: Any, named: Any) -> None:
         calls.append((inputs, named))
-        raise _Seen
+        raise _SeenError
 
     set_recipe(stage, pipeline)
     unet = stage.networks["unet"]
     hook = unet.register_forward_pre_hook(keep, with_kwargs=True)
-    with suppress(_Seen):
+    with suppress(_SeenError):
         run_batch(stage, *batch_for(pipeline, size))
     hook.remove()
     (sample, timestep, text), named = calls[0]
@@ -169,7 +169,7 @@ def run_batch(
         if published_on is not None:
             run_as_published(stage, clips, tensors, published_on)
         else:
-            stage.run(clips, tensors, [seeded_noise(clip.seed, stage.dtype) for clip in clips])
+            stage.run(clips, tensors, [seeded_noise(clip.generator_seed, stage.dtype) for clip in clips])
 
 
 def swap(stage: Stage, device: torch.device) -> dict[str, Any]:

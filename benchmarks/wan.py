@@ -6,12 +6,13 @@
 A step is what `WanPipeline` does of one: the transformer for the prompt, then for the negative prompt, in bf16 with the
 parts in fp32 that it keeps there. The first mode is that; the others change one thing or two, and say by how much a
 prediction differs. Modes build on one another: what is compiled stays so. Operations are counted on the meta device;
-the peak is that of large matrix products, measured in the same run. Each result is written to OUT/wan.jsonl as it is there.
+the peak is that of large matrix products, measured in the same run. Results are written to OUT/wan.jsonl as they come.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -51,7 +52,7 @@ SIZES: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {  # configurati
         6,
     ),
 }
-MODES = ("plain", "batched guidance", "attention _native_cudnn", "attention _native_flash", "compiled", "compiled, batched")
+MODES = ("plain", "attention _native_flash", "batched guidance", "compiled", "compiled, batched")
 
 
 @torch.inference_mode()
@@ -71,8 +72,9 @@ def main() -> None:
     text = [t.bfloat16() for t in text]
     peak, operations = matrix_peak(device, torch.bfloat16), 2 * count(options.size)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    keep = Keeper(options.out / "wan.jsonl")
-    keep(device=name, torch=torch.__version__, diffusers=diffusers.__version__, peak=peak, tflop_a_step=operations / 1e12)
+    keep = functools.partial(write, options.out / "wan.jsonl")
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    keep(device=name, **versions, peak=peak, tflop_a_step=operations / 1e12)
     expected = None
     for mode in options.modes.split(";"):
         try:
@@ -88,16 +90,11 @@ def main() -> None:
         keep(mode=mode, first=first, seconds=seconds, share=operations / seconds / peak, difference=difference)
 
 
-class Keeper:
-    """Writes results at once, and prints them."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __call__(self, **row: Any) -> None:
-        with self.file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+def write(file: Path, **row: Any) -> None:
+    """Writes a result at once, and prints it."""
+    with file.open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+    print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
 
 
 def build(size: str, device: torch.device) -> Any:

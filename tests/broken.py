@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from show1_ray.models.loading import load_tokenizer
+from show1_ray.show1.loading import load_tokenizer
 
 
 def break_word(tiny: Path, word: str, spared: Iterable[str], folder: Path) -> Path:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from show1_ray.models.random import write_tiny_cascade
+from show1_ray.show1.random import write_tiny_cascade
 from tests.goldens import Golden
 
 torch.set_num_threads(1)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from show1_ray.clip import Clip
-from show1_ray.models import VideoUNet
-from show1_ray.models.checkpoints import Checkpoint
+from show1_ray.pipeline.checkpoints import Checkpoint
+from show1_ray.show1 import VideoUNet
 from show1_ray.stages.noise import Noise, seeded_noise, stored_noise
 from show1_ray.stages.sampling import Scheduler, make_scheduler
 

@@ -21,10 +21,10 @@ from show1_ray.clip import Clip
 from show1_ray.dataset import Dataset, Rendering, read_status
 from show1_ray.dataset.layout import clip_path
 from show1_ray.dataset.video import decode_video
+from show1_ray.job import origin
 from show1_ray.manifest import open_manifest
 from show1_ray.pipeline import STAGES
-from show1_ray.render import origin
-from show1_ray.stages.cascade import load_stages, render
+from show1_ray.show1.cascade import load_stages, render
 from tests.dataset.test_dataset import WORKER, assert_complete
 from tests.dataset.toys import Job
 from tests.test_render import kill

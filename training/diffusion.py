@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from show1_ray.models.random import published_config
+from show1_ray.show1.random import published_config
 from show1_ray.stages.sampling import DDPMScheduler, Scheduler, make_scheduler
 
 LEAST_WEIGHT, MOST_WEIGHT = 0.3, 5.0

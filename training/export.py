@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from show1_ray.models.random import published_config
+from show1_ray.show1.random import published_config
 from training import networks
 from training.phases import LAMBDA_MIN
 

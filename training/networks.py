@@ -16,9 +16,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor, nn
 
-from show1_ray.models.random import published_config
-from show1_ray.models.temporal import convolve_frames_in_2d
-from show1_ray.models.video_unet import VideoUNet
+from show1_ray.show1.random import published_config
+from show1_ray.show1.temporal import convolve_frames_in_2d
+from show1_ray.show1.video_unet import VideoUNet
 from training.text import CLIP_WIDTH, POOLING_HEADS, TIME_WIDTH, WIDTH
 
 PIXEL = {

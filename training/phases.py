@@ -12,10 +12,10 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from show1_ray.models.random import published_config
-from show1_ray.stages.interpolation import window_conditions
+from show1_ray.show1.interpolation import window_conditions
+from show1_ray.show1.random import published_config
+from show1_ray.show1.super_resolution import upscale
 from show1_ray.stages.sampling import make_scheduler
-from show1_ray.stages.super_resolution import upscale
 from training import networks, text
 from training.captions import caption
 from training.diffusion import Diffusion, variance_loss

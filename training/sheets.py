@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from show1_ray.models.random import published_config
+from show1_ray.show1.random import published_config
 from show1_ray.stages.sampling import Schedule, denoise, guided, make_scheduler
 from training import networks
 from training.loop import Draw, Trainer

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from show1_ray.line.keys import Counts
 
 if TYPE_CHECKING:
     from show1_ray.line.spec import StageSpec
@@ -18,6 +20,10 @@ SMOOTHING = 0.3
 """Weight of a new measurement in the running mean of a stage's seconds."""
 
 
+KEYS_KNOWN = 1000
+"""Batch keys of a stage whose seconds are remembered."""
+
+
 @dataclass
 class Cost:
     """What a stage costs on one kind of GPU: seconds a clip, to load it from disk, to bring it from host memory."""
@@ -27,6 +33,15 @@ class Cost:
     swap_seconds: float
     measured: bool = False
     """Whether `seconds` is no guess any more."""
+
+
+@dataclass
+class Group:
+    """Clips that have to run as a batch of their own: what a failed batch was split into."""
+
+    clips: int
+    avoid: frozenset[str] = frozenset()
+    """Cards that this batch is not for: it failed there."""
 
 
 @dataclass
@@ -45,14 +60,21 @@ class StageLoad:
     on_station: bool = True
     limit: int = UNKNOWN_TOTAL
     """At most this many clips may be in this stage or beyond it."""
-    waiting: int = 0
-    groups: deque[int] = field(default_factory=deque)
-    """Sizes of batches that have to run by themselves: what a failed batch was split into."""
+    counts: Counts = field(default_factory=Counts)
+    """Clips before it that are free to share batches, by their key."""
+    groups: deque[Group] = field(default_factory=deque)
+    """Batches that have to run by themselves."""
+    grouped: int = 0
+    """Clips in `groups`."""
     running: int = 0
     holders: int = 0
     ready_since: float | None = None
     kinds: dict[str, Cost] = field(default_factory=dict)
     """What was measured, by the stations' kind."""
+    own: bool = False
+    """It has stations of its own, on CPUs, and never runs on the others."""
+    by_key: dict[Hashable, float] = field(default_factory=dict)
+    """Seconds a clip of the clips' keys, as measured last; of the last `KEYS_KNOWN` of them."""
 
     def on(self, kind: str) -> Cost:
         """What it costs on stations of this kind: what all have measured, as long as these have not."""
@@ -63,8 +85,13 @@ class StageLoad:
         """Whether any station has run it."""
         return any(cost.measured for cost in self.kinds.values())
 
-    def measure(self, kind: str, seconds: float) -> None:
+    def measure(self, kind: str, seconds: float, key: Hashable = None) -> None:
         """A station of this kind took so long for each clip of a batch."""
+        if key is not None:
+            self.by_key.pop(key, None)
+            self.by_key[key] = seconds
+            while len(self.by_key) > KEYS_KNOWN:
+                del self.by_key[next(iter(self.by_key))]
         self.seconds += (seconds - self.seconds) * (SMOOTHING if self.measured else 1.0)
         cost = self.kinds.setdefault(kind, self.on(kind))
         cost.seconds += (seconds - cost.seconds) * (SMOOTHING if cost.measured else 1.0)
@@ -79,9 +106,14 @@ class StageLoad:
                 cost.load_seconds = seconds
 
     @property
+    def waiting(self) -> int:
+        """Clips before this stage that are free to share batches."""
+        return self.counts.total
+
+    @property
     def queued(self) -> int:
         """Clips before this stage, those in groups of their own included."""
-        return self.waiting + sum(self.groups)
+        return self.counts.total + self.grouped
 
 
 def load_of(spec: StageSpec, limit: int = UNKNOWN_TOTAL) -> StageLoad:
@@ -93,8 +125,9 @@ def load_of(spec: StageSpec, limit: int = UNKNOWN_TOTAL) -> StageLoad:
         spec.load_seconds,
         spec.swap_seconds,
         spec.memory,
-        spec.on == "station",
+        spec.on != "cpu",
         limit,
+        own=spec.on == "cpus",
     )
 
 
@@ -111,15 +144,28 @@ class StationLoad:
     """Of its GPU."""
     too_big: frozenset[int] = frozenset()
     """Stages that do not fit its memory."""
+    own: int | None = None
+    """The stage that it is for, if that has stations of its own."""
+    foreign: frozenset[int] = frozenset()
+    """Stages that belong to stations of another sort."""
     held: dict[int, None] = field(default_factory=dict)
     hosted: dict[int, None] = field(default_factory=dict)
     kept: set[int] = field(default_factory=set)
     """Stages that came back to the device and keep their copy in host memory."""
     idle_since: float | None = None
+    card: str = ""
+    """What it stands on, whatever process runs there: a GPU of a node."""
+    barred: set[int] = field(default_factory=set)
+    """Stages that it is not to run for now, because they failed there."""
 
     def may_run(self, stage: int) -> bool:
-        """Whether the plan allows `stage` here, and it fits."""
-        return stage not in self.too_big and (self.pins is None or stage in self.pins)
+        """Whether the plan allows `stage` here, it fits, and it is not barred."""
+        return stage not in self.barred and self.is_for(stage)
+
+    def is_for(self, stage: int) -> bool:
+        """The same, but for what is barred: as long as the station is up, this does not change."""
+        closed = stage in self.too_big or stage in self.foreign
+        return not closed and (self.pins is None or stage in self.pins)
 
     def hold(self, stage: int, memory: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Put a stage on the device, where it is the last one used. `memory` is that of all stages.
@@ -161,9 +207,17 @@ class Assignment:
     station: int | None
     stage: int
     clips: int
-    isolated: bool = False
+    group: int | None = None
+    """The index of the stage's group that is the batch; None: of the clips that wait."""
     evict: tuple[int, ...] = ()
     drop: tuple[int, ...] = ()
     price: float = 0.0
     kind: str = ""
     """Of the station's GPU."""
+    key: Hashable = None
+    """Of the clips."""
+
+    @property
+    def isolated(self) -> bool:
+        """Whether the batch had to run by itself."""
+        return self.group is not None

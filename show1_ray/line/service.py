@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +16,7 @@ import ray
 from show1_ray.clip import Clip
 from show1_ray.errors import UserError
 from show1_ray.line import events
-from show1_ray.line.events import ClipCancelled, ClipDone, ClipFailed
+from show1_ray.line.events import ClipCancelled, ClipDone, ClipFailed, ClipRejected
 from show1_ray.line.inbox import Inbox
 from show1_ray.line.line import Line
 from show1_ray.line.spec import LineSettings, Order, StageSpec
@@ -24,6 +24,8 @@ from show1_ray.line.station import FETCH_SECONDS
 
 AHEAD = 64
 """Clips that wait at the line's door, so that it never waits for one."""
+LEFT_SECONDS = 5.0
+"""For the thread of a line that has ended to notice it."""
 ROOM_SECONDS = 0.02
 """How often `room` looks; at most AHEAD clips for each."""
 
@@ -68,10 +70,12 @@ class Ended:
     seconds: float
     clips: int
     tensors: dict[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values that the stage gave."""
 
 
-ClipEvent = Queued | Began | Repeated | Ended | ClipDone | ClipFailed
-"""What one clip's follower is told. The last one is `ClipDone` or `ClipFailed`."""
+ClipEvent = Queued | Began | Repeated | Ended | ClipDone | ClipFailed | ClipRejected
+"""What one clip's follower is told. The last one is `ClipDone`, `ClipFailed` or `ClipRejected`."""
 
 
 @dataclass
@@ -99,6 +103,8 @@ class Service:
                         save(event.result["video"])
                     case ClipFailed():
                         print(event.error)
+                    case ClipRejected():
+                        print(event.reason)
 
     Clips of all callers are in flight together and share batches. `show1_ray.render` follows each clip of a manifest
     so, and awaits `room` before it submits the next. `show1_ray.open_line` makes the stages of a pipeline, and this of
@@ -114,6 +120,8 @@ class Service:
             raises stops the line.
         total: how many clips will be submitted before `close`. The line lets batches wait until they are full, and
             splits what is left at the end over its stations; with None, nobody knows, and what waits runs at once.
+        results: of the line.
+        order: what the line is given of a clip that is submitted by itself.
     """
 
     def __init__(
@@ -123,9 +131,12 @@ class Service:
         max_waiting: float = 64,
         observe: Callable[[events.Event], None] | None = None,
         total: int | None = None,
+        results: Sequence[str] = (),
+        order: Callable[[Clip], Order] = Order,
     ) -> None:
-        self.line = Line(stages, settings)
+        self.line = Line(stages, settings, results)
         self.max_waiting = max_waiting
+        self._order = order
         self._observe = observe or (lambda event: None)
         self.ended = threading.Event()
         """Set when the line has stopped, by itself or at the end of the `with` block."""
@@ -149,8 +160,11 @@ class Service:
     ) -> None:
         self.line.stop(now=True)
         self._inbox.close()
-        self._thread.join()
-        self.line.__exit__(kind, error, trace)
+        while self._thread.is_alive() and not self.ended.wait(1.0):
+            pass
+        self._thread.join(LEFT_SECONDS)  # it may wait for a cluster that does not answer any more: see `end`
+        if not self._thread.is_alive():
+            self.line.__exit__(kind, error, trace)
 
     def render(self, clip: Clip | Order, outputs: Collection[str] = ()) -> AsyncGenerator[ClipEvent]:
         """Submit a clip, at once, and follow it to its end: `async for event in line.render(clip)`.
@@ -168,7 +182,7 @@ class Service:
             StoppedError: the line stopped; raised where events are awaited, too.
             ValueError: a clip of this id is in the line already.
         """
-        order = clip if isinstance(clip, Order) else Order(clip, outputs=frozenset(outputs))
+        order = clip if isinstance(clip, Order) else replace(self._order(clip), outputs=frozenset(outputs))
         return self._follow(order.clip, self._submit(order))
 
     async def _follow(self, clip: Clip, follower: Follower) -> AsyncGenerator[ClipEvent]:
@@ -178,9 +192,9 @@ class Service:
                 event = await follower.events.get()
                 if isinstance(event, Exception):
                     raise event
-                is_over = isinstance(event, ClipDone | ClipFailed)
+                is_over = isinstance(event, ClipDone | ClipFailed | ClipRejected)
                 if isinstance(event, Ended):
-                    event = Ended(event.stage, event.seconds, event.clips, await _values(event.tensors))
+                    event = replace(event, tensors=await _values(event.tensors))
                 yield event
         finally:
             if not is_over:
@@ -212,6 +226,11 @@ class Service:
     def stop(self, now: bool = False) -> None:
         """Take in nothing more; what runs ends and lands, or, with `now`, does not. May be called from any thread."""
         self.line.stop(now)
+
+    def end(self, error: Exception) -> None:
+        """The line cannot go on, whatever its thread waits for: all clips' followers are told. From any thread."""
+        self.line.stop(now=True)
+        self._end(error)
 
     @property
     def stations(self) -> int:
@@ -255,17 +274,24 @@ class Service:
                 with self._lock:
                     self._hear(event)
         except BaseException as error:  # it is raised where clips are awaited: every follower gets it
+            self._end(error)
+        else:
+            self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        """What ended the line first counts."""
+        with self._lock:
+            if self.ended.is_set():
+                return
             self.error = error
-        finally:
-            with self._lock:
-                self.ended.set()
-                self.warm.set()  # who waits for it must look at `ended`
-                reason = " ".join(str(self.error or "it was closed").split())
-                for follower in self._in_line.values():
-                    if follower is not None:
-                        follower.tell(StoppedError(f"the line has stopped: {reason}"))
-                self._in_line.clear()
-                self._waiting.clear()
+            self.ended.set()
+            self.warm.set()  # who waits for it must look at `ended`
+            reason = " ".join(str(error or "it was closed").split())
+            for follower in self._in_line.values():
+                if follower is not None:
+                    follower.tell(StoppedError(f"the line has stopped: {reason}"))
+            self._in_line.clear()
+            self._waiting.clear()
 
     def _hear(self, event: events.Event) -> None:
         match event:
@@ -278,8 +304,9 @@ class Service:
                 share = event.seconds / len(event.clips)
                 for clip_id in event.clips:
                     refs = dict(event.outputs.get(clip_id, {}))
-                    self._tell([clip_id], Ended(event.stage, share, len(event.clips), refs))
-            case ClipDone() | ClipFailed():
+                    values = event.values.get(clip_id, {})
+                    self._tell([clip_id], Ended(event.stage, share, len(event.clips), refs, values))
+            case ClipDone() | ClipFailed() | ClipRejected():
                 self._begin_or_leave([event.clip.id])
                 follower = self._in_line.pop(event.clip.id, None)
                 if follower is not None:

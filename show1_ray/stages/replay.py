@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +26,7 @@ class Replay(nn.Module):
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         """As the network's, whose output is a tensor or has a `sample`; its inputs are tensors."""
-        key = [(tensor.shape, tensor.dtype) for tensor in (*inputs, *named.values())]
-        key = (*key, *named)
+        key = (*named, *((tensor.shape, tensor.dtype) for tensor in (*inputs, *named.values())))
         if key not in self._records:
             self._records[key] = None
             return _call(self.network, inputs, named)
@@ -45,7 +45,7 @@ class _Record:
     def __init__(self, network: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
         self.inputs = [tensor.clone() for tensor in (*inputs, *named.values())]
         self.graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream()
+        stream = _recording_stream(self.inputs[0].device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self.graph.capture_begin(capture_error_mode="thread_local")  # a thread beside this one copies noise
@@ -59,6 +59,12 @@ class _Record:
             place.copy_(tensor)
         self.graph.replay()
         return self.output.clone()
+
+
+@functools.cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: cuBLAS keeps a workspace for each stream that it has ever worked on."""
+    return torch.cuda.Stream(device)
 
 
 def _call(network: nn.Module, inputs: Any, named: Any) -> Tensor:

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,10 @@ from typer.testing import CliRunner
 
 from show1_ray.cli import app
 from show1_ray.clip import Clip
-from show1_ray.dataset import Rendering, StorageError, Weights, look, read_status
+from show1_ray.dataset import LeaseError, LeaseTimes, Rendering, StorageError, Weights, look, read_status
 from show1_ray.dataset.layout import clip_path, shard_key
 from show1_ray.dataset.metadata import content_digest, id_digest
+from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.video import decode_video, encode_video
 from show1_ray.errors import UserError
 from show1_ray.manifest import Entry
@@ -392,6 +394,33 @@ def test_a_folder_of_something_else_is_refused(job):
     assert refusal(job) == "dataset out: holds something else (thesis.tex); give an empty one"
 
 
+@pytest.mark.parametrize("format", ["mp4", "webdataset"])
+def test_a_dataset_that_is_deleted_under_a_job_is_begun_again_by_the_same_command(job, format):
+    job.run(2, format=format)
+    settings = replace(SETTINGS, lease=LeaseTimes(renewal=3600))
+    dataset = job.open(format=format, settings=settings)
+    shutil.rmtree(job.url)
+    late = entries(3)[2]  # clips go on landing until the job notices
+    row = dataset.lander(late.clip, frames(late.clip), Rendering(), late.extra)
+    dataset._lease._renew()
+    with pytest.raises(LeaseError, match="if the dataset was deleted, the same command begins it again"), dataset:
+        dataset.record(row)
+    assert not (Path(job.url) / "dataset.json").exists()
+    (Path(job.url) / "report.html").write_text("written by the thread that draws it")
+    assert job.run(3, format=format) == IDS[:2]
+    assert_complete(job, 3)
+
+
+@pytest.mark.parametrize("name", ["clips/holiday/a.mp4", "clips/a.mp4", "shards/a.tar", "README.md", "metadata/a.csv"])
+def test_a_folder_that_only_looks_like_a_dataset_is_refused(job, name):
+    path = Path(job.url) / name
+    path.parent.mkdir(parents=True)
+    path.write_text("years of work")
+    told = name if name != "clips/holiday/a.mp4" else "clips/holiday"
+    assert refusal(job) == f"dataset out: holds something else ({told}); give an empty one"
+    assert [str(one) for one in Path(job.url).rglob("*") if one.is_file()] == [str(path)]
+
+
 @pytest.mark.parametrize(
     "name", ["seed", "sha256", "shard", "video", "seconds_text", "batch_size_x", "first_file_name"]
 )
@@ -508,7 +537,25 @@ def test_what_is_left_is_told_for_the_last_manifest_whatever_else_is_there(job):
         dataset.flush()
         dataset._wait()
         status = read_status(job.url)
-        assert (status.count, status.done, status.others, status.left) == (5, 6, 3, 1)
+        assert (status.count, status.done, status.others, status.left) == (8, 6, 3, 1)
+
+
+def test_what_is_done_failed_and_left_is_all_that_there_is_whatever_manifests_came_and_clips_went(job):
+    def told() -> str:
+        return CliRunner().invoke(app, ["status", job.url]).output.splitlines()[0].partition(": ")[2]
+
+    with job.open(manifest={"url": "first.csv", "count": 3}) as dataset:
+        for entry in entries(3):
+            land(dataset, entry)
+        dataset.finish()
+    with job.open(manifest={"url": "second.csv", "count": 1}) as dataset:
+        [entry] = entries(4)[3:]
+        dataset.survey([entry])
+        land(dataset, entry)
+        dataset.finish()
+    assert told() == "4 of 4 clips done, 0 failed, 0 left"
+    video(job, "clip-1").unlink()
+    assert told() == "3 of 4 clips done, 0 failed, 1 left"
 
 
 @pytest.mark.parametrize("format", ["mp4", "webdataset"])
@@ -604,3 +651,75 @@ def test_a_job_that_is_killed_again_and_again_gets_done(job, format):
     assert len(landed) == len(set(landed))
     assert_complete(job, count)
     assert job.run(count, format=format) == []
+
+
+def test_clips_that_vanish_under_a_job_are_told_at_its_end_and_rendered_again(job):
+    with job.open() as dataset:
+        for entry in dataset.missing(entries(3)):
+            land(dataset, entry)
+        video(job, "clip-1").unlink()
+        with pytest.raises(UserError, match=r"1 clips that had landed are not there any more; the same command"):
+            dataset.finish()
+    assert job.run(3) == ["clip-1"]
+    assert_complete(job, 3)
+
+
+def test_a_dataset_whose_dataset_json_vanished_has_it_again_at_the_end(job):
+    with job.open() as dataset:
+        land(dataset, entries(1)[0])
+        (Path(job.url) / "dataset.json").unlink()
+        dataset.finish()
+    assert job.run(1) == []
+
+
+@pytest.mark.parametrize("format", ["mp4", "webdataset"])
+def test_parts_become_fewer_while_a_job_runs_and_when_it_goes_on(job, format, monkeypatch):
+    monkeypatch.setattr("show1_ray.dataset.parts.FAN", 4)
+    settings = replace(SETTINGS, part_rows=1, shard_clips=1)
+    with job.open(format=format, settings=settings) as dataset:
+        for entry in dataset.missing(entries(18)):
+            land(dataset, entry)
+            dataset._wait()
+            if format == "mp4":
+                assert len(parts(job)) <= 6
+    assert len(parts(job)) == 3  # 16 that became 4 that became one, and 2
+    assert read_status(job.url).done == 18
+    monkeypatch.setattr("show1_ray.dataset.parts.LEAST", 2)
+    with job.open(format=format, settings=settings) as dataset:
+        dataset._wait()
+        assert len(parts(job)) == 1
+        dataset.finish()
+    assert_complete(job, 18)
+
+
+def test_parts_with_columns_that_do_not_go_together_are_left_as_they_are(job, monkeypatch):
+    unfinished(job, 6)
+    for number, part in enumerate(parts(job)):
+        table = pq.read_table(part)
+        column = pa.array([number] * len(table), pa.int64()) if number else pa.array(["a"] * len(table))
+        pq.write_table(table.set_column(table.schema.get_field_index("split"), "split", column), part)
+    before = parts(job)
+    monkeypatch.setattr("show1_ray.dataset.parts.LEAST", 2)
+    assert refusal(job).startswith("dataset out: a column of the manifest has changed its type")
+    assert parts(job) == before
+
+
+def test_a_status_that_reads_while_parts_become_fewer_reads_again(job, monkeypatch):
+    """The part that it is about to read has become another one since it was listed."""
+    unfinished(job, 9)
+    read, merged = Storage.read, []
+
+    def late(storage: Storage, path: str) -> bytes:
+        if path.startswith("metadata/") and not merged:
+            merged.append(path)
+            first = parts(job)
+            pq.write_table(
+                pa.concat_tables(map(pq.read_table, first)), str(first[-1]).replace(".parquet", "-m00000000.parquet")
+            )
+            for one in first:
+                one.unlink()
+        return read(storage, path)
+
+    monkeypatch.setattr(Storage, "read", late)
+    assert read_status(job.url).done == 9
+    assert merged

@@ -12,10 +12,10 @@ from show1_ray import Pipeline, open_line
 from show1_ray.dataset import Lander
 from show1_ray.dataset.storage import Storage
 from show1_ray.demo.studio import Studio
+from show1_ray.job import origin
 from show1_ray.line import LineSettings, Service
 from show1_ray.line.events import Event
 from show1_ray.pipeline import STAGES
-from show1_ray.render import origin
 from tests.demo.browsing import RECORD, WAIT
 from tests.own_ray import own_ray
 

@@ -11,9 +11,9 @@ import torch
 
 from show1_ray.clip import Clip
 from show1_ray.errors import ConfigError
-from show1_ray.models.temporal import TemporalConv
 from show1_ray.pipeline import STAGES, Pipeline
-from show1_ray.stages.cascade import load_stage
+from show1_ray.show1.cascade import load_stage
+from show1_ray.show1.temporal import TemporalConv
 from show1_ray.stages.compilation import REGIONS
 
 CLIPS = [Clip("a", "a red circle", seed=1)]

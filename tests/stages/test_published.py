@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from show1_ray import settings as recipe
 from show1_ray.clip import Clip
-from show1_ray.stages.interpolation import Interpolation
-from show1_ray.stages.keyframes import Keyframes
-from show1_ray.stages.latent_super_resolution import LatentSuperResolution, resize, to_uint8
+from show1_ray.show1 import settings as recipe
+from show1_ray.show1.interpolation import Interpolation
+from show1_ray.show1.keyframes import Keyframes
+from show1_ray.show1.latent_super_resolution import LatentSuperResolution, resize, to_uint8
+from show1_ray.show1.super_resolution import FirstFrame, SuperResolution
 from show1_ray.stages.noise import Noise, draw_batch, seeded_noise
-from show1_ray.stages.super_resolution import FirstFrame, SuperResolution
 from tests.goldens import ANY, Case
 
 

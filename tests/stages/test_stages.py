@@ -7,10 +7,10 @@ import torch
 
 from show1_ray.clip import Clip
 from show1_ray.pipeline import STAGES, Pipeline
-from show1_ray.stages.cascade import load_stage, load_stages, render
+from show1_ray.show1.cascade import load_stage, load_stages, render
+from show1_ray.show1.super_resolution import window_slices
 from show1_ray.stages.noise import seeded_noise
 from show1_ray.stages.stage import NonFiniteError, StageError
-from show1_ray.stages.super_resolution import window_slices
 
 CLIPS = [
     Clip("a", "a red circle moving left", seed=1),

@@ -7,7 +7,7 @@ import torch
 
 from show1_ray.clip import Clip
 from show1_ray.pipeline import Pipeline
-from show1_ray.stages.cascade import load_stage
+from show1_ray.show1.cascade import load_stage
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 import torch
 
-from show1_ray.models.random import published_config
 from show1_ray.pipeline import Pipeline
-from show1_ray.stages.cascade import load_stages
+from show1_ray.show1.cascade import load_stages
+from show1_ray.show1.random import published_config
 from show1_ray.stages.sampling import Schedule, denoise, make_scheduler
 from training import export, networks, phases
 from training.diffusion import LEAST_WEIGHT, MOST_WEIGHT, Diffusion, variance_loss

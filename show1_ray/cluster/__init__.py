@@ -1,0 +1,1 @@
+"""Connecting to a Ray cluster, and handing jobs to one."""

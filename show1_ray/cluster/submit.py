@@ -1,0 +1,301 @@
+"""Jobs on a cluster, through Ray's Jobs API: handed over, followed, stopped. What runs there is `show1-ray render`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+import fsspec
+import yaml
+
+import show1_ray
+from show1_ray.cluster.head import WANTS_TOKEN
+from show1_ray.cluster.watch import ClusterGoneError
+from show1_ray.errors import UserError
+from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
+from show1_ray.pipeline.code import Code
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+AGENT_SECONDS = 120.0
+"""A head that has just come up has no agent yet that could run a job."""
+LOST_SECONDS = 50.0
+"""How long to ask again where the connection to a cluster is lost."""
+RETRY_SECONDS = 2.0
+REFUSED = r"(?i)\bstatus code 40[13]\b|\b40[13]:? (un|for)|authentication (token|required|failed)|invalidauthtoken"
+"""What a cluster says that wants a token, or another one."""
+CODE = "code"
+"""The folder of a shipment that has code of somebody's own."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a cluster says of a job. `exit_code` is None as long as it runs."""
+
+    id: str
+    status: str
+    message: str
+    exit_code: int | None
+    driver_exit_code: int | None = None
+    """As Ray knows it: None where the job's process did not end by itself."""
+
+
+@contextmanager
+def shipment(
+    manifest: str, pipeline: str, overrides: Sequence[str], code: Code | None = None
+) -> Iterator[tuple[Path, str, str]]:
+    """A folder with what a job needs: this package, and the manifest, pipeline file and code that are this machine's.
+
+    Yields:
+        The folder, and the names of manifest and pipeline in it (URLs and names of pipelines stay as they are); code
+        lies in `CODE`.
+
+    Raises:
+        UserError: no such manifest, or what `Pipeline.load` raises.
+    """
+    Pipeline.load(pipeline, overrides, code)
+    with tempfile.TemporaryDirectory(prefix="show1-ray") as name:
+        folder = Path(name)
+        package = Path(show1_ray.__file__).parent
+        ignored = shutil.ignore_patterns("__pycache__", "profiles")
+        shutil.copytree(package, folder / "show1_ray", ignore=ignored)
+        for pipelines in PIPELINE_FOLDERS:
+            shutil.copytree(pipelines, folder / "show1_ray" / "pipelines", ignore=ignored, dirs_exist_ok=True)
+        if code is not None:
+            code.write(folder / CODE)
+        yield folder, _ship_manifest(manifest, folder), _ship_pipeline(pipeline, folder, code)
+
+
+def _ship_manifest(manifest: str, folder: Path) -> str:
+    filesystem, path = fsspec.core.url_to_fs(manifest)
+    if "file" not in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
+        return manifest
+    found = [path] if filesystem.exists(path) else filesystem.glob(path)
+    if not found:
+        raise UserError(f"manifest {manifest}: no such file")
+    (folder / "manifest").mkdir()
+    for one in map(Path, found):
+        copy = shutil.copytree if one.is_dir() else shutil.copy
+        copy(one, folder / "manifest" / one.name)
+    return f"manifest/{Path(path).name}"
+
+
+def _ship_pipeline(pipeline: str, folder: Path, code: Code | None) -> str:
+    if pipeline in names():
+        return pipeline
+    # Whole, with absolute paths: what it extends and where it lies are not known there.
+    whole = Pipeline.load(pipeline, code=code).document()
+    path = folder / Path(pipeline).name
+    path.write_text(yaml.safe_dump(whole, sort_keys=False))
+    return path.name
+
+
+class Cluster:
+    """A cluster's Jobs API.
+
+    Args:
+        address: of its dashboard, `http://HOST:8265`.
+
+    Raises:
+        UserError: nothing answers there, or it does not accept this machine's token.
+    """
+
+    def __init__(self, address: str) -> None:
+        if "://" not in address:
+            address = f"http://{address}"
+        if not address.startswith(("http://", "https://")):
+            raise UserError(f"--address {address}: give the address of the cluster's dashboard, http://HOST:8265")
+        self.address = address
+        _use_token()
+        from ray.job_submission import JobSubmissionClient
+
+        self._client: JobSubmissionClient = self._patiently(
+            lambda: JobSubmissionClient(address), "No available agent", AGENT_SECONDS
+        )
+
+    def submit(self, folder: Path, arguments: Sequence[str]) -> str:
+        """Hands over `show1-ray render`; waits until the cluster has an agent that takes it.
+
+        Args:
+            folder: what is shipped; where the job runs.
+            arguments: of `render`, but for the address.
+
+        Returns:
+            The job's id.
+        """
+        command = ["python", "-m", "show1_ray", "render", *arguments, "--address", "auto"]
+        return self._patiently(
+            lambda: self._client.submit_job(
+                entrypoint=shlex.join(command),
+                runtime_env={"working_dir": str(folder)},
+                metadata={"show1_ray": " ".join(arguments)},
+            ),
+            "No available agent",
+            AGENT_SECONDS,
+        )
+
+    def job(self, job: str) -> Job:
+        """How a job stands. Raises UserError if there is none."""
+        details: JobDetails = self._patiently(lambda: self._client.get_job_info(job), "", LOST_SECONDS)
+        code = details.driver_exit_code
+        return Job(job, str(details.status), details.message or "", _exit_code(details), code)
+
+    def stop(self, job: str) -> None:
+        """Lets a job end; its dataset can be continued. Raises UserError if there is none."""
+        self._patiently(lambda: self._client.stop_job(job), "", LOST_SECONDS)
+
+    def follow(self, job: str, out: TextIO) -> int:
+        """Writes a job's log to `out` until the job ends, over lost connections too.
+
+        Returns:
+            Its exit code.
+
+        Raises:
+            ClusterGoneError: the cluster has not answered for `LOST_SECONDS`, and the job may be gone with it or go on;
+                or it knows nothing of the job any more; or the job ended with its node.
+            UserError: the cluster could not begin it.
+        """
+        shown = 0
+        while True:
+            shown = asyncio.run(self._tail(job, out, shown))
+            code = self._code(job)
+            if code is not None:
+                rest = self._patiently(lambda: self._client.get_job_logs(job), "", LOST_SECONDS)[shown:]
+                print(rest, end="", file=out, flush=True)
+                return code
+            time.sleep(RETRY_SECONDS)
+
+    def _code(self, job: str) -> int | None:
+        """A followed job's exit code; see `follow`."""
+        try:
+            stands = self.job(job)
+        except ClusterGoneError as error:
+            again = f"`show1-ray submit --follow {job}` looks for the job again, or submit it again"
+            raise ClusterGoneError(f"{error}; {again}") from None
+        except UserError as error:
+            if "does not exist" not in str(error):
+                raise
+            why = f"it knows nothing of job {job} any more; it has been started anew"
+            raise ClusterGoneError(f"--address {self.address}: {why}; submit the job again") from None
+        if stands.status != "FAILED" or stands.driver_exit_code is not None:
+            return stands.exit_code
+        told = " ".join(stands.message.split())[:300]
+        if "runtime_env" in told:
+            raise UserError(f"--address {self.address}: job {job} could not begin: {told}")
+        raise ClusterGoneError(f"--address {self.address}: job {job} is gone with its node: {told}; submit it again")
+
+    async def _tail(self, job: str, out: TextIO, shown: int) -> int:
+        """One connection; its log begins anew, so `shown` characters are left out. Returns how many there were."""
+        import aiohttp
+
+        seen = 0
+        try:
+            async for text in self._client.tail_job_logs(job):
+                seen += len(text)
+                if seen > shown:
+                    print(text[-(seen - shown) :], end="", file=out, flush=True)
+                    shown = seen
+        except (aiohttp.ClientError, OSError, RuntimeError):
+            return shown  # whether the cluster is there, and the job, is seen by asking
+        return shown
+
+    def _patiently(self, ask: Callable[[], T], passing: str, seconds: float) -> T:
+        """Asks again while the cluster is not there, or says `passing`. Raises UserError when it is over."""
+        import requests
+        from ray.exceptions import RayError
+
+        end = time.monotonic() + seconds
+        told = False
+        while True:
+            try:
+                return ask()
+            except (requests.ConnectionError, ConnectionError, requests.Timeout) as error:
+                problem = f"--address {self.address}: no answer: {_one_line(error)}"
+                wait = hasattr(self, "_client")  # a first connection that fails is a wrong address
+            except (RuntimeError, ValueError, RayError) as error:
+                problem = f"--address {self.address}: {_explained(error)}"
+                wait = bool(passing) and passing in str(error)
+            if not wait:
+                raise UserError(problem)
+            if time.monotonic() > end:
+                raise ClusterGoneError(problem)
+            if not told:
+                print(f"{problem}; trying again", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(RETRY_SECONDS)
+
+
+def submit(
+    manifest: str,
+    out: str,
+    address: str,
+    options: Sequence[str] = (),
+    pipeline: str = "nano",
+    changes: Sequence[str] = (),
+    code: str | None = None,
+) -> str:
+    """Hands a manifest to a cluster.
+
+    Args:
+        manifest: see `show1_ray.render`; a file of this machine is shipped.
+        out: the dataset; a URL that all nodes reach.
+        address: of the cluster's dashboard, `http://HOST:8265`.
+        options: more arguments of `show1-ray render`.
+        pipeline: its name, or a pipeline file, which is shipped; `changes` as `--set`.
+        code: a Python file, a folder or a module, whose stages the pipeline may use; it is shipped.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        UserError: bad input, or a cluster that does not take the job.
+    """
+    cluster = Cluster(address)
+    own = None if code is None else Code.at(code)
+    with shipment(manifest, pipeline, changes, own) as (folder, manifest_there, pipeline_there):
+        where = out if "://" in out else str(Path(out).expanduser().absolute())
+        sets = [argument for change in changes for argument in ("--set", change)]
+        there = [] if own is None else ["--code", f"{CODE}/{own.place}"]
+        arguments = [manifest_there, "--out", where, "--pipeline", pipeline_there, *there, *sets, *options]
+        return cluster.submit(folder, arguments)
+
+
+def _exit_code(details: Any) -> int | None:
+    match str(details.status):
+        case "SUCCEEDED":
+            return 0
+        case "STOPPED":
+            return 130
+        case "FAILED":
+            return int(details.driver_exit_code or 1)
+    return None
+
+
+def _use_token() -> None:
+    """Lets Ray's client show this machine's token, if it has one: it does so only where it is told to."""
+    there = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if there or Path("~/.ray/auth_token").expanduser().is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _explained(error: Exception) -> str:
+    text = _one_line(error)
+    return WANTS_TOKEN if re.search(REFUSED, text) else text
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,328 @@
+"""Where weights come from: a local folder in the hub's layout, or the hub at a pinned revision. Knows no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,  # of whichever HTTP library this version uses
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from show1_ray.errors import UserError, shown
+
+PUBLISHED = Path(__file__).parent.parent / "show1" / "published"
+CONFIG_FILES = {"scheduler": "scheduler_config.json", "image_noising_scheduler": "scheduler_config.json"}
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+MOST_FILES = 10_000  # of a checkpoint: somebody's home or / is none
+WHOLE_FILE = 64 * 2**20  # larger files are identified by their size and both ends
+
+
+class CheckpointError(UserError):
+    """Weights that are not there, not to be had, or not what they should be."""
+
+
+class Checkpoint(BaseModel):
+    """A folder of components (`unet`, `text_encoder`, `scheduler`, …), each in a folder of its own as on the hub.
+
+    Attributes:
+        repo: "owner/name" on the hub, or the path of a local folder; in a pipeline file a path that starts with "." is
+            relative to that file.
+        revision: a commit of the hub's repository (40 hexadecimal digits) or a branch; needed for the hub. Of a local
+            folder: its fingerprint, filled in by `Pipeline.resolved`.
+        licence: of the weights; shown when they are first fetched and written into datasets.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    repo: str = Field(description="owner/name on the hub, or a folder, relative to the pipeline file")
+    revision: str | None = Field(None, description="commit or branch; needed for the hub")
+    licence: str | None = Field(None, description="of the weights")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Checkpoint:
+        if not self.is_local and self.repo != "local":
+            if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+                raise ValueError("'repo' is neither owner/name on the hub nor the path of a folder")
+            if not self.revision:
+                raise ValueError("'revision' is missing: give the commit of the hub's repository that is meant")
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder on this machine."""
+        return self.repo.startswith(("/", ".", "~"))
+
+    @property
+    def folder(self) -> Path:
+        """Of a local one. Raises CheckpointError for names that no folder can have."""
+        try:
+            folder = Path(self.repo).expanduser()
+            folder.stat()
+        except (RuntimeError, ValueError, OSError) as error:
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                return folder
+            raise CheckpointError(f"{shown(self.repo)}: cannot be a checkpoint's folder: {error}") from None
+        return folder
+
+    @property
+    def name(self) -> str:
+        """For people: the hub's name, or that of the folder, without its place."""
+        return Path(self.repo).name if self.is_local else self.repo
+
+    def __str__(self) -> str:
+        return self.repo if self.is_local else f"{self.repo}@{self.revision}"
+
+
+def folder_of(checkpoint: Checkpoint, components: Sequence[str], *, half: bool = False) -> Path:
+    """The local folder that has `components`; fetches them from the hub if they are not there yet.
+
+    Processes on one machine share the hub's cache and wait for one another's downloads.
+
+    Args:
+        checkpoint: what is wanted.
+        components: names of its folders.
+        half: prefer half-precision files where a repository has both.
+
+    Raises:
+        CheckpointError: it cannot be had, or lacks a component.
+    """
+    if checkpoint.is_local:
+        folder = checkpoint.folder
+        files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        if not files:
+            raise CheckpointError(f"{folder}: no such folder, or nothing in it; give a checkpoint in the hub's layout")
+        _wanted_files(str(checkpoint), files, components, half)
+        return folder
+    return _fetch(checkpoint, components, half)
+
+
+def component_config(folder: Path, component: str) -> dict[str, Any]:
+    """A component's configuration.
+
+    Raises:
+        CheckpointError: it is not there, or no JSON object.
+    """
+    return read_json(folder / component / CONFIG_FILES.get(component, "config.json"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: it is not there, or none.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: is no JSON object")
+    return found
+
+
+def published_or_local_config(checkpoint: Checkpoint, component: str) -> dict[str, Any] | None:
+    """A component's configuration if it is known without fetching: of a local folder, or of a published checkpoint."""
+    if checkpoint.is_local:
+        path = checkpoint.folder / component / "config.json"
+    else:
+        path = PUBLISHED / checkpoint.repo / f"{component}.json"
+    return read_json(path) if path.is_file() else None
+
+
+def check_access(checkpoint: Checkpoint) -> None:
+    """Shows the licence of a checkpoint on the hub and sees that this machine's token may read it.
+
+    Raises:
+        CheckpointError: it may not, or there is no such repository.
+    """
+    try:
+        HfApi().auth_check(checkpoint.repo)
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        raise CheckpointError(_reason(checkpoint, error)) from None
+    print(f"{checkpoint}: licence of the weights: {checkpoint.licence or 'not stated'}", file=sys.stderr)
+
+
+@lru_cache
+def resolve(checkpoint: Checkpoint) -> str:
+    """The exact revision: a hub repository's commit, or the fingerprint of a local folder's files.
+
+    Raises:
+        CheckpointError: there is no such folder, repository or revision, or no access.
+    """
+    if checkpoint.is_local:
+        return fingerprint(checkpoint.folder)
+    if _is_commit(checkpoint.revision):
+        return str(checkpoint.revision)
+    try:
+        return str(HfApi().model_info(checkpoint.repo, revision=checkpoint.revision).sha)
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        cached = _cached(checkpoint)
+        if cached is not None and not isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
+            return cached.name
+        raise CheckpointError(_reason(checkpoint, error)) from None
+
+
+def fingerprint(folder: Path) -> str:
+    """Identifies a folder's files by name and content: "sha256:" and 16 hexadecimal digits.
+
+    Of files larger than 64 MiB the size and the first and last MiB are taken for the content.
+
+    Raises:
+        CheckpointError: no such folder, or nothing in it.
+    """
+    try:
+        return _fingerprint(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read as a checkpoint: {error}") from None
+
+
+def _fingerprint(folder: Path) -> str:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(islice(files, MOST_FILES + 1))
+    if len(paths) > MOST_FILES:
+        raise CheckpointError(f"{folder}: holds more than {MOST_FILES} files; give a checkpoint in the hub's layout")
+    if not paths:
+        raise CheckpointError(f"{folder}: no such folder, or nothing in it; give a checkpoint in the hub's layout")
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= WHOLE_FILE:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(2**20))
+                file.seek(-(2**20), 2)
+                digest.update(file.read())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _fetch(checkpoint: Checkpoint, components: Sequence[str], half: bool) -> Path:
+    cached = _cached(checkpoint) if _is_commit(checkpoint.revision) else None
+    if cached is not None:  # a commit does not change: a thousand stations need not ask the hub
+        with suppress(CheckpointError):
+            names = [str(path.relative_to(cached)) for path in cached.rglob("*") if path.is_file()]
+            _wanted_files(str(checkpoint), names, components, half)
+            return cached
+    try:
+        info = HfApi().model_info(checkpoint.repo, revision=checkpoint.revision)
+        names = [sibling.rfilename for sibling in info.siblings or []]
+        wanted = _wanted_files(str(checkpoint), names, components, half)
+        if _cached(checkpoint) is None:
+            card = info.card_data
+            licence = checkpoint.licence or (card.get("license") if card else None) or "not stated"
+            print(
+                f"fetching {checkpoint} (commit {info.sha}); licence of the weights: {licence}",
+                file=sys.stderr,
+            )
+        return Path(snapshot_download(checkpoint.repo, revision=checkpoint.revision, allow_patterns=wanted))
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        cached = _cached(checkpoint)
+        if cached is None or isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
+            raise CheckpointError(_reason(checkpoint, error)) from None
+        names = [str(path.relative_to(cached)) for path in cached.rglob("*") if path.is_file()]
+        _wanted_files(f"{checkpoint} (in the cache; the hub is out of reach)", names, components, half)
+        return cached
+
+
+def _cached(checkpoint: Checkpoint) -> Path | None:
+    """The hub's cache of a revision, if there is one; perhaps not whole."""
+    try:
+        return Path(snapshot_download(checkpoint.repo, revision=checkpoint.revision, local_files_only=True))
+    except LocalEntryNotFoundError as error:  # has the path where the cache is known not to be whole
+        path = getattr(error, "snapshot_path", None)
+        return Path(path) if path else None
+
+
+def _reason(checkpoint: Checkpoint, error: Exception) -> str:
+    """One line: what is wrong and what to do."""
+    page = f"https://huggingface.co/{checkpoint.repo}"
+    match error:
+        case GatedRepoError():
+            return (
+                f"{checkpoint}: gated: accept its licence at {page}, then give your token: "
+                "`hf auth login`, or HF_TOKEN in the environment of each node"
+            )
+        case RevisionNotFoundError():
+            return f"{checkpoint}: no such revision; commits are listed at {page}/commits"
+        case RepositoryNotFoundError():
+            return (
+                f"{checkpoint}: no such repository, or a private one: check its name, or give a token that may read it"
+            )
+        case OfflineModeIsEnabled():
+            return f"{checkpoint}: not in the cache, and HF_HUB_OFFLINE is set: fetch it with `show1-ray fetch` first"
+        case HfHubHTTPError():
+            return f"{checkpoint}: the hub answered: {' '.join(str(error).split())}"
+        case OSError() if error.errno is not None:
+            return f"{checkpoint}: cannot be stored: {error}"
+    return f"{checkpoint}: not in the cache, and the hub cannot be reached: {' '.join(str(error).split())}"
+
+
+def _wanted_files(place: str, names: Iterable[str], components: Sequence[str], half: bool) -> list[str]:
+    """Of a checkpoint's files those that `components` need: configurations, and one form of the weights.
+
+    Safetensors before pickles; half precision before single, or the other way round.
+
+    Raises:
+        CheckpointError: a component has no files, or a network no weights.
+    """
+    names = list(names)
+    wanted = []
+    for component in components:
+        files = [name for name in names if name.startswith(f"{component}/")]
+        if not files:
+            raise CheckpointError(f"{place}: missing file: no {component}/ folder; is it a checkpoint of this stage?")
+        wanted += [name for name in files if Path(name).suffix in (".json", ".txt", ".model")]
+        if component not in CONFIG_FILES and component != "tokenizer":
+            weights = one_form(files, half=half)
+            if not weights:
+                raise CheckpointError(f"{place}: missing file: {component}/ {what_lacks(files)}")
+            wanted += weights
+    return wanted
+
+
+def one_form(names: Iterable[str], *, half: bool) -> list[str]:
+    """The weights that are taken where a network lies in several forms, all shards of them; empty if there are none.
+
+    The wanted precision comes first (`.fp16` variants are half), then safetensors before pickles.
+    """
+    names = list(names)
+    for variant in (".fp16", "") if half else ("", ".fp16"):
+        for suffix in (".safetensors", ".bin"):
+            pattern = rf"({'|'.join(STEMS)}){re.escape(variant)}(-\d{{5}}-of-\d{{5}})?{re.escape(suffix)}"
+            form = [name for name in names if re.fullmatch(pattern, Path(name).name)]
+            parts = re.search(r"-of-(\d{5})", form[0]) if form else None
+            if form and (parts is None or len(form) == int(parts[1])):
+                return form
+    return []
+
+
+def what_lacks(names: Iterable[str]) -> str:
+    """Why `one_form` finds no weights among files."""
+    shards = [found for name in names if (found := re.search(r"-\d{5}-of-(\d{5})\.(safetensors|bin)$", name))]
+    if shards:
+        return f"has {len(shards)} of the {int(shards[0][1])} shards of its weights"
+    return "has no weights (.safetensors or .bin)"
+
+
+def _is_commit(revision: str | None) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None

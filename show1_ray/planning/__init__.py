@@ -1,0 +1,1 @@
+"""What stages cost and what a job takes, before it runs."""

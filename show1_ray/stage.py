@@ -1,0 +1,304 @@
+"""What every stage declares. Knows no torch: the driver and the planner read it, stations run it.
+
+The smallest stage:
+
+    class Brighten(Stage):
+        \"\"\"Adds `by` to every pixel.\"\"\"
+
+        class Settings(StageSettings):
+            by: int = 10
+
+        takes = {"video": "f h w c"}
+        gives = {"video": "f h w c"}
+
+        def run(self, clips, values):
+            brighter = [v["video"].astype("int16") + self.settings.by for v in values]
+            return [{"video": frames.clip(0, 255).astype("uint8")} for frames in brighter]
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from show1_ray.clip import Clip
+
+FRAMES = "f h w c"
+"""Axes of 8-bit frames: what people look at, and what lands."""
+FLOAT_FRAMES = "c f h w"
+"""Axes of frames as floats between -1 and 1."""
+PLAIN = "value"
+"""In place of axes: a small plain value (text, a number), which becomes a metadata column `<stage>_<name>`."""
+
+Axes = str
+"""Names of a tensor's axes, separated by spaces; `PLAIN` for a plain value."""
+
+Count = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class StageSettings(BaseModel):
+    """A stage's part of the recipe. Unknown keys and other types are refused: true is no number, "5" neither.
+
+    Attributes:
+        later: fields that came when recipes had been written already: left out of the recipe where they have their
+            defaults, so that those stay what they were.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    later: ClassVar[frozenset[str]] = frozenset()
+
+
+class StageExecution(BaseModel):
+    """How a stage is computed: changes speed and memory, not what a clip is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    batch_size: Count = Field(1, description="clips at a time")
+    memory: float = Field(
+        0, ge=0, le=10_000, description="GiB on the device: the weights, and the working set of a batch"
+    )
+    device: Literal["auto", "cpu"] = Field("auto", description="cpu: on CPU cores, also where there are GPUs")
+    cpus: int = Field(
+        1, ge=0, description="with device: cpu, cores of a station that holds it; 0: a task that keeps no state"
+    )
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Components of one checkpoint that a stage loads.
+
+    Attributes:
+        checkpoint: a `pipeline.checkpoints.Checkpoint`.
+        components: folders of it, such as "unet" and "scheduler".
+        key: of the checkpoint in the stage's settings, for messages.
+    """
+
+    checkpoint: Any
+    components: tuple[str, ...]
+    key: str = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is known of a value before anything is computed: its axes, their sizes (None: not known), its NumPy type.
+
+    A plain value has no sizes. `dtype` is None where it is not known; "bfloat16" counts as a type.
+    """
+
+    axes: Axes
+    sizes: tuple[int | None, ...] = ()
+    dtype: str | None = None
+
+    def size(self, axis: str) -> int | None:
+        """The size of an axis. Raises ValueError if there is no such axis."""
+        return self.sizes[self.axes.split().index(axis)]
+
+    @property
+    def bytes(self) -> int | None:
+        """Bytes of the value; None where a size or the type is not known."""
+        widths = {
+            "bfloat16": 2,
+            "float16": 2,
+            "float32": 4,
+            "float64": 8,
+            "uint8": 1,
+            "int16": 2,
+            "int32": 4,
+            "int64": 8,
+        }
+        total = widths.get(self.dtype or "")
+        for size in self.sizes:
+            if total is None or size is None:
+                return None
+            total *= size
+        return total
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage knows of the pipeline that it is a part of.
+
+    Attributes:
+        name: the stage's key in the pipeline file.
+        dtype: of weights and of what is computed: "float16", "bfloat16" or "float32".
+        fps: frames a second of the clips.
+        execution: the stage's execution settings.
+    """
+
+    name: str
+    dtype: str = "float32"
+    fps: float = 8.0
+    execution: Any = None
+
+
+@dataclass(frozen=True)
+class Reject:
+    """What `run` gives for a clip that shall not go on, in place of its values.
+
+    Attributes:
+        reason: for people, one line.
+        values: plain values that the stage declares, such as the score that was too low.
+    """
+
+    reason: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+class StageError(Exception):
+    """A stage was given, or gave, what it must not. `clip_id` is the clip at fault, `stage` the stage's name."""
+
+    def __init__(self, clip_id: str, stage: str, reason: str) -> None:
+        super().__init__(clip_id, stage, reason)
+        self.clip_id, self.stage, self.reason = clip_id, stage, reason
+
+    def __str__(self) -> str:
+        return f"clip {self.clip_id}: stage {self.stage}: {self.reason}"
+
+
+class NonFiniteError(StageError):
+    """A stage's output has NaN or infinite values."""
+
+
+Fault = tuple[str, str]
+"""A key of a stage's settings ("" for the stage itself, "execution.…" for its execution settings) and the reason why
+its value cannot be."""
+
+
+class Stage(ABC):
+    """One step of a pipeline: named values of a batch of clips in, named values of each clip out.
+
+    A clip's result must not depend on the rest of its batch, nor on anything but the clip, its values and the settings;
+    randomness comes from generators that are seeded with `Clip.generator_seed`.
+
+    A class says what it is before anything is loaded: all class attributes and class methods are asked by the driver,
+    so a module that imports torch at its top makes the driver import it too. An instance is made on a station (or for
+    a task), loads there, and runs batches.
+
+    Attributes:
+        Settings: its part of the recipe.
+        Execution: how it is computed.
+        version: raised when its output changes; part of the recipe.
+        takes: values that it needs of each clip: name → axes. 8-bit and float frames are turned into one another.
+        gives: values that it gives for each clip: name → axes.
+        tensors: what arrays come as: "numpy" (read-only), or "torch" (CPU tensors of its own, that it may overwrite).
+        relative_seconds: what it costs beside the other stages of its pack, until the line has measured it.
+        working_set: memory that it needs with a batch, as a multiple of its weights', until it has been measured.
+        row_settings: settings that an input of the pipeline may set for a single clip, because `run` reads them.
+        settings, execution, context: of an instance.
+        device: of an instance that has been loaded: "cpu" or "cuda:0".
+    """
+
+    Settings: ClassVar[type[StageSettings]] = StageSettings
+    Execution: ClassVar[type[StageExecution]] = StageExecution
+    version: ClassVar[int] = 1
+    takes: ClassVar[Mapping[str, Axes]] = {}
+    gives: ClassVar[Mapping[str, Axes]] = {}
+    tensors: ClassVar[Literal["numpy", "torch"]] = "numpy"
+    relative_seconds: ClassVar[float] = 1.0
+    working_set: ClassVar[float] = 3.0
+    row_settings: ClassVar[frozenset[str]] = frozenset()
+
+    device: str = "cpu"
+
+    def __init__(self, settings: Any = None, execution: Any = None, context: Context | None = None) -> None:
+        self.settings: Any = self.Settings() if settings is None else settings
+        self.execution: Any = self.Execution() if execution is None else execution
+        self.context = context or Context(type(self).__name__.lower())
+
+    # What it says of itself before anything is loaded.
+
+    @classmethod
+    def signature(cls, settings: Any) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
+        """What it takes and what it gives, where that depends on the settings."""
+        return cls.takes, cls.gives
+
+    @classmethod
+    def checkpoints(cls, settings: Any) -> Sequence[Needs]:
+        """What it loads."""
+        return ()
+
+    @classmethod
+    def shapes(cls, settings: Any, context: Context, given: Mapping[str, Shape]) -> Mapping[str, Shape]:
+        """Shapes of what it gives, from those of what it takes; values that it says nothing of are not known.
+
+        By default frames that it gives under the name of frames that it takes are as large as those.
+        """
+        takes, gives = cls.signature(settings)
+        alike = {name: given[name] for name in gives if name in given and takes.get(name) == gives[name]}
+        return {name: Shape(axes) if name not in alike else alike[name] for name, axes in gives.items()}
+
+    @classmethod
+    def faults(cls, settings: Any, context: Context, given: Mapping[str, Shape]) -> Iterable[Fault]:
+        """What cannot be, as far as it is known without loading anything: sizes that do not fit, say."""
+        return ()
+
+    @classmethod
+    def operations(cls, settings: Any, context: Context, given: Mapping[str, Shape]) -> float | None:
+        """Floating-point operations a clip; None: not known. May import torch: only `plan` and `check` ask."""
+        return None
+
+    @classmethod
+    def weights(cls, settings: Any, context: Context) -> int | None:
+        """Bytes of its weights on the device; None: not known. May import torch."""
+        return None if cls.checkpoints(settings) else 0
+
+    # What a station does with it.
+
+    def load(self, device: str) -> None:
+        """Loads the weights onto a device, "cpu" or "cuda:0"."""
+        self.device = device
+
+    def loaded_bytes(self) -> int | None:
+        """Bytes of the weights that it has loaded; None: not known."""
+        return None
+
+    def leave(self) -> None:
+        """Gives the device back and keeps the weights in host memory, from where `enter` takes them.
+
+        A stage without both methods is built again when it comes back.
+        """
+        raise NotImplementedError
+
+    def enter(self, device: str) -> None:
+        """Back from where `leave` put the weights."""
+        raise NotImplementedError
+
+    def configure(self, settings: Any) -> None:
+        """Other settings for the batches to come: those of `row_settings` differ from what it was loaded with."""
+        self.settings = settings
+
+    @abstractmethod
+    def run(self, clips: Sequence[Clip], values: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any] | Reject]:
+        """Computes a batch.
+
+        Args:
+            clips: the batch.
+            values: for each clip, what `takes` names.
+
+        Returns:
+            For each clip, what `gives` names; or a `Reject`.
+        """
+
+
+__all__ = [
+    "FLOAT_FRAMES",
+    "FRAMES",
+    "PLAIN",
+    "Axes",
+    "Context",
+    "Count",
+    "Fault",
+    "Needs",
+    "NonFiniteError",
+    "Reject",
+    "Shape",
+    "Stage",
+    "StageError",
+    "StageExecution",
+    "StageSettings",
+]
