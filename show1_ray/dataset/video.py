@@ -62,6 +62,8 @@ def decode_video(data: bytes, strict: bool = False) -> np.ndarray:
     _check_boxes(data)
     try:
         with av.open(io.BytesIO(data), "r") as container:
+            if container.streams.video[0].codec_context is None:
+                raise BrokenVideoError("its codec is not known")
             if strict:
                 container.streams.video[0].codec_context.options = {"err_detect": "explode"}
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
