@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,29 +11,38 @@ from show1_ray.clip import Clip
 from show1_ray.dataset import Lander, Rendering, StorageError
 from show1_ray.line.spec import ALL_PLAIN, RENDERING, FatalError, StageSpec
 from show1_ray.pipeline import Pipeline
+from show1_ray.pipeline.adapter import Later
 from show1_ray.pipeline.arrays import turned
 from show1_ray.pipeline.lineup import saved_frames, stage_specs
+from show1_ray.pipeline.sources import Sources
 from show1_ray.planning.costs import LAND_SECONDS, Costs, costs_of_job
 from show1_ray.planning.profile import CPU
 from show1_ray.stage import FRAMES, Axes
 
 
 def specs(
-    pipeline: Pipeline, lander: Lander, save_stages: Sequence[str] = (), costs: Costs | None = None
+    pipeline: Pipeline,
+    lander: Lander,
+    save_stages: Sequence[str] = (),
+    costs: Costs | None = None,
+    sources: Sources | None = None,
 ) -> list[StageSpec]:
-    """The pipeline's stages as the line sees them, and the landing of clips behind them; costs default to a CPU's."""
+    """The pipeline's stages as the line sees them, and the landing of clips behind them; costs default to a CPU's.
+
+    `sources` is where images and videos of the manifest may be read.
+    """
     saved = saved_frames(pipeline, list(save_stages))
     clip = pipeline.video
     land = StageSpec(
         name="land",
-        build=partial(Land.on, lander, (clip.line, clip.axes), saved),
+        build=Later(Land.on, lander, (clip.line, clip.axes), saved),
         takes=tuple(dict.fromkeys((clip.line, *(line for line, _ in saved.values())))),
         values=("extra", RENDERING, ALL_PLAIN),
         gives=("row",),
         on="cpu",
         seconds=LAND_SECONDS,
     )
-    return [*stage_specs(pipeline, costs or costs_of_job(pipeline, CPU)), land]
+    return [*stage_specs(pipeline, costs or costs_of_job(pipeline, CPU), sources=sources), land]
 
 
 class Land:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+import pickle
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,18 @@ from show1_ray.line.spec import Rejected
 from show1_ray.pipeline.arrays import EIGHT_BITS, is_finite, plain_array, to_array, to_tensor, turned
 from show1_ray.pipeline.code import Code, Portable
 from show1_ray.stage import PLAIN, Axes, Context, NonFiniteError, Reject, Stage, StageError
+
+
+class Later:
+    """Builds a stage from a pickle: a station that holds other stages imports nothing of what this one needs."""
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        self.pickled = pickle.dumps((make, arguments))
+
+    def __call__(self, device: str) -> Any:
+        """What `make` gives for the arguments and the device."""
+        make, arguments = pickle.loads(self.pickled)
+        return make(*arguments, device)
 
 
 @dataclass(frozen=True)

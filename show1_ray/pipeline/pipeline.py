@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from show1_ray.errors import ConfigError
 from show1_ray.pipeline import recipe as recipes
-from show1_ray.pipeline.checkpoints import Checkpoint, check_access, folder_of, resolve
+from show1_ray.pipeline.checkpoints import Checkpoint, folder_of, resolve
 from show1_ray.pipeline.code import Code
 from show1_ray.pipeline.file import Tree, as_typed, find, parse_override, read
 from show1_ray.pipeline.inputs import Input, InputColumns, read_inputs
@@ -205,11 +205,13 @@ class Pipeline:
         """Shows the licences of checkpoints on the hub and sees that they may be read, without fetching them.
 
         Raises:
-            UserError: see `pipeline.checkpoints.check_access`.
+            UserError: see `pipeline.hub.check_access`.
         """
         for checkpoint in self.checkpoints():
             if not checkpoint.is_local:
-                check_access(checkpoint)
+                from show1_ray.pipeline import hub
+
+                hub.check_access(checkpoint)
 
     def resolved(self) -> Self:
         """The same pipeline with each revision made exact: the hub's commit, or a fingerprint of a local folder.
