@@ -8,7 +8,7 @@ from typing import Any
 
 from show1_ray.clip import Clip
 from show1_ray.dataset import Lander, Rendering, StorageError
-from show1_ray.line.spec import RENDERING, FatalError, StageSpec
+from show1_ray.line.spec import RENDERING, PlaceError, StageSpec
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.arrays import turned
 from show1_ray.pipeline.lineup import saved_frames, stage_specs
@@ -56,7 +56,7 @@ class Land:
         """Takes each clip's frames, `extra` and `rendering`; gives its `row`.
 
         Raises:
-            FatalError: the storage fails, after retries.
+            PlaceError: the storage fails, after retries: for this node, at least.
         """
         return [{"row": self._land(clip, given)} for clip, given in zip(clips, arrays, strict=True)]
 
@@ -67,4 +67,4 @@ class Land:
             name, axes = self.clip
             return self.lander(clip, turned(given[name], axes, FRAMES), Rendering(**given[RENDERING]), given["extra"])
         except StorageError as error:
-            raise FatalError(str(error)) from error
+            raise PlaceError(str(error)) from error

@@ -11,6 +11,7 @@ from typing import Any, Self, TextIO
 from show1_ray.line.events import (
     ClipDone,
     ClipFailed,
+    NodeAvoided,
     Snapshot,
     StageDone,
     StationEnded,
@@ -48,6 +49,8 @@ class Log:
         match event:
             case Notice():
                 self.write("notice", text=event.text)
+            case NodeAvoided():
+                self.write("node avoided", node=event.node, stage=event.stage, error=event.reason)
             case StationUp():
                 self.write("station up", station=event.station, node=event.node)
             case StationLost():
