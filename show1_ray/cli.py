@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.console import Console, RenderableType
 
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, printable, shown, without_secrets
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.commands import CodeOption, SetOption, check, fetch, pipelines, schema, stages
 
@@ -37,6 +39,9 @@ class LogFormat(StrEnum):
     TEXT = "text"
     JSON = "json"
 
+
+SHOWN_REJECTIONS = 20
+"""Of `status`."""
 
 app = typer.Typer(
     help="Render text-to-video datasets: pipelines of stages as an assembly line on Ray.",
@@ -92,7 +97,7 @@ def render(
 
     def observe(event: object) -> None:
         if isinstance(event, Summary):
-            console.print(summary_lines(event, before=True), highlight=False, markup=False, soft_wrap=True)
+            console.print(printable(summary_lines(event, before=True)), highlight=False, markup=False, soft_wrap=True)
         else:
             progress.observe(event)
 
@@ -119,9 +124,9 @@ def render(
             control=control,
         )
     if json_output:
-        print(json.dumps(summary.as_dict()))
+        print(without_secrets(json.dumps(summary.as_dict())))
     elif not dry_run:
-        console.print(summary_lines(summary), highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(summary_lines(summary)), highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(summary.exit_code)
 
 
@@ -149,7 +154,7 @@ def submit(
         refuse_extra(context)
     if status is not None:
         job = Cluster(address).job(status)
-        print(f"{job.id}: {job.status}{'' if job.exit_code is None else f' (exit code {job.exit_code})'}")
+        say(f"{job.id}: {job.status}{'' if job.exit_code is None else f' (exit code {job.exit_code})'}")
         raise typer.Exit(0)
     if stop is not None:
         Cluster(address).stop(stop)
@@ -160,9 +165,9 @@ def submit(
         options, pipeline, changes, code = options_of_render([manifest, "--out", out, *context.args])
         follow = submit_manifest(manifest, out, address, options, pipeline, changes, code)
         if detach:
-            print(follow)
+            say(follow)
             raise typer.Exit(0)
-        print(f"job {follow}; Ctrl-C leaves it running, `show1-ray submit --stop {follow}` stops it", file=sys.stderr)
+        say(f"job {follow}; Ctrl-C leaves it running, `show1-ray submit --stop {follow}` stops it", file=sys.stderr)
     raise typer.Exit(Cluster(address).follow(follow, sys.stdout))
 
 
@@ -210,23 +215,29 @@ def status(
 
     status = read_status(where, verify)
     if json_output:
-        print(json.dumps(asdict(status)))
+        print(without_secrets(json.dumps(asdict(status))))
         raise typer.Exit(0 if status.is_sound else 1)
-    print(f"{where}: {status.done} of {status.count} clips done, {len(status.failures)} failed, {status.left} left")
+    rejected = f"{len(status.rejections)} rejected, " if status.rejections else ""
+    ended = f"{len(status.failures)} failed, {rejected}{status.left} left"
+    say(f"{where}: {status.done} of {status.count} clips done, {ended}")
     if status.others:
-        print(f"{status.others} of these {status.count} are not of the last manifest, {status.manifest}")
-    print(f"pipeline {status.pipeline}, recipe {status.recipe_hash}, {status.format}, {status.bytes / 2**20:.1f} MiB")
+        say(f"{status.others} of these {status.count} are not of the last manifest, {status.manifest}")
+    say(f"pipeline {status.pipeline}, recipe {status.recipe_hash}, {status.format}, {status.bytes / 2**20:.1f} MiB")
     if status.holder is not None:
-        print(f"being written by {status.holder}")
+        say(f"being written by {status.holder}")
     for failure in status.failures:
         reason = failure.error.strip().rpartition("\n")[2]
-        print(f"failed: {failure.id} in {failure.stage} after {failure.attempts} attempts: {reason}")
+        say(f"failed: {failure.id} in {failure.stage} after {failure.attempts} attempts: {reason}")
+    for rejection in status.rejections[:SHOWN_REJECTIONS]:
+        say(f"rejected: {rejection.id} by {rejection.stage}: {rejection.reason}")
+    if len(status.rejections) > SHOWN_REJECTIONS:
+        say(f"… and {len(status.rejections) - SHOWN_REJECTIONS} more: all of them are in rejections/")
     for lost in status.lost:
-        print(f"lost: {lost}; `render` renders it again")
+        say(f"lost: {lost}; `render` renders it again")
     for damaged in status.damaged:
-        print(f"damaged: {damaged}; `render --verify` renders it again")
+        say(f"damaged: {damaged}; `render --verify` renders it again")
     for foreign in status.foreign:
-        print(f"not of this dataset: {foreign}")
+        say(f"not of this dataset: {foreign}")
     raise typer.Exit(0 if status.is_sound else 1)
 
 
@@ -239,7 +250,8 @@ def sheet(
     """A picture of a dataset's clips."""
     from show1_ray.dataset.contact_sheet import write_sheet
 
-    print(f"{out}: {write_sheet(where, out, count)} clips")
+    shown = write_sheet(where, out, count, tell=lambda text: say(text, sys.stderr))
+    say(f"{out}: {shown} clips")
 
 
 for command in (pipelines, stages, check, schema, fetch):
@@ -271,7 +283,7 @@ def profile(
         str, typer.Option(metavar="1,2,4", help="Clips a batch. [default: 1,2,4,8; on a CPU 1]")
     ] = "",
     device: Annotated[str | None, typer.Option(metavar="cpu|cuda:0", help="[default: the first GPU, or cpu]")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each batch.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Timed runs of each batch.")] = 3,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="[default: in profiles/ beside the pipeline file]")
     ] = None,
@@ -282,22 +294,24 @@ def profile(
     from show1_ray.planning.profile import CPU, local_gpu, measure, profile_path, save_profile
     from show1_ray.planning.tables import profile_report
 
-    if not re.fullmatch(r"([1-9]\d*(,[1-9]\d*)*)?", batch_sizes):
-        raise UserError(f"--batch-sizes {batch_sizes}: give numbers of clips with commas between them, such as 1,2,4")
+    if not re.fullmatch(r"([1-9]\d{0,3}(,[1-9]\d{0,3})*)?", batch_sizes, re.ASCII):
+        raise UserError(
+            f"--batch-sizes {shown(batch_sizes)}: give numbers of clips with commas between them, such as 1,2,4"
+        )
     loaded = Pipeline.load(pipeline, changes or (), code)
     sizes = [int(size) for size in batch_sizes.split(",") if size]
     found = measure(loaded, device or ("cuda:0" if local_gpu() else CPU), sizes, repeats)
     _print_all(profile_report(found))
     path = out or profile_path(loaded, found.device)
     save_profile(found, path)
-    print(f"kept in {path}")
+    say(f"kept in {path}")
 
 
 @app.command()
 def plan(
     manifest: Annotated[str, typer.Argument(help="Parquet, CSV or JSON Lines; a file, a folder or a glob; any URL.")],
     pipeline: Annotated[str, typer.Option(metavar="NAME|FILE", help="See `show1-ray pipelines`.")] = "nano",
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs; or CPU cores, with --gpu-type cpu.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, max=4096, help="GPUs; or CPU cores, with --gpu-type cpu.")] = 1,
     gpu_type: Annotated[
         str | None, typer.Option(metavar="NAME|cpu", help="Such as A100-80G. [default: this machine's]")
     ] = None,
@@ -320,10 +334,12 @@ def plan(
     loaded = Pipeline.load(pipeline, changes or (), code)
     given = None if profile is None else read_profile(profile)
     gpu_type = gpu_type or (local_gpu() or CPU if given is None else given.gpu_type)
+    if price is not None and not math.isfinite(price):
+        raise UserError(f"--price {price}: not a price")
     clips = open_manifest(manifest, samples=samples, limit=limit, inputs=loaded.input_columns).count
     found = estimate(loaded, clips, gpus, gpu_type, price, given)
     if json_output:
-        print(json.dumps(found.as_dict()))
+        print(without_secrets(json.dumps(found.as_dict())))
     else:
         _print_all(plan_report(found))
 
@@ -334,14 +350,19 @@ def _print_all(parts: Iterable[RenderableType]) -> None:
         console.print(part, highlight=False, markup=False)
 
 
+def say(text: str, file: TextIO | None = None) -> None:
+    """A line of output."""
+    print(printable(text), file=file or sys.stdout)
+
+
 def stations_of(gpus: str) -> int | tuple[int, int]:
     """ "4" or "1:8". Raises UserError."""
-    least, colon, most = gpus.partition(":")
-    if least.isdecimal() and int(least) >= 1 and not colon:
-        return int(least)
-    if least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most):
-        return int(least), int(most)
-    raise UserError(f"--gpus {gpus}: neither a number nor MIN:MAX with 1 <= MIN <= MAX")
+    found = re.fullmatch(r"([1-9]\d{0,4})(?::([1-9]\d{0,4}))?", gpus, re.ASCII)
+    if found and found[2] is None:
+        return int(found[1])
+    if found and int(found[1]) <= int(found[2]):
+        return int(found[1]), int(found[2])
+    raise UserError(f"--gpus {shown(gpus)}: neither a number nor MIN:MAX with 1 <= MIN <= MAX < 100000")
 
 
 @contextmanager
@@ -363,14 +384,19 @@ def stopped_by_signals(control: Control, console: Console) -> Iterator[None]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input, a cluster that goes and interruption end the program without a traceback: exit codes 2, 3 and 130."""
+    """Bad input, a cluster that goes and interruption end the program without a traceback: exit codes 2, 3 and 130.
+    Errors of ours keep their traceback, in which secrets are hidden.
+    """
     try:
         yield
     except UserError as error:
-        print(f"show1-ray: {error}", file=sys.stderr)
+        say(f"show1-ray: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        say(traceback.format_exc().rstrip(), file=sys.stderr)
+        sys.exit(1)
 
 
 def main(command: Callable[[], object] = app) -> None:

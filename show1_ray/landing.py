@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
+
+import numpy as np
 
 from show1_ray.clip import Clip
 from show1_ray.dataset import Lander, Rendering, StorageError
-from show1_ray.line.spec import RENDERING, PlaceError, StageSpec
+from show1_ray.line.spec import ALL_PLAIN, RENDERING, PlaceError, StageSpec
 from show1_ray.pipeline import Pipeline
+from show1_ray.pipeline.adapter import Later
 from show1_ray.pipeline.arrays import turned
 from show1_ray.pipeline.lineup import saved_frames, stage_specs
 from show1_ray.planning.costs import LAND_SECONDS, Costs, costs_of_job
@@ -25,9 +27,9 @@ def specs(
     clip = pipeline.video
     land = StageSpec(
         name="land",
-        build=partial(Land.on, lander, (clip.line, clip.axes), saved),
+        build=Later(Land.on, lander, (clip.line, clip.axes), saved),
         takes=tuple(dict.fromkeys((clip.line, *(line for line, _ in saved.values())))),
-        values=("extra", RENDERING),
+        values=("extra", RENDERING, ALL_PLAIN),
         gives=("row",),
         on="cpu",
         seconds=LAND_SECONDS,
@@ -53,7 +55,7 @@ class Land:
         return cls(lander, clip, saved)
 
     def __call__(self, clips: Sequence[Clip], arrays: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Takes each clip's frames, `extra` and `rendering`; gives its `row`.
+        """Takes each clip's frames, `extra`, `rendering` and its plain values; gives its `row`.
 
         Raises:
             PlaceError: the storage fails, after retries: for this node, at least.
@@ -65,6 +67,13 @@ class Land:
             for stage, (name, axes) in self.saved.items():
                 self.lander.save_stage(clip, stage, turned(given[name], axes, FRAMES))
             name, axes = self.clip
-            return self.lander(clip, turned(given[name], axes, FRAMES), Rendering(**given[RENDERING]), given["extra"])
+            extra = {**given["extra"], **columns_of(given[ALL_PLAIN])}
+            return self.lander(clip, turned(given[name], axes, FRAMES), Rendering(**given[RENDERING]), extra)
         except StorageError as error:
             raise PlaceError(str(error)) from error
+
+
+def columns_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of stages (`stage.name` on the line) as columns of the metadata: `<stage>_<name>`."""
+    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in plain.items()}
+    return {name.replace(".", "_"): value for name, value in values.items()}

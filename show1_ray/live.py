@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from show1_ray.cluster.connection import checked_address, cluster
 from show1_ray.line import LineSettings, Service
 from show1_ray.line.events import Event
 from show1_ray.pipeline import Pipeline
-from show1_ray.pipeline.lineup import stage_specs
+from show1_ray.pipeline.lineup import order_of_anybody, stage_specs
 from show1_ray.pipeline.wiring import VIDEO
 from show1_ray.planning.costs import costs_of_job, job_device
 from show1_ray.planning.gpus import memory_for_stages
@@ -58,6 +59,7 @@ def open_line(
     settings = settings or LineSettings(warm=True, measure_memory=memory_for_stages)
     with cluster(address) as watch:
         specs = stage_specs(loaded, costs_of_job(loaded, job_device(address, settings)), deliver=True)
-        with Service(specs, settings, max_waiting, observe, results=(VIDEO,)) as line:
+        orders = partial(order_of_anybody, loaded)
+        with Service(specs, settings, max_waiting, observe, results=(VIDEO,), order=orders) as line:
             watch.when_gone(line.end)
             yield line

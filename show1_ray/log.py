@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from show1_ray.errors import without_secrets
 from show1_ray.line.events import (
     ClipDone,
     ClipFailed,
+    ClipRejected,
     NodeAvoided,
     Snapshot,
     StageDone,
@@ -70,13 +72,16 @@ class Log:
             case ClipFailed():
                 what = {"clip": event.clip.id, "stage": event.stage, "attempts": event.attempts}
                 self.write("clip failed", **what, error=event.error)
+            case ClipRejected():
+                self.write("clip rejected", clip=event.clip.id, stage=event.stage, reason=event.reason)
             case Snapshot() if time.monotonic() >= self._next_snapshot:
                 self._next_snapshot = time.monotonic() + SNAPSHOT_SECONDS
-                counts = {"done": event.done, "failed": event.failed, "total": event.total}
+                counts = {"done": event.done, "failed": event.failed, "rejected": event.rejected, "total": event.total}
                 self.write("progress", **counts, in_flight=event.in_flight, busy_share=round(event.busy_share, 3))
 
     def write(self, event: str, **about: Any) -> None:
         """One line."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self.file.write(json.dumps({"time": now, "job": self.job, "event": event, **about}) + "\n")
+        line = json.dumps({"time": now, "job": self.job, "event": event, **about})
+        self.file.write(without_secrets(line) + "\n")
         self.file.flush()

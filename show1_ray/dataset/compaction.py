@@ -1,22 +1,19 @@
-"""At the end: one metadata file of all parts, and one file of the failures that still stand."""
+"""At the end: one metadata file of all parts."""
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from show1_ray.dataset.inventory import LISTINGS, Done, Inventory
-from show1_ray.dataset.layout import FAILURES, METADATA, METADATA_FILE, new_part
-from show1_ray.dataset.metadata import FAILURES as FAILURE_SCHEMA
-from show1_ray.dataset.metadata import SCHEMA, id_digest, to_parquet, to_table
-from show1_ray.dataset.parts import BROKEN, Merger, Part, failure_parts, list_parts, read_all
-from show1_ray.dataset.storage import Storage, StorageError
+from show1_ray.dataset.inventory import Inventory
+from show1_ray.dataset.layout import METADATA, METADATA_FILE
+from show1_ray.dataset.metadata import SCHEMA
+from show1_ray.dataset.parts import Part, list_parts, read_all
+from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
 
 
@@ -41,55 +38,6 @@ def compact_metadata(storage: Storage, inventory: Inventory, columns: Iterable[p
                     writer.write_table(_aligned(rows, schema))
         storage.upload(METADATA_FILE, local)
     storage.delete_many([path for path in inventory.paths if path != METADATA_FILE])
-
-
-def compact_failures(storage: Storage, done: Done) -> int:
-    """Keep the last failure of each clip that is not there after all; how many these are."""
-    parts = failure_parts(storage)
-    last = {failure["id"]: failure for failure in read_failures(storage)}
-    is_done = done.find([id_digest(clip_id) for clip_id in last]) >= 0
-    standing = [failure for failure, there in zip(last.values(), is_done.tolist(), strict=True) if not there]
-    if len(parts) == 1 and len(standing) == len(last):
-        return len(standing)
-    if standing:
-        table = to_table(standing, FAILURE_SCHEMA).select(FAILURE_SCHEMA.names)
-        storage.write(new_part(FAILURES), to_parquet(table))
-    storage.delete_many(parts)
-    return len(standing)
-
-
-def read_failures(storage: Storage, merger: Merger | None = None) -> list[dict[str, Any]]:
-    """All failures that were recorded, oldest first. A part that is not whole counts for nothing.
-
-    `merger` is given what it can make fewer of.
-    """
-
-    def load(path: str) -> tuple[bytes, pa.Table] | None:
-        try:
-            data = storage.read(path)
-            return data, pq.read_table(io.BytesIO(data), columns=FAILURE_SCHEMA.names)
-        except FileNotFoundError:  # a job has made one of several since they were listed
-            raise
-        except BROKEN:
-            return None
-
-    for attempt in range(LISTINGS):
-        failures: list[dict[str, Any]] = []
-        parts = failure_parts(storage)
-        try:
-            for path, found in zip(parts, storage.map(load, parts), strict=True):
-                if found is not None:
-                    failures += found[1].to_pylist()
-                    if merger is not None:
-                        merger.pass_by(path, len(found[1]), found[0])
-        except FileNotFoundError:
-            if attempt == LISTINGS - 1:
-                raise StorageError(f"dataset {storage.url}: its failures change faster than they are read") from None
-        else:
-            break
-    if merger is not None:
-        merger.passed()
-    return [{**row, "failed": row["failed"].isoformat(timespec="milliseconds")} for row in failures]
 
 
 def common_schema(storage: Storage, parts: Iterable[Part], columns: Iterable[pa.Field] = ()) -> pa.Schema:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,21 +19,22 @@ import pyarrow as pa
 from show1_ray.clip import Clip
 from show1_ray.dataset.background import Background
 from show1_ray.dataset.card import dataset_card
-from show1_ray.dataset.compaction import common_schema, compact_failures, compact_metadata, read_failures
+from show1_ray.dataset.compaction import common_schema, compact_metadata
+from show1_ray.dataset.endings import FAILED, REJECTED, Ending, compact_endings, read_endings
 from show1_ray.dataset.identity import Format, check_identity, write_identity
 from show1_ray.dataset.inventory import Inventory
-from show1_ray.dataset.lander import Lander, Origin, row_of_file
-from show1_ray.dataset.layout import CARD, CLIPS, FAILURES, METADATA, SHARDS, STAGES, clip_path, new_part
+from show1_ray.dataset.lander import Lander, Origin
+from show1_ray.dataset.layout import CARD, FAILURES, METADATA, REJECTIONS, new_part
 from show1_ray.dataset.lease import Lease, LeaseError, LeaseTimes
-from show1_ray.dataset.metadata import FAILURES as FAILURE_SCHEMA
-from show1_ray.dataset.metadata import Row, check_columns, id_digest, to_parquet, to_table
+from show1_ray.dataset.mending import clean, remove_damaged
+from show1_ray.dataset.metadata import Row, check_columns, to_json, to_parquet, to_table
 from show1_ray.dataset.parts import Merger, Part, index_of, list_parts
 from show1_ray.dataset.patience import Retries
-from show1_ray.dataset.shards import read_videos, write_shard
+from show1_ray.dataset.shards import write_shard
 from show1_ray.dataset.stock import Stock, take_stock
 from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.dataset.survey import Contents, Survey
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, without_secrets
 from show1_ray.manifest import Entry
 
 WAITING = 4
@@ -54,8 +56,8 @@ class Settings:
 class Dataset:
     """A dataset that this process writes. Close it, or use it as a context manager.
 
-    `record` and `record_failure` return at once; parts and shards are written by a thread, whose errors the
-    next call raises.
+    `record`, `record_failure` and `record_rejection` return at once; parts and shards are written by a thread, whose
+    errors the next call raises.
     """
 
     def __init__(self, storage: Storage, lease: Lease, origin: Origin, format: Format, settings: Settings) -> None:
@@ -68,7 +70,7 @@ class Dataset:
         self._columns: list[pa.Field] = []
         self._rows: list[Row] = []
         self._bytes = 0  # of these rows' videos
-        self._failures: list[Row] = []
+        self._ended: dict[Ending, list[Row]] = {FAILED: [], REJECTED: []}
         self._flushed = time.monotonic()
         self._background = Background()
         self._next_shard = 0  # the background's
@@ -76,10 +78,11 @@ class Dataset:
         self._contents = Contents(storage, origin.recipe_hash, self._stock, [])
         self._about: dict[str, Any] = {}
         self._news: deque[Part | tuple[Sequence[str], str]] = deque()  # parts written, parts merged, in order
-        self._at_first = self._rendered = self._failed = 0  # clips
+        self._at_first = self._rendered = self._not_rendered = 0  # clips
         self._mergers = {
             METADATA: Merger(storage, self._submit_slowly, lambda old, new: self._news.append((old, new))),
             FAILURES: Merger(storage, self._submit_slowly),
+            REJECTIONS: Merger(storage, self._submit_slowly),
         }
 
     @classmethod
@@ -159,7 +162,7 @@ class Dataset:
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing was there when it was opened: no clip, no failure."""
+        """Whether nothing was there when it was opened: no clip, no failure, no rejection."""
         return self._contents.is_empty
 
     def record(self, row: Row) -> None:
@@ -171,26 +174,29 @@ class Dataset:
 
     def record_failure(self, clip: Clip, stage: str, attempts: int, error: str) -> None:
         """Take note of a clip that could not be rendered."""
+        self._record_end(FAILED, clip, {"stage": stage, "attempts": attempts, "error": without_secrets(error)})
+
+    def record_rejection(self, clip: Clip, stage: str, reason: str, values: Mapping[str, Any]) -> None:
+        """Take note of a clip that a stage did not let go on, and of its plain values by the metadata's columns."""
+        said = json.dumps({name: to_json(value) for name, value in values.items()}, ensure_ascii=False)
+        self._record_end(REJECTED, clip, {"stage": stage, "reason": without_secrets(reason), "values": said})
+
+    def _record_end(self, ending: Ending, clip: Clip, row: Row) -> None:
         self._check()
-        self._failed += 1
-        failure = {
-            "id": clip.id,
-            "prompt": clip.prompt,
-            "negative_prompt": clip.negative_prompt,
-            "seed": clip.seed,
-        }
-        failure |= {"stage": stage, "attempts": attempts, "error": error}
-        self._failures.append(failure | {"failed": datetime.now(UTC).isoformat(timespec="milliseconds")})
+        self._not_rendered += 1
+        names = ("id", "prompt", "negative_prompt", "seed")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._ended[ending].append({name: getattr(clip, name) for name in names} | row | {ending.when: now})
         self._flush_if_due()
 
     def flush(self) -> None:
         """Write what is recorded. Rows of single clips stay with their files until these are a shard."""
         if self._format == "mp4":
             self._write_rows()
-        if self._failures:
-            failures, self._failures = self._failures, []
-            table = to_table(failures, FAILURE_SCHEMA).select(FAILURE_SCHEMA.names)
-            self._submit(partial(self._write_part, FAILURES, table))
+        for ending, rows in self._ended.items():
+            if rows:
+                self._submit(partial(self._write_part, ending.folder, ending.table(rows)))
+                self._ended[ending] = []
         self._flushed = time.monotonic()
 
     def close(self) -> None:
@@ -226,11 +232,12 @@ class Dataset:
             self._lease.confirm()
             inventory = self._stock.inventory
             compact_metadata(self._storage, inventory, self._columns)
-            failures = compact_failures(self._storage, inventory.done())
-            card = dataset_card(self._origin, self._format, inventory.count, inventory.bytes, failures)
+            done = inventory.done()
+            failures, rejections = (compact_endings(self._storage, ending, done) for ending in (FAILED, REJECTED))
+            card = dataset_card(self._origin, self._format, inventory.count, inventory.bytes, failures, rejections)
             self._storage.write(CARD, card.encode())
             write_identity(self._storage, self._origin, self._format, self._about)  # somebody may have removed it
-            self._clean()
+            clean(self._storage)
         finally:
             self.abandon()
         if inventory.count < expected:
@@ -242,39 +249,17 @@ class Dataset:
     # Resuming
 
     def _recover(self, verify: bool) -> None:
-        self._clean()
+        clean(self._storage)
         if verify:
-            stock = take_stock(self._storage, self._origin.recipe_hash, verify=True, contents=False)
-            self._remove_damaged(stock)
+            self._lease.confirm()
+            remove_damaged(self._storage, self._origin.recipe_hash)
         self._settle()
         inventory = self._stock.inventory
         numbers = {*inventory.shards_there, *inventory.all.shard_sizes}
         self._next_shard = 1 + max(numbers, default=-1)
         self._at_first = self._stock.count
-        failures = read_failures(self._storage, self._mergers[FAILURES])
-        self._contents = Contents(self._storage, self._origin.recipe_hash, self._stock, failures)
-
-    def _clean(self) -> None:
-        """Remove what interrupted writes have left."""
-        storage = self._storage
-        if not storage.is_local:
-            return
-        stages = [f"{STAGES}/{name}" for name in storage.folders(STAGES)]
-        folders = [f"{folder}/{name}" for folder in (CLIPS, *stages) for name in storage.folders(folder)]
-        storage.clean(["", SHARDS, METADATA, FAILURES, *folders])
-
-    def _remove_damaged(self, stock: Stock) -> None:
-        """Remove clips whose checksum is wrong. Of a shard that has one, the others become single files again."""
-        self._lease.confirm()
-        for shard in {one.shard for one in stock.found if one.shard is not None}:
-            wrong = {one.file_name: one for one in stock.found if one.shard == shard}
-            for name, data in read_videos(self._storage, shard):
-                row = row_of_file(data, self._origin.recipe_hash)
-                is_kept = name not in wrong or wrong[name].own is not None
-                if row is not None and is_kept and (name not in wrong or id_digest(row["id"]) in stock.waiting):
-                    self._storage.write(clip_path(row["id"]), data)
-            self._storage.delete(shard)
-        self._storage.delete_many([one.file_name for one in stock.found if one.shard is None])
+        endings = (read_endings(self._storage, kind, self._mergers[kind.folder]) for kind in (FAILED, REJECTED))
+        self._contents = Contents(self._storage, self._origin.recipe_hash, self._stock, *endings)
 
     def _settle(self) -> None:
         """Bring files and rows to agree: adopt what landed without a row, remove what is twice or broken."""
@@ -311,7 +296,7 @@ class Dataset:
     def _is_stale(self) -> bool:
         """Whether there may be other files by now than the inventory tells of. Nobody but this job, or tasks of the
         one before that was killed, has written any."""
-        if self._rendered or self._failed or self._stock.waiting or self._lease.took_over:
+        if self._rendered or self._not_rendered or self._stock.waiting or self._lease.took_over:
             return True
         return self._stock.inventory.paths != list(list_parts(self._storage, METADATA))
 
@@ -347,7 +332,7 @@ class Dataset:
         settings = self._settings
         if self._format == "webdataset":
             self._write_shards(rest=False)
-        rows = len(self._failures) + (len(self._rows) if self._format == "mp4" else 0)
+        rows = sum(map(len, self._ended.values())) + (len(self._rows) if self._format == "mp4" else 0)
         if rows >= settings.part_rows or time.monotonic() - self._flushed >= settings.part_seconds:
             self.flush()
 

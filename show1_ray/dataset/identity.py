@@ -20,13 +20,14 @@ from show1_ray.dataset.layout import (
     METADATA,
     METADATA_FILE,
     PIPELINE,
+    REJECTIONS,
     REPORT,
     SHARDS,
     STAGES,
     shard_number,
 )
 from show1_ray.dataset.storage import Storage
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, without_secrets
 
 Format = Literal["mp4", "webdataset"]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -94,9 +95,12 @@ def check_identity(storage: Storage, origin: Origin, format: str) -> None:
 
 
 def has_begun(storage: Storage) -> bool:
-    """Whether a clip has landed or failed: not so after a job that ended before its first clip. Raises StorageError."""
+    """Whether a clip has landed, failed or been rejected: not so after a job that ended before its first clip.
+
+    Raises StorageError.
+    """
     folders = set(storage.folders(""))
-    return bool(folders & {CLIPS, SHARDS, METADATA, FAILURES}) or METADATA_FILE in storage.sizes("")
+    return bool(folders & {CLIPS, SHARDS, METADATA, FAILURES, REJECTIONS}) or METADATA_FILE in storage.sizes("")
 
 
 def _foreign(storage: Storage) -> str:
@@ -106,15 +110,15 @@ def _foreign(storage: Storage) -> str:
     """
     files = {name for name in storage.sizes("") if not name.startswith(".")}
     folders = set(storage.folders(""))
-    ours = folders & {CLIPS, SHARDS, METADATA, FAILURES}
+    ours = folders & {CLIPS, SHARDS, METADATA, FAILURES, REJECTIONS}
     known = {METADATA_FILE, REPORT} | ({PIPELINE, CARD} if ours or METADATA_FILE in files else set())
-    strange = sorted(files - known) + sorted(folders - {CLIPS, SHARDS, METADATA, FAILURES, STAGES})
+    strange = sorted(files - known) + sorted(folders - {CLIPS, SHARDS, METADATA, FAILURES, REJECTIONS, STAGES})
     if CLIPS in ours:
         strange += [f"{CLIPS}/{name}" for name in storage.folders(CLIPS) if not re.fullmatch("[0-9a-f]{2}", name)]
         strange += [f"{CLIPS}/{name}" for name in storage.sizes(CLIPS) if not name.startswith(".")]
     if SHARDS in ours:
         strange += [f"{SHARDS}/{name}" for name in storage.sizes(SHARDS) if shard_number(name) is None]
-    for folder in sorted(ours & {METADATA, FAILURES}):
+    for folder in sorted(ours & {METADATA, FAILURES, REJECTIONS}):
         strange += [f"{folder}/{name}" for name in storage.sizes(folder) if not name.endswith((".parquet", TEMPORARY))]
     return strange[0] if strange else ""
 
@@ -130,7 +134,7 @@ def write_identity(storage: Storage, origin: Origin, format: Format, manifest: M
         "recipe": origin.recipe,
         "manifest": dict(manifest),
     }
-    storage.write(DATASET, json.dumps(about, indent=2).encode())
+    storage.write(DATASET, without_secrets(json.dumps(about, indent=2)).encode())
     pipeline = yaml.safe_dump(dict(origin.pipeline), sort_keys=False, allow_unicode=True)
     storage.write(PIPELINE, pipeline.encode())
 

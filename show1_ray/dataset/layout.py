@@ -17,6 +17,7 @@ SHARDS = "shards"
 METADATA = "metadata"  # parts, while the dataset grows
 METADATA_FILE = "metadata.parquet"  # all of it, at the end
 FAILURES = "failures"
+REJECTIONS = "rejections"
 STAGES = "__stages__"
 
 

@@ -55,6 +55,18 @@ FAILURES = pa.schema(
         ("failed", pa.timestamp("ms", "UTC")),
     ]
 )
+REJECTIONS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("values", pa.string()),  # JSON: plain values, `<stage>_<name>` → value
+        ("rejected", pa.timestamp("ms", "UTC")),
+    ]
+)
 # Columns that `datasets` takes for its own.
 TAKEN = {"video", "videos", "file_names", "label"}
 

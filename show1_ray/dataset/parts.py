@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from show1_ray.dataset.layout import FAILURES, METADATA, METADATA_FILE, merged_part, shard_number
+from show1_ray.dataset.layout import METADATA, METADATA_FILE, merged_part, shard_number
 from show1_ray.dataset.metadata import digest, id_digest, to_parquet
 from show1_ray.dataset.storage import Storage, StorageError
 
@@ -82,11 +82,6 @@ def list_parts(storage: Storage, folder: str) -> dict[str, int]:
 def metadata_parts(storage: Storage) -> list[str]:
     """The metadata's Parquet files, oldest first."""
     return list(list_parts(storage, METADATA))
-
-
-def failure_parts(storage: Storage) -> list[str]:
-    """The Parquet files with failures, oldest first."""
-    return list(list_parts(storage, FAILURES))
 
 
 def read_part(storage: Storage, path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:

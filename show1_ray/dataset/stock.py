@@ -51,7 +51,8 @@ class Stock:
     adopted: digests of their ids → of what they are made from. `lost` were there and are not, or not as they were
     written: `render` renders them again. `damaged` are of the right size and have other bytes: `render --verify` finds
     and renders them again. `foreign` are files where clips are that are not this dataset's; they count for nothing
-    and stay. `found` are the damaged ones, for whoever removes them.
+    and stay. `found` are the damaged ones, and `unplayable` files that landed without a row and cannot be decoded, for
+    whoever removes them.
     """
 
     inventory: Inventory
@@ -60,6 +61,7 @@ class Stock:
     damaged: Findings = field(default_factory=Findings)
     foreign: Findings = field(default_factory=Findings)
     found: list[Damaged] = field(default_factory=list)
+    unplayable: list[str] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -160,6 +162,7 @@ def _read_files(
             adopt(found)
         elif found is not None and (key in known or found == UNPLAYABLE):
             stock.lost.add(f"{path}: {found}")
+            stock.unplayable += [path] if found == UNPLAYABLE else []
             told.add(key.rstrip(b"\0"))
         elif found is not None:
             stock.foreign.add(f"{path}: {found}")
@@ -170,7 +173,7 @@ UNPLAYABLE = "its frames cannot be decoded"
 
 def _decoded(data: bytes, row: Row) -> Row | str:
     try:
-        return row if len(decode_video(data)) == row["frames"] else UNPLAYABLE
+        return row if len(decode_video(data, strict=True)) == row["frames"] else UNPLAYABLE
     except BrokenVideoError:
         return UNPLAYABLE
 

@@ -63,7 +63,11 @@ def find_damaged(storage: Storage, inventory: Inventory, recipe_hash: str) -> li
         # A shard is read when all its rows are known: memory is flat where they stand together, as they are written.
         for shard in [one for one in shards if not left[shard_number(one.rpartition("/")[2]) or 0]]:
             damaged += _wrong_members(storage, shard, shards.pop(shard), recipe_hash)
-    strange = set(inventory.broken_shards) | set(inventory.strange) | set(inventory.paths)
+    # A shard that has told its rows itself needs no others for them.
+    told = [path for path in inventory.paths if path.endswith(".tar")]
+    for shard in told:
+        damaged += [one for one in _wrong_members(storage, shard, {}, recipe_hash) if one.own is None]
+    strange = {*inventory.broken_shards, *inventory.strange, *told}
     unclaimed = {shard_path(number) for number in inventory.shards_there if number not in left} - strange
     for shard, claims in chain(shards.items(), ((shard, {}) for shard in sorted(unclaimed))):
         damaged += _wrong_members(storage, shard, claims, recipe_hash)

@@ -225,10 +225,11 @@ class Fleet:
         for _, slot in due:
             self.ask(slot, now, died_before=True)
 
-    def coming(self, now: float, patience: float) -> bool:
-        """Whether stations are on their way that are likely to come: asked for less than so many seconds ago."""
-        soon = (at - now < patience for at, _ in self.later)
-        return any(soon) or any(now - handle.asked_at < patience for handle in self.starting.values())
+    def coming(self, now: float, patience: float) -> int:
+        """How many stations are on their way that are likely to come: asked for so many seconds ago at
+        most, or to be asked for as soon."""
+        asked = [*(at for at, _ in self.later), *(handle.asked_at for handle in self.starting.values())]
+        return len(self.judged) + sum(abs(now - at) < patience for at in asked)
 
     @property
     def all_died(self) -> bool:

@@ -109,8 +109,8 @@ class Health:
     def __init__(self, pause: float = 60.0, longest_pause: float = 3600.0) -> None:
         self.pause, self.longest_pause = pause, longest_pause
         self.cards: dict[str, Card] = {}
-        self.coming = False
-        """Whether stations are on their way: what a clip may still wait for."""
+        self.coming = 0
+        """Stations that are on their way: what a clip may still wait for."""
         self.nodes_out: dict[str, float] = {}
         """Nodes that are shut out, and until when."""
         self._trials: dict[tuple[int, str], list[Trial]] = {}
@@ -150,6 +150,12 @@ class Health:
     def able(self, stage: int, but: Collection[str] = ()) -> list[str]:
         """Cards that may run a stage, without those of `but`."""
         return [card.name for card in self.cards.values() if card.may_run(stage) and card.name not in but]
+
+    def others(self, stage: int, but: Collection[str]) -> bool:
+        """Whether there are cards for a stage besides those of `but`, or are likely to come: more stations than would
+        stand on cards of `but` again."""
+        gone = sum(name in self.cards and not self.cards[name].present for name in but)
+        return self.coming > gone or bool(self.able(stage, but))
 
     def failed(
         self, name: str, stage: int, clips: Iterable[str], now: float, reason: str, loading: bool = False

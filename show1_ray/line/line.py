@@ -334,6 +334,7 @@ class Line:
         if failure is not None:
             if failure.cause == "fatal":
                 raise FatalError(failure.text)
+            self.floor.health.coming = self.fleet.coming(now, COMING_SECONDS)
             self._tell_given_up(self.floor.failed(assignment, batch.flights, failure, now))
             self._tell_repeated(batch, f"{failure.cause}: {failure.last_line}")
             self._count_dead_starts(batch, failure)

@@ -64,6 +64,8 @@ class StageLoad:
     """Clips before it that are free to share batches, by their key."""
     groups: deque[Group] = field(default_factory=deque)
     """Batches that have to run by themselves."""
+    grouped: int = 0
+    """Clips in `groups`."""
     running: int = 0
     holders: int = 0
     ready_since: float | None = None
@@ -111,7 +113,7 @@ class StageLoad:
     @property
     def queued(self) -> int:
         """Clips before this stage, those in groups of their own included."""
-        return self.waiting + sum(group.clips for group in self.groups)
+        return self.counts.total + self.grouped
 
 
 def load_of(spec: StageSpec, limit: int = UNKNOWN_TOTAL) -> StageLoad:
@@ -158,7 +160,11 @@ class StationLoad:
 
     def may_run(self, stage: int) -> bool:
         """Whether the plan allows `stage` here, it fits, and it is not barred."""
-        closed = stage in self.too_big or stage in self.foreign or stage in self.barred
+        return stage not in self.barred and self.is_for(stage)
+
+    def is_for(self, stage: int) -> bool:
+        """The same, but for what is barred: as long as the station is up, this does not change."""
+        closed = stage in self.too_big or stage in self.foreign
         return not closed and (self.pins is None or stage in self.pins)
 
     def hold(self, stage: int, memory: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

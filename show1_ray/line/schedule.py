@@ -115,6 +115,7 @@ class Schedule:
     def isolate(self, stage: int, clips: int, avoid: frozenset[str] = frozenset()) -> None:
         """`clips` wait before `stage` and have to run as a batch of their own, not on the cards `avoid`."""
         self.stages[stage].groups.append(Group(clips, avoid))
+        self.stages[stage].grouped += clips
 
     def relax(self) -> None:
         """Batches that no station of the line would take may go where they have failed."""
@@ -130,7 +131,9 @@ class Schedule:
         groups = self.stages[stage].groups
         if group is None:
             self.stages[stage].counts.take(1, key)
-        elif groups[group].clips == 1:
+            return
+        self.stages[stage].grouped -= 1
+        if groups[group].clips == 1:
             del groups[group]
         else:
             groups[group].clips -= 1
@@ -262,8 +265,9 @@ class Schedule:
     def _ready(self, now: float) -> list[tuple[int, int]]:
         """Stages with an admissible batch, with its size (0: only groups are there): the most downstream one first."""
         ready = self._admissible()
+        admissible = {index for index, _ in ready}
         for index, stage in enumerate(self.stages):
-            if not any(index == one for one, _ in ready):
+            if index not in admissible:
                 stage.ready_since = None
             elif stage.ready_since is None:
                 stage.ready_since = now
@@ -438,8 +442,8 @@ class Schedule:
         for index, stage in enumerate(self.stages):
             coming = before + stage.queued
             before = stage.queued + stage.running
-            station = next((station for station in self.idle.blank.values() if station.may_run(index)), None)
-            if not stage.on_station or station is None:
+            station = self.idle.blank(index) if stage.on_station else None
+            if station is None:
                 continue
             useful = coming / stage.batch_size
             if stage.load_seconds > 0:
@@ -472,6 +476,7 @@ class Schedule:
         group = self._group(index, station) if clips else None
         key: Hashable = None
         if group is not None:
+            stage.grouped -= clips
             del stage.groups[group]
         elif clips:
             key = self._next(stage)[1]

@@ -121,6 +121,7 @@ class Service:
         total: how many clips will be submitted before `close`. The line lets batches wait until they are full, and
             splits what is left at the end over its stations; with None, nobody knows, and what waits runs at once.
         results: of the line.
+        order: what the line is given of a clip that is submitted by itself.
     """
 
     def __init__(
@@ -131,9 +132,11 @@ class Service:
         observe: Callable[[events.Event], None] | None = None,
         total: int | None = None,
         results: Sequence[str] = (),
+        order: Callable[[Clip], Order] = Order,
     ) -> None:
         self.line = Line(stages, settings, results)
         self.max_waiting = max_waiting
+        self._order = order
         self._observe = observe or (lambda event: None)
         self.ended = threading.Event()
         """Set when the line has stopped, by itself or at the end of the `with` block."""
@@ -179,7 +182,7 @@ class Service:
             StoppedError: the line stopped; raised where events are awaited, too.
             ValueError: a clip of this id is in the line already.
         """
-        order = clip if isinstance(clip, Order) else Order(clip, outputs=frozenset(outputs))
+        order = clip if isinstance(clip, Order) else replace(self._order(clip), outputs=frozenset(outputs))
         return self._follow(order.clip, self._submit(order))
 
     async def _follow(self, clip: Clip, follower: Follower) -> AsyncGenerator[ClipEvent]:

@@ -224,7 +224,7 @@ def rehearse(
         heapq.heappush(up, (now + start_seconds, next(order), card))
 
     while schedule.in_flight or not schedule.exhausted:
-        floor.health.coming = bool(up)
+        floor.health.coming = len(up)
         if now >= ticks:
             care.tick(now)
             ticks = now + 1.0

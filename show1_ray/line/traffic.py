@@ -250,7 +250,7 @@ class Traffic:
             limit = min(limit, 2)
         elif failure.cause not in CHARGED:
             limit = max(limit, 2)
-        others = card is not None and (self.health.coming or self.health.able(flight.stage, flight.alone))
+        others = card is not None and self.health.others(flight.stage, flight.alone)
         if len(flight.sound) >= limit or flight.tries >= MOST_TRIES * limit or (flight.tries >= limit and not others):
             return [self._give_up(flight, failure)]
         self._isolate([flight])
@@ -302,7 +302,7 @@ class Traffic:
         that fail in this stage at present."""
         alone = {card for flight in flights for card in flight.alone}
         for failed in ({card for flight in flights for card in flight.avoid}, alone):
-            if failed and (self.health.coming or self.health.able(stage, failed)):
+            if failed and self.health.others(stage, failed):
                 better = self.health.candidates(stage, failed)
                 worse = set(self.health.able(stage, failed)).difference(better) if better else set()
                 return frozenset(failed | worse)

@@ -18,13 +18,17 @@ import numpy as np
 import pyarrow as pa
 
 from show1_ray.clip import GENERATOR_SEEDS, MAX_SEED, Clip, SeedRule
-from show1_ray.errors import UserError, shown
-from show1_ray.manifest.table import ROWS_AT_ONCE, Row, Table, UnreadableError, find_tables, one_line
+from show1_ray.errors import UserError, one_line, shown
+from show1_ray.manifest.table import ROWS_AT_ONCE, Row, Table, UnreadableError, find_tables
 from show1_ray.pipeline.inputs import NO_INPUTS, Input, InputColumns, InputError, noted
 
 SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 LONGEST_ID = 128
 SHOWN_PROBLEMS = 10
+LONGEST_TEXT = 100_000
+"""Characters of a prompt; encoders take some hundred words."""
+MOST_SAMPLES, MOST_CLIPS = 1_000_000, 1_000_000_000
+"""More than anybody means to render: a slip of the hand."""
 COUNTED_SEEDS = 100_000
 """Clips whose derived seeds are compared one by one: most of a second's work."""
 
@@ -172,6 +176,11 @@ class Manifest:
         self.columns: list[pa.Field] = [*columns.schema, *map(_field, self._inputs.inputs)]
         self.count = min(ids.count * self._samples, self._limit or ids.count * self._samples)
         self.fingerprint = content.hexdigest()
+        if self.count > MOST_CLIPS:
+            raise ManifestError(
+                f"manifest {self._tables[0].url}: {self.count:,} clips with --samples {self._samples}; {MOST_CLIPS:,} are "
+                "the most: give --limit, or fewer --samples"
+            )
 
 
 def open_manifest(
@@ -199,12 +208,12 @@ def open_manifest(
 
     Raises ManifestError.
     """
-    if samples < 1:
-        raise ManifestError(f"--samples is {samples}, not an integer from 1")
-    if limit is not None and limit < 1:
-        raise ManifestError(f"--limit is {limit}, not an integer from 1")
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise ManifestError(f"--samples is {shown(samples)}, not an integer from 1 to {MOST_SAMPLES:,}")
+    if limit is not None and not 1 <= limit <= MOST_CLIPS:
+        raise ManifestError(f"--limit is {shown(limit)}, not an integer from 1 to {MOST_CLIPS:,}")
     if not 0 <= seed <= MAX_SEED:
-        raise ManifestError(f"--seed is {seed}, not an integer from 0 to 2**63 - 1")
+        raise ManifestError(f"--seed is {shown(seed)}, not an integer from 0 to 2**63 - 1")
     try:
         tables = find_tables(url)
     except UnreadableError as error:
@@ -330,7 +339,7 @@ class _OtherColumns:
         for name in dict.fromkeys(name for row in rows for name in row):
             try:
                 kind = pa.array([row.get(name) for row in rows]).type
-            except (pa.ArrowException, OverflowError) as error:
+            except (pa.ArrowException, OverflowError, RecursionError, UnicodeError) as error:
                 raise UnreadableError(f"{table.url}: column {name!r} mixes types: {one_line(error)}") from error
             self._unify(table, pa.schema([(name, kind)]))
 
@@ -357,6 +366,8 @@ def _problem(row: Row, samples: int) -> str | None:
             continue
         if not isinstance(text, str):
             return f"{name!r} is {shown(text)}, not text"
+        if len(text) > LONGEST_TEXT:
+            return f"{name!r} has {len(text):,} characters; {LONGEST_TEXT:,} are the most"
         if not text.isascii() and not _encodable(text):
             return f"{name!r} is not valid Unicode"
     if row.prompt is None or not row.prompt.strip():

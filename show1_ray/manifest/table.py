@@ -6,6 +6,8 @@ import csv
 import json
 import lzma
 import re
+import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,12 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
+from show1_ray.errors import one_line, shown
 from show1_ray.pipeline.inputs import NO_INPUTS, InputColumns
 
 COLUMNS = ("prompt", "negative_prompt", "id", "seed")
 SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 PACKED = (".gz", ".bz2", ".xz")
 ROWS_AT_ONCE = 4096
+MOST_FILES = 100_000
+DATASET = "dataset.json"  # of the folder of a dataset, whose tables are no manifest
 READ_ERRORS = (
     OSError,
     EOFError,
@@ -33,6 +38,8 @@ READ_ERRORS = (
     csv.Error,
     zlib.error,
     lzma.LZMAError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
 )
 CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google")
 """Packages through which fsspec talks to object stores; their errors have no base of the standard library."""
@@ -115,22 +122,35 @@ def find_tables(url: str) -> list[Table]:
 
     Raises UnreadableError.
     """
+    if not url.strip() or url.strip("/") in ("", "file:"):
+        raise UnreadableError(f"{shown(url)}: give a file, a folder or a glob")
     try:
-        fs, path = url_to_fs(url)
-        if fs.isfile(path):
-            return [_table(url)]
-        if fs.isdir(path):
-            paths = [p for p in fs.find(path) if format_of(p) and not _hidden(p.removeprefix(path))]
-        else:
-            paths = [p for p in fs.glob(path) if fs.isfile(p)] if re.search(r"[*?\[]", path) else []
-    except Exception as error:
-        if not is_read_error(error):
-            raise
+        paths = _paths(url)
+    except Exception as error:  # each filesystem of fsspec has errors of its own, and so has each way to name nothing
         raise UnreadableError(f"{url}: cannot be opened: {one_line(error)}") from error
+    if paths is None:
+        return [_table(url)]
+    dataset = next((p for p in paths if p.rpartition("/")[2] == DATASET), None)
+    if dataset is not None:
+        raise UnreadableError(f"{url}: {dataset} is of a dataset; give its metadata.parquet, or a folder without it")
+    paths = [p for p in paths if format_of(p)]
     if not paths:
         raise UnreadableError(f"{url}: no such file, nor a folder or glob with .parquet, .csv or .jsonl files")
+    if len(paths) > MOST_FILES:
+        raise UnreadableError(f"{url}: {len(paths)} files; {MOST_FILES} are the most: put them together")
+    fs = url_to_fs(url)[0]
     local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
     return [_table(p if local else fs.unstrip_protocol(p)) for p in sorted(paths)]
+
+
+def _paths(url: str) -> list[str] | None:
+    """The files in a folder, or those that a glob matches; None where the URL is that of one file."""
+    fs, path = url_to_fs(url)
+    if fs.isfile(path):
+        return None
+    if fs.isdir(path):
+        return [p for p in fs.find(path) if not _hidden(p.removeprefix(path))]
+    return [p for p in fs.glob(path) if fs.isfile(p)] if re.search(r"[*?\[]", path) else []
 
 
 def format_of(path: str) -> str | None:
@@ -144,11 +164,6 @@ def format_of(path: str) -> str | None:
 def is_read_error(error: BaseException) -> bool:
     """Whether this is the file's or the storage's fault, and not ours."""
     return isinstance(error, READ_ERRORS) or type(error).__module__.partition(".")[0] in CLIENTS
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line; its class where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _table(url: str) -> Table:
@@ -242,6 +257,9 @@ def _jsonl_rows(url: str, extra: bool, inputs: InputColumns) -> Iterator[Row]:
                 values = json.loads(line)
             except ValueError as error:
                 yield _broken(number, f"not valid JSON: {one_line(error)}")
+                continue
+            except RecursionError:
+                yield _broken(number, "not valid JSON: nested too deeply")
                 continue
             if not isinstance(values, dict):
                 yield _broken(number, "not a JSON object")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+import pickle
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,20 @@ from show1_ray.clip import Clip
 from show1_ray.errors import UserError
 from show1_ray.line.spec import Rejected
 from show1_ray.pipeline.arrays import EIGHT_BITS, is_finite, plain_array, to_array, to_tensor, turned
+from show1_ray.pipeline.code import Code, Portable
 from show1_ray.stage import PLAIN, Axes, Context, NonFiniteError, Reject, Stage, StageError
+
+
+class Later:
+    """Builds a stage from a pickle: a station that holds other stages imports nothing of what this one needs."""
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        self.pickled = pickle.dumps((make, arguments))
+
+    def __call__(self, device: str) -> Any:
+        """What `make` gives for the arguments and the device."""
+        make, arguments = pickle.loads(self.pickled)
+        return make(*arguments, device)
 
 
 @dataclass(frozen=True)
@@ -48,13 +62,14 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Blueprint:
-    """What a station needs to know of a stage; picklable.
+class Blueprint(Portable):
+    """What a station needs to know of a stage; picklable, with the code that its class comes from.
 
     Attributes:
         cls, settings, execution, context: see `Stage`.
         takes, gives: by the stage's own names.
         rows: settings that inputs set for single clips: input → the setting's path.
+        code: where the class comes from, if it is somebody's own.
     """
 
     cls: type[Stage]
@@ -64,6 +79,7 @@ class Blueprint:
     takes: Mapping[str, Taken] = field(default_factory=dict)
     gives: Mapping[str, Given] = field(default_factory=dict)
     rows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    code: Code | None = None
 
     def build(self, device: str) -> OnArrays:
         """The stage, loaded onto a device."""
@@ -189,9 +205,10 @@ class OnArraysAndOff(OnArrays):
 
 
 def settings_of(settings: Any, rows: Mapping[str, tuple[str, ...]], inputs: Mapping[str, Any]) -> Any:
-    """A stage's settings as a clip's inputs set them."""
+    """A stage's settings as a clip's inputs set them; what these leave out stays as it is."""
     for name, path in rows.items():
-        settings = _replaced(settings, path, inputs[name])
+        if name in inputs:
+            settings = _replaced(settings, path, inputs[name])
     return settings
 
 

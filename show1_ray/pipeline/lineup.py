@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from show1_ray.clip import Clip
 from show1_ray.errors import UserError
-from show1_ray.line.spec import StageSpec
+from show1_ray.line.spec import Order, StageSpec
 from show1_ray.pipeline import Pipeline
-from show1_ray.pipeline.adapter import Blueprint, Given, Taken
-from show1_ray.pipeline.wiring import VIDEO, Ref, Wired
+from show1_ray.pipeline.adapter import Blueprint, Given, Later, Taken
+from show1_ray.pipeline.inputs import InputError
+from show1_ray.pipeline.wiring import INPUTS, VIDEO, Ref, Wired
 from show1_ray.stage import FLOAT_FRAMES, FRAMES, PLAIN, Axes
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ def stage_specs(pipeline: Pipeline, costs: Costs, deliver: bool = False) -> list
         specs.append(
             StageSpec(
                 name=stage.name,
-                build=blueprint.build,
+                build=Later(Blueprint.build, blueprint),
                 takes=_lines(taken.line for taken in blueprint.takes.values() if taken.wanted != PLAIN),
                 values=_lines(taken.line for taken in blueprint.takes.values() if taken.wanted == PLAIN),
                 gives=_lines(line for given in blueprint.gives.values() if given.axes != PLAIN for line in given.lines),
@@ -48,12 +51,47 @@ def stage_specs(pipeline: Pipeline, costs: Costs, deliver: bool = False) -> list
     return specs
 
 
+def order(pipeline: Pipeline, clip: Clip, given: Mapping[str, Any] | None = None) -> Order:
+    """What the line is given of a clip: plain inputs as values that stages take, and whom it may share batches with.
+
+    Args:
+        pipeline: that renders it.
+        clip: whose inputs have their types and defaults.
+        given: other values for stages.
+    """
+    values = {
+        f"{INPUTS}.{one.name}": clip.inputs[one.name]
+        for one in pipeline.inputs
+        if not one.is_file and one.setting is None and one.name in clip.inputs
+    }
+    return Order(clip, {**values, **(given or {})}, keys=pipeline.batch_keys(clip.inputs))
+
+
+def order_of_anybody(pipeline: Pipeline, clip: Clip) -> Order:
+    """`order` of a clip that comes from no manifest.
+
+    Raises:
+        UserError: an input that the pipeline does not have, one that is missing, or a wrong value.
+    """
+    unknown = [name for name in clip.inputs if name not in pipeline.input_columns.names]
+    if unknown:
+        known = ", ".join(map(repr, pipeline.input_columns.names)) or "none"
+        raise UserError(f"clip {clip.id!r}: {pipeline.name} has no input {unknown[0]!r}; there is {known}")
+    try:
+        return order(pipeline, replace(clip, inputs=pipeline.input_columns.read(clip.inputs)))
+    except InputError as error:
+        raise UserError(f"clip {clip.id!r}: {error}") from None
+
+
 def blueprints(pipeline: Pipeline, deliver: bool = False) -> list[Blueprint]:
     """What stations know of the pipeline's stages, in their order; see `stage_specs`."""
     wired = pipeline.wired()
     axes = given_axes(wired)
     names = line_names(wired, pipeline.video) if deliver else {}
-    return [_blueprint(stage, axes, names, pipeline.video if deliver else None) for stage in wired]
+    return [
+        replace(_blueprint(stage, axes, names, pipeline.video if deliver else None), rows=pipeline.sets(stage.name))
+        for stage in wired
+    ]
 
 
 def runs_on(stage: Wired) -> Any:
@@ -125,6 +163,7 @@ def _blueprint(
             for name, ref in stage.takes.items()
         },
         {name: _given(stage, name, axes, names, clip) for name, axes in gives.items()},
+        code=stage.code,
     )
 
 

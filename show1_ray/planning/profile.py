@@ -17,15 +17,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from show1_ray.clip import Clip
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, one_line
 from show1_ray.line.spec import Rejected
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.adapter import OnArrays
 from show1_ray.pipeline.checkpoints import CheckpointError
 from show1_ray.pipeline.lineup import blueprints
+from show1_ray.pipeline.wiring import INPUTS
 from show1_ray.planning.gpus import same_device
 
 FOLDER = "profiles"
@@ -142,7 +144,7 @@ def _measure_stages(pipeline: Pipeline, device: str, sizes: Sequence[int], repea
     import torch
 
     found = {}
-    given: dict[str, Any] = {}
+    inputs, given = example(pipeline)
     for blueprint in blueprints(pipeline):
         name, place = blueprint.context.name, "cpu" if blueprint.execution.device == "cpu" else device
         before = 0
@@ -157,7 +159,7 @@ def _measure_stages(pipeline: Pipeline, device: str, sizes: Sequence[int], repea
         if weights is None:
             weights = 0 if place == "cpu" else torch.cuda.memory_allocated(place) - before
         # One clip's values serve all: how long a stage takes does not depend on what they are.
-        batches, output = _measure_batches(stage, place, given, sizes, repeats, weights)
+        batches, output = _measure_batches(stage, place, inputs, given, sizes, repeats, weights)
         leave_seconds, swap_seconds = _swap(stage, place, load_seconds) if place != "cpu" else (0.0, 0.0)
         found[name] = StageProfile(
             load_seconds=load_seconds,
@@ -171,8 +173,28 @@ def _measure_stages(pipeline: Pipeline, device: str, sizes: Sequence[int], repea
     return found
 
 
+def example(pipeline: Pipeline) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs of a clip to measure with: defaults, or some of the kind; and those that stages take, by line name."""
+    kinds = {"text": "a red circle", "int": 1, "float": 1.0}
+    files = {"image": np.full((256, 256, 3), 127, np.uint8), "video": np.full((8, 256, 256, 3), 127, np.uint8)}
+    inputs = {
+        one.name: kinds[one.kind] if one.default is None else one.default
+        for one in pipeline.inputs
+        if not one.is_file and (one.setting is None or one.default is not None)
+    }
+    known = {**inputs, **{one.name: files[one.kind] for one in pipeline.inputs if one.is_file}}
+    taken = {ref.line: ref.name for stage in pipeline.wired() for ref in stage.takes.values() if ref.stage == INPUTS}
+    return inputs, {line: known[name] for line, name in taken.items()}
+
+
 def _measure_batches(
-    stage: OnArrays, device: str, given: Mapping[str, Any], sizes: Sequence[int], repeats: int, weights: int
+    stage: OnArrays,
+    device: str,
+    inputs: Mapping[str, Any],
+    given: Mapping[str, Any],
+    sizes: Sequence[int],
+    repeats: int,
+    weights: int,
 ) -> tuple[list[BatchCost], Mapping[str, Any]]:
     """What batches of a stage cost, and what it gives for a clip.
 
@@ -189,7 +211,8 @@ def _measure_batches(
             for repeat in range(1 + repeats):
                 # New prompts each time: texts that were encoded lately are kept.
                 clips = [
-                    Clip(f"clip-{take + i}", f"a red circle moving left, take {take + i}", seed=i) for i in range(size)
+                    Clip(f"clip-{take + i}", f"a red circle moving left, take {take + i}", seed=i, inputs=inputs)
+                    for i in range(size)
                 ]
                 take += size
                 if repeat == 1 and device != "cpu":
@@ -321,6 +344,8 @@ def read_profile(path: Path) -> Profile:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise UserError(f"profile {path}: {where or 'the file'}: {fault['msg']}; measure it again") from None
+    except ValueError as error:  # bytes that are no text; a name that no file can have
+        raise UserError(f"profile {path}: cannot be read: {one_line(error)}") from None
 
 
 def find_profile(pipeline: Pipeline, device: str | None) -> tuple[Profile | None, list[str]]:

@@ -23,10 +23,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from show1_ray import metrics
+from show1_ray.cli import options_of_render
 from show1_ray.cluster.head import check_head
-from show1_ray.cluster.submit import shipment
+from show1_ray.cluster.submit import CODE, shipment
 from show1_ray.errors import UserError
 from show1_ray.pipeline import Pipeline
+from show1_ray.pipeline.code import Code
 from tests.test_render import COUNT, write_manifest
 
 TOKEN = "0123456789abcdef" * 4
@@ -183,6 +185,21 @@ def test_what_is_shipped_is_this_package_the_manifest_and_the_whole_pipeline(tin
     with shipment("s3://bucket/prompts.parquet", "nano", []) as (folder, *there):
         assert there == ["s3://bucket/prompts.parquet", "nano"]
         assert {path.name for path in folder.iterdir()} == {"show1_ray"}
+
+
+def test_code_of_ones_own_is_shipped_with_the_pipeline_that_uses_it(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from show1_ray import Stage\nclass Own(Stage):\n    takes = gives = {'video': 'f h w c'}\n"
+        "    def run(self, clips, values): ...\n"
+    )
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: nano\nstages: {own: {uses: 'own:Own', after: latent_super_resolution}}\n")
+    code = Code.at(tmp_path / "own.py")
+    with shipment("s3://bucket/prompts.parquet", str(mine), [], code) as (folder, _, pipeline_there):
+        there = Pipeline.load(folder / pipeline_there, code=folder / CODE / code.place)
+        assert there.recipe() == Pipeline.load(mine, code=code).recipe()
+    _, _, _, given = options_of_render(["a.parquet", "--out", "o", "--code", "own.py"])
+    assert given == "own.py"
 
 
 class Wire:

@@ -12,6 +12,7 @@ from typing import Any
 from show1_ray.clip import Clip
 from show1_ray.dataset.report.timeline import Timeline
 
+REJECTIONS = 50
 FAILURES = 100
 LOST = 50
 CLIPS = 12
@@ -40,6 +41,8 @@ class About:
     done_before: int = 0
     failed_before: int = 0
     """Failed in earlier jobs, and skipped in this one."""
+    rejected_before: int = 0
+    """Rejected in earlier jobs."""
     job: str = ""
 
 
@@ -127,6 +130,17 @@ class Sheet:
         return [self._kept[place * len(self._kept) // count] for place in range(count)]
 
 
+@dataclass(frozen=True)
+class Rejected:
+    """A clip that a stage did not let go on; `values` in words."""
+
+    id: str
+    prompt: str
+    stage: str
+    reason: str
+    values: str
+
+
 class Facts:
     """Everything that a report shows. Times are seconds since the epoch, unless it says otherwise."""
 
@@ -140,6 +154,8 @@ class Facts:
         self.seconds_left: float | None = None
         self.failed = 0
         self.failures: list[Failed] = []
+        self.rejected = 0
+        self.rejections: list[Rejected] = []
         self.lost: deque[LostStation] = deque(maxlen=LOST)
         self.stations_lost = 0
         self.shut_out: deque[LostStation] = deque(maxlen=LOST)
@@ -199,15 +215,24 @@ class Facts:
             cut = f"…{text[-ERROR_CHARACTERS:]}" if len(text) > ERROR_CHARACTERS else text
             self.failures.append(Failed(clip.id, clip.prompt[:PROMPT_CHARACTERS], stage, attempts, cut))
 
+    def clip_rejected(self, clip: Clip, stage: str, reason: str, values: Mapping[str, Any]) -> None:
+        """A stage did not let a clip go on."""
+        self.rejected += 1
+        if len(self.rejections) < REJECTIONS:
+            said = ", ".join(f"{name} {shown(value)}" for name, value in values.items())
+            prompt, reason, said = (text[:PROMPT_CHARACTERS] for text in (clip.prompt, reason, said))
+            self.rejections.append(Rejected(clip.id, prompt, stage, reason, said))
+
     def end(self, state: str, reason: str = "") -> None:
         """The job is over: "done", "interrupted", "stopped" or "failed", and why."""
         self.state, self.reason = state, reason[-ERROR_CHARACTERS:]
 
     @property
     def left(self) -> int:
-        """Clips of the manifest that are neither done nor failed."""
+        """Clips of the manifest that are neither done, nor failed, nor rejected."""
         about = self.about
-        return max(0, about.total - about.done_before - about.failed_before - self.rendered - self.failed)
+        before = about.done_before + about.failed_before + about.rejected_before
+        return max(0, about.total - before - self.rendered - self.failed - self.rejected)
 
     def busy_share(self, now: float) -> float:
         """Share of the stations' time that went into batches."""
@@ -218,3 +243,8 @@ class Facts:
     def since(self, now: float) -> float:
         """Seconds from the job's beginning to `now`."""
         return max(0.0, now - self.about.began)
+
+
+def shown(value: Any) -> str:
+    """A plain value for people."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
