@@ -49,7 +49,9 @@ def write_sheet(url: str, out: Path, count: int = 12, tell: Callable[[str], None
     videos = _videos(storage, chosen)
     there = [row for row in chosen if row["id"] in videos]
     if len(there) < len(chosen):
-        tell(f"dataset {url}: {len(chosen) - len(there)} of {len(chosen)} clips are not there whole: `render` mends that")
+        tell(
+            f"dataset {url}: {len(chosen) - len(there)} of {len(chosen)} clips are not there whole: `render` mends that"
+        )
     if not there:
         raise UserError(f"dataset {url}: has no clips to show that are there whole")
     clips, captions = [videos[row["id"]] for row in there], [row["prompt"] for row in there]
