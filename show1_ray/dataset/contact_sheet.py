@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from show1_ray.dataset.parts import metadata_parts, read_part
+from show1_ray.dataset.parts import BROKEN, metadata_parts, read_part
 from show1_ray.dataset.storage import Storage
-from show1_ray.dataset.video import decode_video
-from show1_ray.errors import UserError
+from show1_ray.dataset.video import BrokenVideoError, decode_video
+from show1_ray.errors import UserError, one_line
 
 CAPTION = 14  # pixels in height
 GAP = 4
@@ -35,18 +37,11 @@ def write_sheet(url: str, out: Path, count: int = 12) -> int:
         UserError: no clips there, or none that are files of their own; a picture that cannot be written; StorageError.
     """
     storage = Storage.at(url)
-    columns = ["id", "prompt", "file_name", "shard", "fps"]
-    rows = [
-        row
-        for part in metadata_parts(storage)
-        for batch in read_part(storage, part, columns)
-        for row in batch.to_pylist()
-    ]
-    rows = [row for row in rows if row.get("shard") is None]
+    rows = _rows(storage)
     if not rows:
         raise UserError(f"dataset {url}: no clips that are files of their own to show")
     chosen = [rows[at] for at in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
-    clips = list(storage.map(lambda row: decode_video(storage.read(row["file_name"])), chosen))
+    clips = list(storage.map(partial(_frames, storage), chosen))
     captions = [row["prompt"] for row in chosen]
     try:
         if out.suffix in PLAYING:
@@ -56,6 +51,38 @@ def write_sheet(url: str, out: Path, count: int = 12) -> int:
     except (OSError, ValueError) as error:
         raise UserError(f"--out {out}: {error}") from error
     return len(chosen)
+
+
+def _rows(storage: Storage) -> list[dict[str, Any]]:
+    """The rows of clips that are files of their own. Raises UserError for metadata that is not whole."""
+    rows: list[dict[str, Any]] = []
+    for part in metadata_parts(storage):
+        try:
+            for batch in read_part(storage, part, ["id", "prompt", "file_name", "shard", "fps"]):
+                rows += [row for row in batch.to_pylist() if row.get("shard") is None]
+        except BROKEN as error:
+            raise UserError(
+                f"dataset {storage.url}: {part} is not whole ({one_line(error)}); the next `render` makes it again"
+            ) from None
+    for row in rows:
+        has_texts = all(isinstance(row.get(name), str) for name in ("prompt", "file_name"))
+        if not has_texts or not isinstance(row.get("fps"), float) or not 0 < row["fps"] < 1000:
+            raise UserError(
+                f"dataset {storage.url}: its metadata has no prompt, file name or rate of {row.get('id')!r}"
+            )
+    return rows
+
+
+def _frames(storage: Storage, row: Mapping[str, Any]) -> np.ndarray:
+    """F H W C, uint8. Raises UserError for a clip that is not there, or not whole."""
+    name = row["file_name"]
+    try:
+        return decode_video(storage.read(name))
+    except FileNotFoundError:
+        raise UserError(f"dataset {storage.url}: {name} is missing; `render` renders it again") from None
+    except BrokenVideoError as error:
+        reason = one_line(error)
+        raise UserError(f"dataset {storage.url}: {name}: {reason}; `render --verify` renders it again") from None
 
 
 def contact_sheet(clips: Sequence[np.ndarray], captions: Sequence[str], frames: int = 6) -> Image.Image:
