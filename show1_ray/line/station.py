@@ -129,7 +129,10 @@ def run_batch(
         outputs = list(stage(clips, tensors))
         _check(spec, clips, outputs)
     except Exception as error:
-        return _answer(spec, len(clips), Report(load_seconds=load_seconds, failure=failure(error)), [])
+        why = failure(error)
+        if why.cause == "place":
+            why = replace(why, node=ray.get_runtime_context().get_node_id())
+        return _answer(spec, len(clips), Report(load_seconds=load_seconds, failure=why), [])
     report = Report(
         started,
         time.monotonic() - begin,
