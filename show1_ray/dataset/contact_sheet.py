@@ -50,8 +50,8 @@ def write_sheet(url: str, out: Path, count: int = 12, tell: Callable[[str], None
     there = [row for row in chosen if row["id"] in videos]
     if len(there) < len(chosen):
         wrong = next(row["file_name"] for row in chosen if row["id"] not in videos)
-        count = f"{len(chosen) - len(there)} of {len(chosen)} clips are not there whole"
-        tell(f"dataset {url}: {count}, such as {wrong}: `render --verify` renders them again")
+        lacking = f"{len(chosen) - len(there)} of {len(chosen)} clips are not there whole"
+        tell(f"dataset {url}: {lacking}, such as {wrong}: `render --verify` renders them again")
     if not there:
         raise UserError(f"dataset {url}: has no clips to show that are there whole")
     clips, captions = [videos[row["id"]] for row in there], [row["prompt"] for row in there]
