@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,33 @@ def first_prediction(stage: Stage) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
+class _SeenError(Exception):
+    """A UNet was called."""
+
+
+def alone(stage: Stage, pipeline: Pipeline, size: int) -> dict[str, Any]:
+    """What the first clip's half without guidance gets in a batch and alone: the difference's norm over the norm."""
+    calls: list[Any] = []
+
+    def keep(module: torch.nn.Module, inputs: Any, named: Any) -> None:
+        calls.append((inputs, named))
+        raise _SeenError
+
+    set_recipe(stage, pipeline)
+    unet = stage.networks["unet"]
+    hook = unet.register_forward_pre_hook(keep, with_kwargs=True)
+    with suppress(_SeenError):
+        run_batch(stage, *batch_for(pipeline, size))
+    hook.remove()
+    (sample, timestep, text), named = calls[0]
+    found = []
+    with torch.inference_mode():
+        for rows in (slice(None), slice(0, 1)):
+            output = unet(sample[rows], timestep, text[rows], **{name: given[rows] for name, given in named.items()})
+            found.append((output if isinstance(output, torch.Tensor) else output.sample)[0].float())
+    return {"difference": ((found[1] - found[0]).norm() / found[0].norm()).item()}
+
+
 def batch_for(pipeline: Pipeline, size: int) -> tuple[list[Clip], list[Tensors]]:
     """Clips, and what any stage takes of each, of the recipe's shapes: timing does not depend on values."""
     stages, dtype = pipeline.stages, getattr(torch, pipeline.dtype)
@@ -157,12 +184,13 @@ def swap(stage: Stage, device: torch.device) -> dict[str, Any]:
 
 
 def profiled(stage: Stage, pipeline: Pipeline, size: int, device: torch.device, out: Path) -> dict[str, Any]:
-    """Where a batch's time goes; kernels and waits are written to files in `out`."""
+    """Where a batch's time goes; kernels, torch's operations by shapes, and waits are written to files in `out`."""
     set_recipe(stage, pipeline)
     batch, is_gpu = batch_for(pipeline, size), device.type == "cuda"
     run_batch(stage, *batch)
     waits = count_waits(stage, *batch, out) if is_gpu else None
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]) as found:
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]
+    with profile(activities=kinds, record_shapes=True) as found:
         seconds = timed(lambda: run_batch(stage, *batch), device)
     kernels = [
         (event.self_device_time_total if is_gpu else event.self_cpu_time_total, event.count, event.key)
@@ -173,7 +201,18 @@ def profiled(stage: Stage, pipeline: Pipeline, size: int, device: torch.device, 
     lines = [f"{time / 1e6:10.4f} s {time / 1e6 / busy:6.1%} {count:7} {name[:160]}" for time, count, name in kernels]
     file = out / f"profile-{stage.name}.txt"
     file.write_text(f"{stage.name}: kernels {busy:.4f} s\n" + "\n".join(sorted(lines, reverse=True)[:60]) + "\n")
+    (out / f"shapes-{stage.name}.txt").write_text(by_shape(found, is_gpu))
     return {"seconds": seconds, "kernels": busy, "waits": waits}
+
+
+def by_shape(found: profile, is_gpu: bool) -> str:
+    """Torch's operations by the shapes that they are given, with the time of their kernels."""
+    lines = []
+    for event in found.key_averages(group_by_input_shape=True):
+        time = event.self_device_time_total if is_gpu else event.self_cpu_time_total
+        if time and event.device_type == DeviceType.CPU:
+            lines.append((time, f"{time / 1e6:10.4f} s {event.count:7} {event.key} {str(event.input_shapes)[:160]}"))
+    return "\n".join(line for _, line in sorted(lines, reverse=True)[:80]) + "\n"
 
 
 def count_waits(stage: Stage, clips: Sequence[Clip], tensors: Sequence[Tensors], out: Path) -> int:

@@ -73,6 +73,13 @@ def render(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Render again what failed before.")] = False,
     max_failures: Annotated[int, typer.Option(min=1, help="Stop if this many fail before one is done.")] = 20,
     verify: Annotated[bool, typer.Option("--verify", help="Read all clips; render damaged ones again.")] = False,
+    allow_private_urls: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private-urls",
+            help="Images and videos of the manifest may also lie at private addresses, and outside its folder.",
+        ),
+    ] = False,
     changes: SetOption = None,
     code: CodeOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, render nothing.")] = False,
@@ -119,6 +126,7 @@ def render(
             retry_failed=retry_failed,
             max_failures=max_failures,
             verify=verify,
+            allow_private_urls=allow_private_urls,
             dry_run=dry_run,
             observe=observe,
             control=control,

@@ -42,8 +42,9 @@ from show1_ray.notice import Aside, Notice
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.lineup import order, saved_frames
 from show1_ray.pipeline.recipe import recipe_hash
+from show1_ray.pipeline.sources import Sources, folder_of_manifest
 from show1_ray.planning.costs import costs_of_job, job_device
-from show1_ray.planning.gpus import memory_for_stages
+from show1_ray.planning.gpus import gauge, memory_for_stages
 
 LISTED = 100
 """Failures in a summary."""
@@ -158,6 +159,7 @@ def render(
     retry_failed: bool = False,
     max_failures: int = 20,
     verify: bool = False,
+    allow_private_urls: bool = False,
     dry_run: bool = False,
     observe: Callable[[Told], None] = lambda event: None,
     control: Control | None = None,
@@ -184,6 +186,8 @@ def render(
         max_failures: the job stops if this many clips fail before the first one is done.
         verify: read all clips that are there and render again those whose checksum is wrong; else only their sizes are
             compared, which tells truncated ones and costs a listing.
+        allow_private_urls: images and videos of the manifest may also lie at addresses that are not public, and in
+            local files outside the manifest's folder.
         dry_run: check everything, say what is left, render nothing.
         observe: called with each of the line's events, in the line's thread, and first with the summary as it stands;
             and, from any thread, with a `Notice` of what went wrong beside the rendering.
@@ -209,7 +213,7 @@ def render(
         entries = entries.with_low_seeds()
     # A cluster may have no GPU yet, and make nodes with some when they are asked for.
     owns_gpu = True if gpus is not None and address != "local" else None
-    settings = line or LineSettings(stations=gpus, gpus=owns_gpu, measure_memory=memory_for_stages)
+    settings = line or LineSettings(stations=gpus, gpus=owns_gpu, measure_memory=memory_for_stages, gauge=gauge)
     began = time.monotonic()
     summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
     summary.notes += seed_notes(entries, seeds)
@@ -229,7 +233,8 @@ def render(
         # Shows licences, and refuses here what stations would stumble over.
         pipeline.fetch() if address == "local" else pipeline.check_access()
         costs = costs_of_job(pipeline, job_device(address, settings))
-        stages = specs(pipeline, dataset.lander, save_stages, costs)
+        sources = Sources(folder_of_manifest(manifest), allow_private_urls)
+        stages = specs(pipeline, dataset.lander, save_stages, costs, sources)
         subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
         with cluster(address) as watch:
             check_shared(out)

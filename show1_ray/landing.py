@@ -14,15 +14,23 @@ from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.adapter import Later
 from show1_ray.pipeline.arrays import turned
 from show1_ray.pipeline.lineup import saved_frames, stage_specs
+from show1_ray.pipeline.sources import Sources
 from show1_ray.planning.costs import LAND_SECONDS, Costs, costs_of_job
 from show1_ray.planning.profile import CPU
 from show1_ray.stage import FRAMES, Axes
 
 
 def specs(
-    pipeline: Pipeline, lander: Lander, save_stages: Sequence[str] = (), costs: Costs | None = None
+    pipeline: Pipeline,
+    lander: Lander,
+    save_stages: Sequence[str] = (),
+    costs: Costs | None = None,
+    sources: Sources | None = None,
 ) -> list[StageSpec]:
-    """The pipeline's stages as the line sees them, and the landing of clips behind them; costs default to a CPU's."""
+    """The pipeline's stages as the line sees them, and the landing of clips behind them; costs default to a CPU's.
+
+    `sources` is where images and videos of the manifest may be read.
+    """
     saved = saved_frames(pipeline, list(save_stages))
     clip = pipeline.video
     land = StageSpec(
@@ -34,7 +42,7 @@ def specs(
         on="cpu",
         seconds=LAND_SECONDS,
     )
-    return [*stage_specs(pipeline, costs or costs_of_job(pipeline, CPU)), land]
+    return [*stage_specs(pipeline, costs or costs_of_job(pipeline, CPU), sources=sources), land]
 
 
 class Land:

@@ -12,9 +12,10 @@ from show1_ray.line import LineSettings, Service
 from show1_ray.line.events import Event
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.lineup import order_of_anybody, stage_specs
+from show1_ray.pipeline.sources import Sources
 from show1_ray.pipeline.wiring import VIDEO
 from show1_ray.planning.costs import costs_of_job, job_device
-from show1_ray.planning.gpus import memory_for_stages
+from show1_ray.planning.gpus import gauge, memory_for_stages
 
 
 @contextmanager
@@ -23,6 +24,7 @@ def open_line(
     *,
     overrides: Sequence[str] = (),
     code: str | Path | None = None,
+    allow_private_urls: bool = False,
     address: str | None = None,
     max_waiting: int = 64,
     settings: LineSettings | None = None,
@@ -43,6 +45,8 @@ def open_line(
         pipeline: its name, a pipeline file, or one that is loaded.
         overrides: `stage.key=value` changes to it; see `Pipeline.load`.
         code: a Python file, a folder or a module, whose stages the pipeline may use.
+        allow_private_urls: images and videos among clips' inputs may also lie at addresses that are not public, and in
+            local files outside this process's folder.
         address: a Ray cluster, as for `render`; a connection that is there is used, and stays.
         max_waiting: clips that may wait for their first stage; more are refused with `FullError`.
         settings: of the line; default: a station for each GPU, or CPU core, which loads its stages before they are
@@ -56,9 +60,11 @@ def open_line(
     loaded = loaded.resolved()
     address = checked_address(address)
     loaded.fetch() if address == "local" else loaded.check_access()
-    settings = settings or LineSettings(warm=True, measure_memory=memory_for_stages)
+    settings = settings or LineSettings(warm=True, measure_memory=memory_for_stages, gauge=gauge)
+    sources = Sources(str(Path.cwd()), allow_private_urls)
     with cluster(address) as watch:
-        specs = stage_specs(loaded, costs_of_job(loaded, job_device(address, settings)), deliver=True)
+        costs = costs_of_job(loaded, job_device(address, settings))
+        specs = stage_specs(loaded, costs, deliver=True, sources=sources)
         orders = partial(order_of_anybody, loaded)
         with Service(specs, settings, max_waiting, observe, results=(VIDEO,), order=orders) as line:
             watch.when_gone(line.end)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from show1_ray import Pipeline
+from show1_ray.planning.costs import weights_of
+
 HEAVY = ("torch", "diffusers", "transformers")
 RENDERS = """
 import json, sys, tempfile
@@ -64,3 +67,21 @@ def test_the_driver_of_a_job_has_imported_none_when_it_has_rendered(manifest, tm
     assert found["rendered"] == 1
     assert found["stages"][0] == "text"
     assert found["heavy"] == []
+
+
+COUNTS = """
+import json, sys
+from show1_ray import Pipeline
+from show1_ray.planning.costs import costs_of_job
+
+costs = costs_of_job(Pipeline.load(sys.argv[1]), "A100-80G")
+print(json.dumps({"memory": {name: cost.memory for name, cost in costs.items()}, "torch": "torch" in sys.modules}))
+"""
+
+
+def test_weights_that_only_torch_can_count_are_counted_in_another_process(tiny):
+    found = json.loads(run("-c", COUNTS, tiny).stdout)
+    weights = weights_of(Pipeline.load(tiny))
+    assert not found["torch"]
+    assert found["memory"]["text"] == int(1.2 * weights["text"])
+    assert found["memory"]["keyframes"] == 3 * weights["keyframes"]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
@@ -44,10 +44,15 @@ def look(fs: AbstractFileSystem, full: str) -> Seen | None:
     """The file as it is now; None where there is none."""
     try:
         if _is_s3(fs):
-            return sync(fs.loop, _get, fs, full)
+            return _seen(fs, full)
         return Seen(fs.cat_file(full))
     except FileNotFoundError:
         return None
+
+
+def read(fs: AbstractFileSystem, full: str) -> bytes:
+    """The whole file, in one request. (`cat_file` of s3fs asks for the size first.)"""
+    return _seen(fs, full).data if _is_s3(fs) else fs.cat_file(full)
 
 
 def create(fs: AbstractFileSystem, full: str, data: bytes) -> Seen | None:
@@ -211,6 +216,10 @@ class _UnsupportedError(Exception):
     """The store, or its client, knows no conditions."""
 
 
+def _seen(fs: Any, full: str) -> Seen:
+    return cast(Seen, sync(fs.loop, _get, fs, full))
+
+
 async def _get(fs: Any, full: str) -> Seen:
     bucket, key, _ = fs.split_path(full)
     answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
@@ -268,7 +277,7 @@ def put_new_file(fs: AbstractFileSystem, full: str, local: Path) -> bool:
 
 def _holds(fs: AbstractFileSystem, full: str, data: bytes) -> bool:
     try:
-        return bool(fs.cat_file(full) == data)
+        return read(fs, full) == data
     except FileNotFoundError:
         return False
 

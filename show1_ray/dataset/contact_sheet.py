@@ -49,9 +49,9 @@ def write_sheet(url: str, out: Path, count: int = 12, tell: Callable[[str], None
     videos = _videos(storage, chosen)
     there = [row for row in chosen if row["id"] in videos]
     if len(there) < len(chosen):
-        tell(
-            f"dataset {url}: {len(chosen) - len(there)} of {len(chosen)} clips are not there whole: `render` mends that"
-        )
+        wrong = next(row["file_name"] for row in chosen if row["id"] not in videos)
+        lacking = f"{len(chosen) - len(there)} of {len(chosen)} clips are not there whole"
+        tell(f"dataset {url}: {lacking}, such as {wrong}: `render --verify` renders them again")
     if not there:
         raise UserError(f"dataset {url}: has no clips to show that are there whole")
     clips, captions = [videos[row["id"]] for row in there], [row["prompt"] for row in there]
@@ -66,12 +66,17 @@ def write_sheet(url: str, out: Path, count: int = 12, tell: Callable[[str], None
 
 
 def _rows(storage: Storage) -> dict[str, dict[str, Any]]:
-    """By id, the last row of each clip."""
+    """By id, the last row of each clip. Raises UserError for rows that no job writes."""
     rows: dict[str, dict[str, Any]] = {}
     for part in metadata_parts(storage):
         with suppress(*BROKEN):  # not whole: its clips are found again by the next job
             for batch in read_part(storage, part, ["id", "prompt", "file_name", "shard", "fps"]):
                 rows |= {row["id"]: row for row in batch.to_pylist()}
+    for row in rows.values():
+        has_texts = all(isinstance(row.get(name), str) for name in ("prompt", "file_name"))
+        if not has_texts or not isinstance(row.get("fps"), float) or not 0 < row["fps"] < 1000:
+            what = f"its metadata has no prompt, file name or rate of {row.get('id')!r}"
+            raise UserError(f"dataset {storage.url}: {what}")
     return rows
 
 

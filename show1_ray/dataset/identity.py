@@ -108,8 +108,8 @@ def _foreign(storage: Storage) -> str:
 
     A dataset that is deleted under a job is written to until the job notices: the next one goes on with what is left.
     """
-    files = {name for name in storage.sizes("") if not name.startswith(".")}
-    folders = set(storage.folders(""))
+    listed = storage.listing("")
+    files, folders = {name for name in listed[0] if not name.startswith(".")}, set(listed[1])
     ours = folders & {CLIPS, SHARDS, METADATA, FAILURES, REJECTIONS}
     known = {METADATA_FILE, REPORT} | ({PIPELINE, CARD} if ours or METADATA_FILE in files else set())
     strange = sorted(files - known) + sorted(folders - {CLIPS, SHARDS, METADATA, FAILURES, REJECTIONS, STAGES})

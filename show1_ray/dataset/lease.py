@@ -34,7 +34,7 @@ class LeaseTimes:
     `stale` leaves room for the longest that a living holder may be silent: the 10 s between renewals, a store that says
     nothing until it is given up (`patience.SILENT_SECONDS`) and is asked again, and a process that stands still for a
     while.
-    `settling` is for filesystems that know no conditional writes.
+    `settling` is for stores that know no conditional writes.
     """
 
     renewal: float = 10
@@ -93,8 +93,8 @@ class Lease:
     where it still is what was read (see `Storage.is_exact`). So of two that start at the same moment one gets
     it, and a holder that was silent for so long that it was replaced cannot take it back: its next renewal is refused,
     and `check` raises. `confirm` is for what must not be done by a writer that was replaced without knowing it yet.
-    On filesystems without conditional writes a writer compares, writes, waits for `times.settling` and reads back: two
-    pass only if one stalls for longer than that between comparing and writing.
+    Stores may not know conditional writes, or may not heed them: there a writer also waits for `times.settling` and
+    reads back, and two pass only if one stalls for longer than that between comparing and writing.
     """
 
     def __init__(self, storage: Storage, job: str = "", times: LeaseTimes | None = None) -> None:
@@ -167,7 +167,7 @@ class Lease:
 
     def _take(self, before: Seen | None) -> Seen:
         seen = self._write(before)
-        if seen and not self._storage.is_exact:
+        if seen and not self._storage.is_local:
             time.sleep(self._times.settling)
             seen = self._storage.look(LEASE)
         if not seen or not self._is_ours(seen):

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from show1_ray.dataset import conditional
+from show1_ray.dataset import conditional, s3_listing
 from show1_ray.dataset.conditional import TEMPORARY, Seen, copy_synced, protocols, write_local, write_synced
 from show1_ray.dataset.patience import Retries, patiently
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, one_line
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -51,7 +51,12 @@ class Storage:
 
     @classmethod
     def at(cls, url: str, retries: Retries | None = None) -> Storage:
-        """The folder at `url`, which means the same in processes with another working directory."""
+        """The folder at `url`, which means the same in processes with another working directory.
+
+        Raises StorageError: a URL that names none.
+        """
+        if not url.strip():
+            raise StorageError("a dataset's folder or URL is empty")
         storage = cls(url.rstrip("/") or "/", retries or Retries())
         return cls(storage._place[1], storage.retries) if storage.is_local else storage
 
@@ -77,8 +82,8 @@ class Storage:
     def _place(self) -> tuple[AbstractFileSystem, str]:
         try:
             fs, root = url_to_fs(self.url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise StorageError(f"{self.url}: cannot be opened: {' '.join(str(error).split())}") from error
+        except Exception as error:  # each filesystem of fsspec has errors of its own
+            raise StorageError(f"{self.url}: cannot be opened: {one_line(error)}") from error
         return fs, root.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,7 +105,7 @@ class Storage:
 
     def read(self, path: str) -> bytes:
         """The whole file."""
-        return self._try("read", path, lambda fs, full: fs.cat_file(full))
+        return self._try("read", path, conditional.read)
 
     @contextmanager
     def local_copy(self, path: str) -> Iterator[Path]:
@@ -182,13 +187,32 @@ class Storage:
 
         self._try("delete", path, remove)
 
+    def listing(self, folder: str) -> tuple[dict[str, int], list[str]]:
+        """Name → bytes of the files right in a folder, and the names of the folders there, sorted; nothing where there
+        is no such folder."""
+
+        def entries(fs: AbstractFileSystem, full: str) -> tuple[dict[str, int], list[str]]:
+            here = full.rstrip("/")
+            try:
+                if s3_listing.can_list(fs):
+                    return s3_listing.list_folder(fs, here)
+                found = [one for one in fs.ls(here, detail=True) if one["name"].rstrip("/") != here]
+            except (FileNotFoundError, NotADirectoryError):
+                return {}, []
+            names = [(PurePosixPath(one["name"].rstrip("/")).name, one["type"], one["size"]) for one in found]
+            files = {name: int(size or 0) for name, kind, size in names if kind == "file"}
+            return files, [name for name, kind, _ in names if kind != "file"]
+
+        files, folders = self._try("list", folder, entries)
+        return files, sorted(folders)
+
     def sizes(self, folder: str) -> dict[str, int]:
         """Name → bytes of the files right in a folder; nothing where there is no such folder."""
-        return {PurePosixPath(name).name: int(size or 0) for name, kind, size in self._list(folder) if kind == "file"}
+        return self.listing(folder)[0]
 
     def folders(self, folder: str) -> list[str]:
         """The names of the folders right in a folder, sorted."""
-        return sorted(PurePosixPath(name.rstrip("/")).name for name, kind, _ in self._list(folder) if kind != "file")
+        return self.listing(folder)[1]
 
     def clean(self, folders: Iterable[str]) -> None:
         """Remove what interrupted writes have left in these folders; object stores have no such thing."""
@@ -196,17 +220,6 @@ class Storage:
             for name in self.sizes(folder):
                 if name.startswith(".") and name.endswith(TEMPORARY):
                     self.delete(f"{folder}/{name}" if folder else name)
-
-    def _list(self, folder: str) -> Iterator[tuple[str, str, int | None]]:
-        def entries(fs: AbstractFileSystem, full: str) -> list[tuple[str, str, int | None]]:
-            try:
-                found = fs.ls(full.rstrip("/"), detail=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-            here = full.rstrip("/")
-            return [(e["name"], e["type"], e["size"]) for e in found if e["name"].rstrip("/") != here]
-
-        yield from self._try("list", folder, entries)
 
     def _try(self, verb: str, path: str, action: Callable[[AbstractFileSystem, str], T], size: int = 0) -> T:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,10 +14,13 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr
 from fastapi import FastAPI
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel
 
 from show1_ray.demo.studio import MAX_CLIPS, Step, Studio, Take, Visitor
 from show1_ray.errors import UserError
-from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.pipeline import Pipeline
+from show1_ray.pipeline.lineup import stage_names
+from show1_ray.stage import Shape
 
 HERE = Path(__file__).parent
 PIECES: Any = (
@@ -33,6 +36,9 @@ THEME = gr.themes.Base(
     font_mono=["ui-monospace", "Menlo", "monospace"],
 )
 """Fonts of the system: nothing is fetched from elsewhere."""
+
+MOST_COLUMNS = 6
+"""Stages beside one another; more are below them."""
 
 BEAT_SECONDS = 2.0
 """How often an open page is heard of while its clips are in the making."""
@@ -97,7 +103,7 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Column(elem_classes="s1-take", elem_id=f"s1-take-{number + 1}"):
                 pieces.append(gr.HTML())
                 with gr.Row(elem_classes="s1-steps"):
-                    pieces += [gr.HTML() for _ in STAGES]
+                    pieces += [gr.HTML() for _ in studio.stages]
                 pieces.append(gr.HTML())
         pieces.append(gr.HTML())
 
@@ -154,9 +160,10 @@ def app(studio: Studio, account: tuple[str, str] | None) -> FastAPI:
 
 
 def aspect(pipeline: Pipeline) -> str:
-    """The clips' shape, for the style sheet."""
-    last = pipeline.stages.latent_super_resolution
-    return f".gradio-container {{ --s1-aspect: {last.width} / {last.height}; }}"
+    """The clips' shape and the number of stages, for the style sheet."""
+    height, width = (pipeline.video_shape.size(axis) for axis in "hw")
+    columns = min(len(stage_names(pipeline)), MOST_COLUMNS)
+    return f".gradio-container {{ --s1-aspect: {width or 3} / {height or 2}; --s1-columns: {columns}; }}"
 
 
 async def follow(studio: Studio, visitor: Visitor, trouble: str) -> AsyncIterator[list[Any]]:
@@ -195,10 +202,10 @@ def takes(studio: Studio, visitor: Visitor, opened: float) -> list[str]:
             pieces.append(PIECES.step(step, shown[step.stage], take.clip.prompt, max(step.began, opened)))
         pieces.append(result(studio, take, count))
     if not visitor.takes:
-        pieces.append(PIECES.idle(shown[STAGES[-1]]))
-        pieces += [PIECES.step(Step(stage), shown[stage], "", 0.0) for stage in STAGES]
+        pieces.append(PIECES.idle(shown[studio.pipeline.video.stage], len(studio.stages)))
+        pieces += [PIECES.step(Step(stage), shown[stage], "", 0.0) for stage in studio.stages]
         pieces.append("")
-    return pieces + [""] * (MAX_CLIPS * (2 + len(STAGES)) - len(pieces))
+    return pieces + [""] * (MAX_CLIPS * (2 + len(studio.stages)) - len(pieces))
 
 
 def result(studio: Studio, take: Take, count: int) -> str:
@@ -226,25 +233,32 @@ def examples_for(pipeline: Pipeline) -> list[str]:
 
 def shapes(pipeline: Pipeline) -> dict[str, str]:
     """What each stage gives, for people."""
-    stages = pipeline.stages
-    first, last, scale = stages.keyframes, stages.latent_super_resolution, stages.super_resolution.scale
-    return {
-        "text": "what the words mean",
-        "keyframes": f"{first.frames} frames, {first.width} x {first.height}",
-        "interpolation": f"{pipeline.total_frames} frames, {first.width} x {first.height}",
-        "super_resolution": f"{pipeline.total_frames} frames, {first.width * scale} x {first.height * scale}",
-        "latent_super_resolution": f"{pipeline.total_frames} frames, {last.width} x {last.height}",
-    }
+    found = dict.fromkeys(stage_names(pipeline), "what the manifest brings")
+    for stage in pipeline.wired():
+        if stage.frames:
+            found[stage.name] = frames_shown(stage.shapes[stage.frames[-1]])
+        else:
+            found[stage.name] = ", ".join(name.replace("_", " ") for name in stage.gives)
+    return found
+
+
+def frames_shown(shape: Shape) -> str:
+    """How many and how large frames are, as far as it is known."""
+    if not shape.sizes:
+        return "frames"
+    count, height, width = (shape.size(axis) for axis in "fhw")
+    return (f"{count} frames" if count else "frames") + (f", {width} x {height}" if width and height else "")
 
 
 def settings_rows(pipeline: Pipeline) -> list[tuple[str, int, float]]:
-    """Steps and guidance of each denoising loop."""
-    stages = pipeline.stages
-    loops = {
-        "keyframes": stages.keyframes,
-        "interpolation": stages.interpolation,
-        "super_resolution, first frame": stages.super_resolution.first_frame,
-        "super_resolution": stages.super_resolution,
-        "latent_super_resolution": stages.latent_super_resolution,
-    }
-    return [(name, loop.steps, loop.guidance) for name, loop in loops.items()]
+    """Steps and guidance of each denoising loop: of all settings that have both."""
+    return [row for part in pipeline.parts for row in _loops(part.name, part.settings)]
+
+
+def _loops(name: str, settings: BaseModel) -> Iterator[tuple[str, int, float]]:
+    for key, value in settings:
+        if isinstance(value, BaseModel):
+            yield from _loops(f"{name}, {key.replace('_', ' ')}", value)
+    steps, guidance = getattr(settings, "steps", None), getattr(settings, "guidance", None)
+    if isinstance(steps, int) and isinstance(guidance, int | float):
+        yield name, steps, guidance

@@ -22,11 +22,11 @@ from show1_ray.clip import MAX_SEED, Clip
 from show1_ray.dataset import Lander, Rendering, StorageError
 from show1_ray.demo.preview import preview
 from show1_ray.errors import UserError
-from show1_ray.line.events import ClipDone, ClipFailed
+from show1_ray.line.events import ClipDone, ClipFailed, ClipRejected
 from show1_ray.line.service import Began, Ended, Queued, Repeated, Service
-from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.arrays import turned
-from show1_ray.pipeline.lineup import frames_of
+from show1_ray.pipeline.lineup import frames_of, stage_names
 from show1_ray.stage import FRAMES
 
 MAX_PROMPT = 500
@@ -61,7 +61,7 @@ class Take:
 
     clip: Clip
     steps: list[Step]
-    state: Literal["queued", "running", "done", "failed", "cancelled"] = "queued"
+    state: Literal["queued", "running", "done", "failed", "rejected", "cancelled"] = "queued"
     place: int = 0
     note: str = ""
     """What went wrong, in plain words."""
@@ -72,7 +72,7 @@ class Take:
     @property
     def is_over(self) -> bool:
         """Whether nothing more happens to it."""
-        return self.state in ("done", "failed", "cancelled")
+        return self.state in ("done", "failed", "rejected", "cancelled")
 
 
 class Visitor:
@@ -129,6 +129,7 @@ class Studio:
         self.gallery: deque[Take] = deque(maxlen=GALLERY)
         self.visitors: dict[str, Visitor] = {}
         self._kept: deque[Take] = deque()
+        self.stages = stage_names(pipeline)
         self._axes = dict(frames_of(pipeline, deliver=True).values())
 
     def visitor(self, visitor_id: str | None) -> Visitor:
@@ -155,7 +156,7 @@ class Studio:
         if self.line.waiting + len(clips) > self.line.max_waiting:
             most = f"{self.line.waiting} clips are waiting already, and {self.line.max_waiting} are the most"
             raise UserError(f"{most}: ask for fewer, or try again in a while.")
-        visitor.takes = [Take(clip, [Step(stage) for stage in STAGES]) for clip in clips]
+        visitor.takes = [Take(clip, [Step(stage) for stage in self.stages]) for clip in clips]
         visitor.tasks = [asyncio.create_task(self._make(visitor, take)) for take in visitor.takes]
         visitor.tasks.append(asyncio.create_task(self._attend(visitor)))
 
@@ -172,6 +173,7 @@ class Studio:
     def python_call(self, clip: Clip) -> str:
         """The Python that makes this clip."""
         changes = f", overrides={list(self.overrides)!r}" if self.overrides else ""
+        changes += f", code={self.pipeline.code.given!r}" if self.pipeline.code else ""
         return (
             "from pathlib import Path\n"
             "import show1_ray\n\n"
@@ -219,14 +221,20 @@ class Studio:
                     step.picture = await asyncio.to_thread(self._preview, frames)
             case ClipDone():
                 take.path = await asyncio.to_thread(self._land, event)
-                step_of(take, STAGES[-1]).picture = await asyncio.to_thread(self._preview, event.result["video"])
+                step_of(take, self.pipeline.video.stage).picture = await asyncio.to_thread(
+                    self._preview, event.result["video"]
+                )
                 take.state, take.note = "done", ""
                 self.gallery.appendleft(take)
             case ClipFailed():
                 take.state, take.note = "failed", failed_note(event)
+            case ClipRejected():
+                take.state, take.note = "rejected", rejected_note(event)
 
     def _preview(self, frames: np.ndarray) -> str:
-        return preview(frames, self.pipeline.total_frames / self.pipeline.fps)
+        """It plays as long as the clip does, also where there are fewer frames of it."""
+        count = self.pipeline.video_shape.size("f") or len(frames)
+        return preview(frames, count / self.pipeline.fps)
 
     def _land(self, event: ClipDone) -> Path:
         """Write the clip as a dataset would: the same bytes for the same frames."""
@@ -299,6 +307,11 @@ def failed_note(event: ClipFailed) -> str:
         return f"{stage} failed: its values are not numbers any more. Another prompt or seed may do better."
     attempts = f" {event.attempts} times" if event.attempts > 1 else ""
     return f"{stage} failed{attempts}: {event.reason}"
+
+
+def rejected_note(event: ClipRejected) -> str:
+    """Why a clip does not go on, in plain words."""
+    return f"{label(event.stage).capitalize()} did not let it go on: {event.reason.rstrip('.')}."
 
 
 def repeated_note(event: Repeated) -> str:

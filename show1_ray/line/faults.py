@@ -85,15 +85,12 @@ def failure(error: BaseException, loading: bool = False) -> Failure:
     text = shortened("".join(traceback.format_exception(error)).strip())
     named = (getattr(one, "clip_id", None) for one in chain)
     clip_id = next((name for name in named if isinstance(name, str)), None)
-    cause: Cause
-    if any(is_out_of_memory(one) for one in chain):
-        cause = "memory"
-    elif any(is_of_device(one) for one in chain):
-        cause = "device"
-    elif loading:
-        cause = "load"
-    else:
-        cause = "error" if clip_id is None else "clip"
+    # The outermost that speaks of the device: what came of handling the others.
+    cause: Cause = "load" if loading else "error" if clip_id is None else "clip"
+    for one in chain:
+        if is_out_of_memory(one) or is_of_device(one):
+            cause = "memory" if is_out_of_memory(one) else "device"
+            break
     return Failure(cause, text, clip_id if cause == "clip" else None, loading)
 
 

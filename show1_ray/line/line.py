@@ -329,6 +329,7 @@ class Line:
     def _conclude(self, batch: Batch, report: Report) -> None:
         """A batch is over: its clips go on, or back, and its station is idle, or replaced."""
         assignment, failure, now = batch.assignment, report.failure, time.monotonic()
+        self.floor.made_room(assignment, report)
         if failure is not None and failure.cause == "place":
             failure = self._try_elsewhere(batch, failure, now)
         if failure is not None:
@@ -346,7 +347,12 @@ class Line:
         if assignment.station is None:
             return
         if failure is not None and failure.cause in RECYCLED:
-            self._replace(assignment.station, f"{failure.cause}: {failure.last_line}", failure.cause not in BLAMELESS)
+            self._replace(
+                assignment.station,
+                f"{failure.cause}: {failure.last_line}",
+                failure.cause not in BLAMELESS,
+                after_a_pause=failure.cause == "host",
+            )
         else:
             self.care.free(assignment.station, now)
         self._heed(now)
@@ -477,13 +483,13 @@ class Line:
             self._stopped_because = f"{alarm}, the last with: {failure.last_line}; {advice}"
             self.stop()
 
-    def _replace(self, number: int, reason: str, troubled: bool) -> None:
+    def _replace(self, number: int, reason: str, troubled: bool, after_a_pause: bool = False) -> None:
         """End a station and ask for another one: at once, or, if it died before it did anything, after a while."""
         now = time.monotonic()
         self.care.leave(number, troubled)
         handle: StationHandle = self.fleet.lose(number, now)
         self._events.append(events.StationLost(number, reason))
-        if troubled and not handle.has_worked:
+        if after_a_pause or (troubled and not handle.has_worked):
             self.fleet.ask_later(handle.slot, handle.place.node, now)
         else:
             self.fleet.ask(handle.slot, now)

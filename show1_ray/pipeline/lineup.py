@@ -12,6 +12,8 @@ from show1_ray.line.spec import Order, StageSpec
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.adapter import Blueprint, Given, Later, Taken
 from show1_ray.pipeline.inputs import InputError
+from show1_ray.pipeline.reading import reading_stage
+from show1_ray.pipeline.sources import Sources
 from show1_ray.pipeline.wiring import INPUTS, VIDEO, Ref, Wired
 from show1_ray.stage import FLOAT_FRAMES, FRAMES, PLAIN, Axes
 
@@ -19,15 +21,19 @@ if TYPE_CHECKING:
     from show1_ray.planning.costs import Costs
 
 
-def stage_specs(pipeline: Pipeline, costs: Costs, deliver: bool = False) -> list[StageSpec]:
+def stage_specs(
+    pipeline: Pipeline, costs: Costs, deliver: bool = False, sources: Sources | None = None
+) -> list[StageSpec]:
     """The pipeline's stages as the line sees them.
 
     Args:
         pipeline: whose stages they are.
         costs: of each of them.
         deliver: the clip is given as `video`, 8-bit frames, whatever the pipeline calls it.
+        sources: where images and videos of `inputs` may be read; the stage that does it comes first.
     """
-    specs = []
+    reading = reading_stage(pipeline, sources or Sources())
+    specs = [] if reading is None else [reading]
     for stage, blueprint in zip(pipeline.wired(), blueprints(pipeline, deliver), strict=True):
         cost = costs[stage.name]
         specs.append(
@@ -92,6 +98,12 @@ def blueprints(pipeline: Pipeline, deliver: bool = False) -> list[Blueprint]:
         replace(_blueprint(stage, axes, names, pipeline.video if deliver else None), rows=pipeline.sets(stage.name))
         for stage in wired
     ]
+
+
+def stage_names(pipeline: Pipeline) -> tuple[str, ...]:
+    """Names of the stages as the line sees them, in their order; see `stage_specs`."""
+    reading = reading_stage(pipeline, Sources())
+    return (*([] if reading is None else [reading.name]), *(stage.name for stage in pipeline.wired()))
 
 
 def runs_on(stage: Wired) -> Any:

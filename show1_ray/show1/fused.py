@@ -49,6 +49,7 @@ def group_norm(
     activation: str = "",
     before: Tensor | None = None,
     film: Tensor | None = None,
+    sums: Any = None,
 ) -> Tensor:
     """Group normalisation (Wu and He, arXiv 1803.08494), FiLM (Perez et al., arXiv 1709.07871) and activation.
 
@@ -58,6 +59,7 @@ def group_norm(
         activation: "silu", "gelu" or "".
         before: C or N C, added before.
         film: N 2C: x · (1 + the first half) + the second.
+        sums: `kernels.Sums` of x, if its writer took them.
 
     Returns:
         N R C.
@@ -65,7 +67,7 @@ def group_norm(
     if x.is_cuda:
         from show1_ray.show1 import kernels
 
-        return kernels.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, activation, before, film)
+        return kernels.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, activation, before, film, sums)
     if before is not None:
         x = x + (before if before.dim() == 1 else before[:, None])
     x = F.group_norm(x.transpose(1, 2), norm.num_groups, norm.weight, norm.bias, norm.eps).transpose(1, 2)
@@ -85,15 +87,25 @@ def attend_frames(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).permute(0, 3, 1, 2, 4).flatten(3)
 
 
-def convolve_frames(x: Tensor, layer: nn.Conv3d) -> Tensor:
-    """A convolution over frames without its bias: B F P C → B F P C'."""
+def convolve_frames(
+    x: Tensor, layer: nn.Conv3d, bias: Tensor | None = None, residual: Tensor | None = None
+) -> tuple[Tensor, Any]:
+    """A convolution over frames, without its own bias: B F P C → B F P C', and the result's sums, if they were taken.
+
+    Args:
+        x: B F P C.
+        layer: the kernel.
+        bias: C', added.
+        residual: B F P C', added.
+    """
     kernel = layer.weight.flatten(2)  # C' C taps
     if x.is_cuda and x.shape[2] >= WIDE:
         from show1_ray.show1 import kernels
 
-        return kernels.convolve_frames(x, kernel.transpose(1, 2).contiguous(), None)
+        return kernels.convolve_frames(x, kernel.transpose(1, 2).contiguous(), bias, residual)
     out = F.conv2d(x.permute(0, 3, 1, 2), kernel[..., None], padding=(layer.padding[0], 0))  # type: ignore[arg-type]
-    return out.permute(0, 2, 3, 1).contiguous()
+    out = out.permute(0, 2, 3, 1).contiguous()
+    return (out, None) if residual is None else add_up(residual, out, bias)
 
 
 def add(x: Tensor, y: Tensor | None, bias: Tensor | None = None, factor: float = 1.0) -> Tensor:
@@ -105,6 +117,16 @@ def add(x: Tensor, y: Tensor | None, bias: Tensor | None = None, factor: float =
     for term in (y, bias):
         x = x if term is None else x + term
     return x * factor
+
+
+def add_up(x: Tensor, y: Tensor, bias: Tensor | None = None, factor: float = 1.0) -> tuple[Tensor, Any]:
+    """`add` of … R C, and the result's sums by R rows, if they were taken."""
+    if x.is_cuda:
+        from show1_ray.show1 import kernels
+
+        out, sums = kernels.add_up(x.flatten(0, -3), y.flatten(0, -3), bias, factor)
+        return out.view_as(x), sums
+    return add(x, y, bias, factor), None
 
 
 def gated_gelu(x: Tensor) -> Tensor:
@@ -122,7 +144,7 @@ def join(x: Tensor, y: Tensor) -> Tensor:
     if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
         from show1_ray.show1 import kernels
 
-        return to_frames(kernels.join(to_rows(x), to_rows(y)), x.shape[-2:])
+        return to_frames(*kernels.join_up(to_rows(x), to_rows(y)), size=x.shape[-2:])
     return torch.cat([x, y], dim=1)
 
 
@@ -141,7 +163,7 @@ def double(x: Tensor) -> Tensor:
     if x.is_cuda:
         from show1_ray.show1 import kernels
 
-        return to_frames(kernels.double(to_rows(x), width), (2 * height, 2 * width))
+        return to_frames(kernels.double(to_rows(x), width), size=(2 * height, 2 * width))
     rows = x.permute(0, 2, 3, 1)[:, :, None, :, None]
     return rows.expand(-1, -1, 2, -1, 2, -1).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
@@ -152,7 +174,7 @@ def halve(x: Tensor) -> Tensor:
     if x.is_cuda and height % 2 == width % 2 == 0:
         from show1_ray.show1 import kernels
 
-        return to_frames(kernels.halve(to_rows(x), width), (height // 2, width // 2))
+        return to_frames(kernels.halve(to_rows(x), width), size=(height // 2, width // 2))
     return F.avg_pool2d(x, 2)
 
 
@@ -161,9 +183,23 @@ def to_rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
 
-def to_frames(rows: Tensor, size: Any) -> Tensor:
-    """N (H W) C → N C H W, channels last: no copy. `size` is (H, W)."""
-    return rows.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
+def to_frames(rows: Tensor, sums: Any = None, *, size: Any) -> Tensor:
+    """N (H W) C → N C H W, channels last: no copy.
+
+    Args:
+        rows: N (H W) C.
+        sums: `kernels.Sums` of the rows: they go with this very tensor, to the norm that it may come to.
+        size: (H, W).
+    """
+    frames = rows.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
+    if sums is not None:
+        frames.sums = sums
+    return frames
+
+
+def sums_of(frames: Tensor) -> Any:
+    """What `to_frames` was told; nothing is known of a tensor that was made from that one."""
+    return getattr(frames, "sums", None)
 
 
 class FusedGroupNorm(nn.GroupNorm):
@@ -204,12 +240,15 @@ class FusedConv2d(nn.Conv2d):
         """N C H W → N C' H' W'."""
         if not input.is_cuda:
             return super().forward(input)
-        missing = -self.out_channels % 8
-        x = self._conv_forward(input, F.pad(self.weight, (0,) * 7 + (missing,)) if missing else self.weight, None)
+        x, weight = input, self.weight
+        missing, short = -self.out_channels % 8, -self.in_channels % 8
+        if missing or short:
+            x, weight = F.pad(x, (0,) * 5 + (short,)), F.pad(weight, (0,) * 5 + (short, 0, missing))
+        x = self._conv_forward(x, weight, None)
         if missing:
             x = x[:, : self.out_channels]
             return x if self.bias is None else x + self.bias[:, None, None]
-        return x if self.bias is None else to_frames(add(to_rows(x), None, self.bias), x.shape[-2:])
+        return x if self.bias is None else to_frames(add(to_rows(x), None, self.bias), size=x.shape[-2:])
 
 
 class FusedUpsample(Upsample2D):
@@ -229,8 +268,8 @@ class FusedResnetBlock(ResnetBlock2D):
         """N C H W and N D → N C' H' W', channels last."""
         activation = ACTIVATIONS[type(self.nonlinearity)]
         x = to_rows(input_tensor)
-        h = to_frames(group_norm(x, self.norm1, activation), input_tensor.shape[-2:])
-        frames = to_frames(x, input_tensor.shape[-2:])
+        h = group_norm(x, self.norm1, activation, sums=sums_of(input_tensor))
+        frames, h = (to_frames(rows, size=input_tensor.shape[-2:]) for rows in (x, h))
         if self.upsample is not None:
             frames, h = double(frames), double(h)
         elif self.downsample is not None:
@@ -244,12 +283,12 @@ class FusedResnetBlock(ResnetBlock2D):
                 film = temb
             else:
                 before = before + temb
-        h = to_frames(group_norm(to_rows(h), self.norm2, activation, before, film), size)
+        h = to_frames(group_norm(to_rows(h), self.norm2, activation, before, film), size=size)
         h = to_rows(F.conv2d(h, self.conv2.weight, padding=1))
         x = to_rows(frames)
         if self.conv_shortcut is not None:
             x = F.linear(x, self.conv_shortcut.weight.flatten(1), self.conv_shortcut.bias)
-        return to_frames(add(x, h, self.conv2.bias, 1 / self.output_scale_factor), size)
+        return to_frames(*add_up(x, h, self.conv2.bias, 1 / self.output_scale_factor), size=size)
 
 
 class FusedTemporalConv(TemporalConvLayer):
@@ -258,12 +297,13 @@ class FusedTemporalConv(TemporalConvLayer):
     def forward(self, hidden_states: Tensor, num_frames: int = 1) -> Tensor:
         """(B F) C H W in and out, channels last."""
         x = to_rows(hidden_states).unflatten(0, (-1, num_frames))  # B F P C
-        h, before = x, None
+        h, sums, before = x, sums_of(hidden_states), None
         for part in (self.conv1, self.conv2, self.conv3, self.conv4):
             norm, layer = part[0], part[-1]
-            h = group_norm(h.flatten(1, 2), norm, "silu", before).view_as(h)
-            h, before = convolve_frames(h, layer), layer.bias
-        return to_frames(add(x, h, before).flatten(0, 1), hidden_states.shape[-2:])
+            last = (layer.bias, x) if part is self.conv4 else (None, None)
+            h = group_norm(h.flatten(1, 2), norm, "silu", before, sums=sums).view_as(h)
+            (h, sums), before = convolve_frames(h, layer, *last), layer.bias
+        return to_frames(h.flatten(0, 1), sums, size=hidden_states.shape[-2:])
 
 
 class FusedTemporalTransformer(TransformerTemporalModel):
@@ -272,13 +312,13 @@ class FusedTemporalTransformer(TransformerTemporalModel):
     def forward(self, hidden_states: Tensor, *_: Any, num_frames: int = 1, **__: Any) -> Any:
         """(B F) C H W in and out, channels last."""
         x = to_rows(hidden_states).unflatten(0, (-1, num_frames))  # B F P C
-        h = self.proj_in(group_norm(x.flatten(1, 2), self.norm).view_as(x))
+        h = self.proj_in(group_norm(x.flatten(1, 2), self.norm, sums=sums_of(hidden_states)).view_as(x))
         for block in self.transformer_blocks:
             h = h + _attend(block.attn1, block.norm1(h))
             h = h + _attend(block.attn2, block.norm2(h))
             h = h + block.ff(block.norm3(h))
-        h = to_frames(add(x, self.proj_out(h)).flatten(0, 1), hidden_states.shape[-2:])
-        return TransformerTemporalModelOutput(sample=h)
+        x, h = x.flatten(0, 1), self.proj_out(h).flatten(0, 1)
+        return TransformerTemporalModelOutput(sample=to_frames(*add_up(x, h), size=hidden_states.shape[-2:]))
 
 
 class FusedTransformer(Transformer2DModel):
@@ -289,10 +329,10 @@ class FusedTransformer(Transformer2DModel):
     ) -> tuple[Tensor]:
         """N C H W in and out, channels last; N L D."""
         x = to_rows(hidden_states)
-        h = _linear(self.proj_in, group_norm(x, self.norm))
+        h = _linear(self.proj_in, group_norm(x, self.norm, sums=sums_of(hidden_states)))
         for block in self.transformer_blocks:
             h = block(h, encoder_hidden_states=encoder_hidden_states)
-        return (to_frames(add(x, _linear(self.proj_out, h)), hidden_states.shape[-2:]),)
+        return (to_frames(*add_up(x, _linear(self.proj_out, h)), size=hidden_states.shape[-2:]),)
 
 
 def _linear(layer: Any, x: Tensor) -> Tensor:
@@ -310,14 +350,14 @@ class FusedAddedKV(AttnAddedKVProcessor2_0):
         if text is None or attn.only_cross_attention:
             return super().__call__(attn, hidden_states, text)
         x = to_rows(hidden_states)
-        h = group_norm(x, attn.group_norm)
+        h = group_norm(x, attn.group_norm, sums=sums_of(hidden_states))
         if attn.norm_cross:
             text = attn.norm_encoder_hidden_states(text)
         keys = prepend(attn.add_k_proj(text), attn.to_k(h))
         values = prepend(attn.add_v_proj(text), attn.to_v(h))
         q, k, v = (attn.head_to_batch_dim(t, out_dim=4) for t in (attn.to_q(h), keys, values))
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return to_frames(add(x, attn.to_out[0](h)), hidden_states.shape[-2:])
+        return to_frames(*add_up(x, attn.to_out[0](h)), size=hidden_states.shape[-2:])
 
 
 def _attend(attention: Attention, x: Tensor) -> Tensor:

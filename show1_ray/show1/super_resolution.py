@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from show1_ray.clip import Clip
 from show1_ray.show1 import settings as recipe
 from show1_ray.stages.noise import Noise, draw_batch, seeded_noise
+from show1_ray.stages.replay import Replay
 from show1_ray.stages.sampling import Schedule, Scheduler, denoise, guided_as_set
 from show1_ray.stages.stage import Stage, Tensors, device_and_dtype
 
@@ -24,7 +25,12 @@ class FirstFrame:
         scheduler: of the denoising loop.
         noising: `DDPMScheduler` that adds noise to the upscaled frame.
         settings: see `recipe.FirstFrame`.
+
+    Attributes:
+        replays: launch the UNet as a CUDA graph.
     """
+
+    replays = False
 
     def __init__(self, unet: nn.Module, scheduler: Scheduler, noising: Scheduler, settings: recipe.FirstFrame) -> None:
         self.unet, self.scheduler, self.noising, self.settings = unet.eval(), scheduler, noising, settings
@@ -50,10 +56,15 @@ class FirstFrame:
         labels = torch.full((len(images),), self.settings.noise_level, device=images.device)
         condition = self.noising.add_noise(upscaled, draw_batch(noise, upscaled.shape[1:], like=images), labels)
         schedule = Schedule.of(self.scheduler, self.settings.steps)
+        is_replayed = self.replays and images.is_cuda and not self.settings.reuse
+        unet = Replay(self.unet) if is_replayed else self.unet
         predict = guided_as_set(
-            self.unet, text, negative_text, self.settings, schedule, condition=condition, class_labels=labels
+            unet, text, negative_text, self.settings, schedule, condition=condition, class_labels=labels
         )
-        return denoise(predict, x, schedule, noise)
+        frames = denoise(predict, x, schedule, noise)
+        if isinstance(unet, Replay):
+            unet.release()
+        return frames
 
 
 class SuperResolution(Stage):

@@ -24,7 +24,8 @@ def prepare(stage: Stage, execution: Execution) -> None:
 
     Compilation is by region ("blocks") and for fixed shapes: the first batch of a size pays for it. What was compiled
     is kept on disk (see `keep_compiled`). "graphs" compiles each UNet whole and records it as a CUDA graph, which saves
-    the launches of small networks; of a VAE, blocks. Fused networks (`fused.py`) need no compilation.
+    the launches of small networks; of a VAE, blocks. Fused networks (`fused.py`) need no compilation; the first frame's
+    UNet, whose kernels are over sooner than they are launched, is then replayed as a graph.
     """
     networks = {name: network for name, network in stage.networks.items() if name != "text_encoder"}
     if execution.channels_last or execution.fused:
@@ -32,9 +33,12 @@ def prepare(stage: Stage, execution: Execution) -> None:
             put_channels_last(network)
     if execution.fused:
         from show1_ray.show1.fused import fuse  # diffusers, which a text encoder does without
+        from show1_ray.show1.super_resolution import SuperResolution
 
         for network in networks.values():
             fuse(network)
+        if isinstance(stage, SuperResolution):
+            stage.first_frame.replays = True
     if execution.compile == "off":
         return
     keep_compiled()

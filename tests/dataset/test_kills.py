@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from show1_ray.dataset import Rendering, parts, read_status
+from show1_ray.dataset import Dataset, LeaseError, LeaseTimes, Rendering, parts, read_status
 from show1_ray.dataset.metadata import Row
-from tests.dataset.toys import QUICK, SETTINGS, Job, entries, frames
+from tests.dataset.test_dataset import assert_complete
+from tests.dataset.toys import QUICK, SETTINGS, Job, entries, frames, land
 
 COUNT = 14
 
@@ -135,3 +137,56 @@ def check(mortal: type[MortalFileSystem], landed: dict[str, tuple[Row, bytes]]) 
     assert not [name for name in files if name.startswith((".", "metadata/", "failures/"))]
     status = read_status("mortal://out")
     assert (status.done, status.left, status.lost, status.foreign) == (COUNT, 0, [], [])
+
+
+@pytest.mark.parametrize("format", ["mp4", "webdataset"])
+def test_a_writer_that_was_replaced_while_it_stood_still_changes_nothing_when_it_goes_on(format, job, monkeypatch):
+    """Everything that it may be about to do: parts, shards, the end of the job, giving its lease back."""
+    settings = replace(SETTINGS, part_rows=1, shard_clips=1)
+    for act in ("record", "flush", "survey", "finish", "close"):
+        shutil.rmtree(job.url, ignore_errors=True)
+        with monkeypatch.context() as far:
+            far.setattr("show1_ray.dataset.lease._machine", lambda: "another boot")
+            stalled = job.open(format=format, settings=replace(settings, lease=LeaseTimes(renewal=3600)))
+        rows = [stalled.lander(one.clip, frames(one.clip), Rendering(), one.extra) for one in entries(2)]
+        stalled._add(rows[0])
+        second = replace(settings, lease=LeaseTimes(renewal=3600, stale=0.1))
+        assert job.run(3, format=format, settings=second) == ["clip-2"]
+        before = {path: path.read_bytes() for path in Path(job.url).rglob("*") if path.is_file()}
+        stalled._lease._times = LeaseTimes(renewal=0)  # what is so long ago is asked again
+        with pytest.raises(LeaseError):
+            go_on(stalled, act, rows[1])
+        stalled.abandon()
+        assert {path: path.read_bytes() for path in Path(job.url).rglob("*") if path.is_file()} == before
+        assert_complete(job, 3)
+
+
+def go_on(dataset: Dataset, act: str, row: Row) -> None:
+    if act == "record":
+        dataset.record(row)
+        dataset._wait()
+    elif act == "survey":
+        dataset.survey(entries(3))
+    elif act == "flush":
+        dataset.record_failure(entries(1)[0].clip, "text", 1, "boom")
+        dataset.flush()
+        dataset._wait()
+    else:
+        getattr(dataset, act)()
+        dataset._lease.confirm()  # closing a dataset of shards writes nothing
+
+
+def test_a_shard_of_a_writer_that_was_replaced_while_it_wrote_is_not_written_over(job):
+    """Both have given their shard the same number."""
+    unhurried = replace(SETTINGS, shard_clips=2)
+    with job.open(format="webdataset", settings=unhurried) as dataset:
+        todo = list(dataset.missing(entries(4)))
+        for entry in todo[:2]:
+            land(dataset, entry)
+        dataset._wait()
+        dataset._next_shard = 0
+        for entry in todo[2:]:
+            land(dataset, entry)
+        dataset.finish()
+    assert_complete(job, 4)
+    assert sorted(path.name for path in Path(job.url).glob("shards/*")) == ["shard-000000.tar", "shard-000001.tar"]

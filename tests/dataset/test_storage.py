@@ -6,7 +6,7 @@ import pickle
 import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -131,6 +131,22 @@ def test_a_write_whose_temporary_file_was_cleaned_away_is_tried_again(tmp_path):
 
     storage._try("write", "file", lambda _, full: write_local(Path(full), fill))
     assert storage.read("file") == b"x"
+
+
+def test_a_listing_of_s3_is_complete_and_has_the_names_as_they_are(s3, tmp_path):
+    """More than a page; and names that XML and URLs would write otherwise."""
+    storage = Storage(f"{s3}/{tmp_path.name}/listed", QUICK)
+    names = {f"{n:04}.mp4": n % 3 for n in range(1001)} | {"a&b <c>.mp4": 5, "100%25 ü 'x'.mp4": 6, 'a"+b.mp4': 7}
+    client, root = storage._place
+    client.pipe({f"{root}/clips/{name}": bytes(size) for name, size in names.items()} | {f"{root}/clips/sub/x": b""})
+    client.touch(f"{root}/clips/")  # what some tools write for a folder
+    assert storage.listing("clips") == (names, ["sub"])
+    assert storage.listing("") == ({}, ["clips"])
+    assert storage.listing("nothing") == ({}, [])
+    assert Storage("s3://no-such-bucket/out", QUICK).listing("") == ({}, [])
+    theirs = {PurePosixPath(one["name"]).name: one["LastModified"] for one in client.ls(f"{root}/clips", detail=True)
+              if one["type"] == "file"}  # fmt: skip
+    assert all(theirs[name].year > 2000 for name in names), "what others list with this client has all it had"
 
 
 def test_storage_travels_to_other_processes(storage):

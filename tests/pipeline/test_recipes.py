@@ -39,6 +39,6 @@ def test_the_pipeline_file_of_a_dataset_finds_the_packages_weights_by_what_they_
 
 def test_of_other_local_weights_it_is_said_that_the_file_does_not_name_them(tiny, tmp_path):
     with pytest.raises(
-        UserError, match=r"^weights sha256:\w+: they were in a folder .*checkpoint\.repo="
+        UserError, match=r"^weights sha256:\w+: they were in a folder of the machine .*checkpoint\.repo="
     ):
         Pipeline.load(kept(str(tiny), tmp_path)).resolved()

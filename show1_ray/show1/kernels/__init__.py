@@ -7,11 +7,13 @@ activation), work on tiles that are mostly padding (attention over 8 frames in t
 """
 
 from show1_ray.show1.kernels.frames import attend_frames, convolve_frames
-from show1_ray.show1.kernels.norms import group_norm, layer_norm
-from show1_ray.show1.kernels.pixels import add, double, gated_gelu, halve, join
+from show1_ray.show1.kernels.norms import Sums, group_norm, layer_norm
+from show1_ray.show1.kernels.pixels import add, add_up, double, gated_gelu, halve, join, join_up
 
 __all__ = [
+    "Sums",
     "add",
+    "add_up",
     "attend_frames",
     "convolve_frames",
     "double",
@@ -19,5 +21,6 @@ __all__ = [
     "group_norm",
     "halve",
     "join",
+    "join_up",
     "layer_norm",
 ]

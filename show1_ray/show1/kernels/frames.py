@@ -7,6 +7,8 @@ import triton.language as tl
 from torch import Tensor, empty, empty_like
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from show1_ray.show1.kernels.norms import Sums
+
 REGISTERS = 60
 """Values of queries that a thread holds at most; as many for its result, and the rest of 255."""
 
@@ -49,7 +51,7 @@ def _bits(value, place, kind: tl.constexpr):
     return value.to(place.dtype.element_ty).to(tl.uint16, bitcast=True).to(kind)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lanes"])
 def _attend_few(
     q, k, v, out, lanes, pixels, scale,
     HEADS: tl.constexpr, DIM: tl.constexpr, FRAMES: tl.constexpr, QUERIES: tl.constexpr, PACK: tl.constexpr,
@@ -139,7 +141,8 @@ def attend_frames(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 @triton.jit
 def _convolve(
-    x, weight, bias, out, rows, pixels, channels, out_channels, BIAS: tl.constexpr, TAPS: tl.constexpr,
+    x, weight, bias, residual, out, means, squares, rows, pixels, channels, out_channels,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """An implicit matrix product: rows of all frames by output channels, over taps and input channels.
@@ -156,25 +159,51 @@ def _convolve(
         a = x.load([sample, row + (tap - TAPS // 2) * pixels, k]).reshape(BLOCK_M, BLOCK_K)
         b = weight.load([n, tap * channels + k])
         total = tl.dot(a, b.T, total)
+    c = n + tl.arange(0, BLOCK_N)
+    r = row + tl.arange(0, BLOCK_M)
+    inside = (r < rows)[:, None]
     if BIAS:
-        c = n + tl.arange(0, BLOCK_N)
         total += tl.load(bias + c, mask=c < out_channels, other=0.0).to(tl.float32)[None, :]
-    out.store([sample, row, n], total.to(out.dtype).reshape(1, BLOCK_M, BLOCK_N))
+    if RESIDUAL:
+        place = (sample.to(tl.int64) * rows + r[:, None]) * out_channels + c[None, :]
+        total += tl.load(residual + place, mask=inside & (c < out_channels)[None, :], other=0.0).to(tl.float32)
+    value = total.to(out.dtype)
+    out.store([sample, row, n], value.reshape(1, BLOCK_M, BLOCK_N))
+    count = tl.minimum(BLOCK_M, rows - row)
+    value = tl.where(inside, value.to(tl.float32), 0.0)
+    mean = tl.sum(value, axis=0) / count
+    value = tl.where(inside, value - mean[None, :], 0.0)
+    place = tile.to(tl.int64) * out_channels + c
+    tl.store(means + place, mean, mask=c < out_channels)
+    tl.store(squares + place, tl.sum(value * value, axis=0), mask=c < out_channels)
 
 
-def convolve_frames(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """See `fused.convolve_frames`: B F P C → B F P C'; the kernel C' taps C, contiguous; C and C' multiples of 8."""
+def convolve_frames(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+) -> tuple[Tensor, Sums]:
+    """See `fused.convolve_frames`: B F P C → B F P C', and the result's sums.
+
+    Args:
+        x: B F P C.
+        weight: C' taps C, contiguous; C and C' are multiples of 8.
+        bias: C'.
+        residual: B F P C', added.
+    """
     batch, frames, pixels, channels = x.shape
     out_channels, taps, _ = weight.shape
     out = empty((batch, frames, pixels, out_channels), device=x.device, dtype=x.dtype)
     block_m, block_n, block_k = 128, 128 if out_channels % 128 == 0 else 64, 64
     rows = frames * pixels
+    unit = pixels if pixels % block_m == 0 else rows  # tiles that lie in one frame serve norms of frames too
+    sums = Sums.empty(batch * rows // unit, unit, block_m, out_channels, x.device)
     _convolve[(batch * triton.cdiv(rows, block_m) * triton.cdiv(out_channels, block_n),)](
         TensorDescriptor.from_tensor(x.flatten(1, 2), [1, block_m, block_k]),
         TensorDescriptor.from_tensor(weight.flatten(1), [block_n, block_k]),
         bias,
+        residual,
         TensorDescriptor.from_tensor(out.flatten(1, 2), [1, block_m, block_n]),
-        rows, pixels, channels, out_channels, BIAS=bias is not None, TAPS=taps, BLOCK_M=block_m, BLOCK_N=block_n,
-        BLOCK_K=block_k, num_warps=4, num_stages=3,
+        *sums.values.unbind(),
+        rows, pixels, channels, out_channels, BIAS=bias is not None, RESIDUAL=residual is not None, TAPS=taps,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4, num_stages=3,
     )  # fmt: skip
-    return out
+    return out, sums
