@@ -52,6 +52,10 @@ class FatalError(Exception):
     """Raised by a stage when no clip can be rendered any more (the disk is full): the line stops."""
 
 
+class PlaceError(FatalError):
+    """Raised by a "cpu" stage for what may be this node's fault alone (it has no network): others are tried first."""
+
+
 @dataclass(frozen=True)
 class StageSpec:
     """One stage of the line: how it is built, what it costs, what it takes and gives.

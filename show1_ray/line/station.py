@@ -174,7 +174,10 @@ def compute(
         outputs = list(stage(clips, tensors))
         _check(spec, clips, outputs)
     except Exception as error:
-        return replace(said, failure=failure(error)), []
+        why = failure(error)
+        if why.cause == "place":
+            why = replace(why, node=ray.get_runtime_context().get_node_id())
+        return replace(said, failure=why), []
     report = replace(
         said,
         started=started,

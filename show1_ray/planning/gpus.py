@@ -86,7 +86,7 @@ def find_gpu(name: str) -> Gpu:
     """
     gpu = known_gpu(name)
     if gpu is None:
-        raise UserError(f"--gpu-type {name}: not known; there are {', '.join(gpu.name for gpu in GPUS)} and cpu")
+        raise UserError(f"GPU {name}: not known; there are {', '.join(gpu.name for gpu in GPUS)} and cpu")
     return gpu
 
 
