@@ -176,6 +176,7 @@ def test_a_batch_that_failed_on_a_card_goes_to_another_one() -> None:
     schedule = Schedule([stage("a")])
     for number in range(2):
         schedule.add_station(number, 1, 10, now=0.0, card=f"card {number}")
+        hold(schedule, number, 0)
     schedule.isolate(0, 2, frozenset({"card 0"}))
     schedule.isolate(0, 3, frozenset({"card 1"}))
     first, second = schedule.decide(0.0), schedule.decide(0.0)
