@@ -45,11 +45,8 @@ class ConfigError(UserError, ValueError):
     """A configuration (of a network, of a pipeline) that cannot be built or does not fit together."""
 
 
-def printable(text: object, keep: str = "\n") -> str:
-    """Text from outside as it may be printed: what a terminal would obey or could not write is escaped, as in a Python
-    string, and secrets are hidden. Characters of `keep` stay.
-    """
-    text = without_secrets(str(text))
+def escaped(text: str, keep: str = "\n") -> str:
+    """What a terminal would obey or could not write is escaped, as in a Python string. Characters of `keep` stay."""
     if text.isascii() and text.replace("\n", "").isprintable() and "\n" in keep:
         return text
     return "".join(
@@ -58,6 +55,11 @@ def printable(text: object, keep: str = "\n") -> str:
         else one
         for one in text
     )
+
+
+def printable(text: object) -> str:
+    """Text from outside as it may be printed: `escaped`, and without secrets. Line breaks stay."""
+    return escaped(without_secrets(str(text)))
 
 
 def without_secrets(text: str) -> str:
@@ -95,4 +97,5 @@ def shown(value: object, most: int = 60) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # numbers of thousands of digits, lists in lists in lists
         return f"a {type(value).__name__} that is too long to show"
-    return printable(text if len(text) <= most else f"{text[:most]}…", keep="")
+    text = without_secrets(text)
+    return escaped(text if len(text) <= most else f"{text[:most]}…", keep="")

@@ -17,6 +17,8 @@ from show1_ray.dataset.metadata import id_digest, to_parquet, to_table
 from show1_ray.dataset.parts import BROKEN, Merger, list_parts
 from show1_ray.dataset.storage import Storage, StorageError
 
+MAY_LACK = ("negative_prompt", "values")
+
 
 @dataclass(frozen=True, eq=False)
 class Ending:
@@ -29,6 +31,15 @@ class Ending:
     def table(self, rows: list[dict[str, Any]]) -> pa.Table:
         """Rows as a part holds them."""
         return to_table(rows, self.schema).select(self.schema.names)
+
+    def checked(self, table: pa.Table) -> pa.Table:
+        """A part's table, if it is one. Raises one of BROKEN where it is not, or is spoilt."""
+        table = table.select(self.schema.names).cast(self.schema)
+        table.validate(full=True)
+        lacking = [name for name in self.schema.names if name not in MAY_LACK and table[name].null_count]
+        if lacking:
+            raise KeyError(f"a row without {lacking[0]}")
+        return table
 
 
 FAILED = Ending(FAILURES, FAILURE_SCHEMA, "failed")
@@ -60,7 +71,7 @@ def read_endings(storage: Storage, ending: Ending, merger: Merger | None = None)
     def load(path: str) -> tuple[bytes, pa.Table] | None:
         try:
             data = storage.read(path)
-            return data, pq.read_table(io.BytesIO(data), columns=ending.schema.names)
+            return data, ending.checked(pq.read_table(io.BytesIO(data), columns=ending.schema.names))
         except FileNotFoundError:  # a job has made one of several since they were listed
             raise
         except BROKEN:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, one_line
 
 Row = dict[str, Any]  # JSON's types only
 
@@ -82,6 +82,12 @@ def check_columns(fields: Iterable[pa.Field]) -> None:
             raise UserError(
                 f"manifest: column {name!r} is {field.type}, which a video's metadata cannot carry; drop it"
             )
+        try:
+            file = io.BytesIO()
+            pq.write_table(pa.table({name: pa.nulls(1, field.type)}), file)
+            pq.read_schema(file)  # it writes lists in lists in lists that it does not read
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UserError(f"manifest: column {name!r} cannot be a column of Parquet: {one_line(error)}") from None
 
 
 def to_json(value: Any) -> Any:

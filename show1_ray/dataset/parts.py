@@ -22,7 +22,8 @@ from show1_ray.dataset.storage import Storage, StorageError
 
 COLUMNS = ["id", "prompt", "negative_prompt", "seed", "bytes", "shard", "shard_bytes"]
 CONTENTS = {"prompt", "negative_prompt", "seed"}
-BROKEN = (pa.ArrowException, OSError, KeyError)  # what pyarrow raises for a file that is cut or is not Parquet
+BROKEN = (pa.ArrowException, OSError, KeyError, UnicodeDecodeError)
+"""What pyarrow raises for a file that is cut, spoilt or no Parquet."""
 ROWS_AT_ONCE = 8192
 IN_MEMORY = 16 * 2**20
 """Bytes of a file up to which it is read into memory, not to this machine's disk."""
@@ -126,11 +127,22 @@ def index_of(path: str, file: object, columns: list[str] = COLUMNS) -> Part:
     rows = _Rows("prompt" in columns)
     with pq.ParquetFile(file) as parquet:
         schema = parquet.schema_arrow.remove_metadata()
-        if "id" not in schema.names:
-            raise KeyError("id")
+        _check_types(schema)
         for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=columns):
             rows.add(batch)
     return rows.part(path, schema)
+
+
+def _check_types(schema: pa.Schema) -> None:
+    """Raises KeyError for a table that is Parquet but no metadata."""
+    texts, numbers = (pa.types.is_string, pa.types.is_large_string), (pa.types.is_integer,)
+    wanted = {"id": texts, "prompt": texts, "negative_prompt": texts, "seed": numbers, "bytes": numbers}
+    for name, kinds in wanted.items():
+        if name not in schema.names:
+            raise KeyError(name)
+        kind = schema.field(name).type
+        if not any(is_kind(kind) for is_kind in kinds) and not (name == "negative_prompt" and pa.types.is_null(kind)):
+            raise KeyError(f"{name}: {kind}")
 
 
 class _Rows:
@@ -142,6 +154,8 @@ class _Rows:
         self.shard_sizes: dict[int, int] = {}
 
     def add(self, batch: pa.RecordBatch) -> None:
+        if batch["id"].null_count or (self._with_contents and batch["prompt"].null_count):
+            raise KeyError("a row without id or prompt")
         self.ids += b"".join(map(id_digest, batch["id"].to_pylist()))
         if self._with_contents:
             values = [batch[name].to_pylist() for name in ("prompt", "negative_prompt", "seed")]

@@ -10,7 +10,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
-from show1_ray.errors import UserError, printable, shown
+from show1_ray.errors import UserError, escaped, printable, shown
 
 READ_ONLY = ("http", "https", "zip", "tar", "libarchive", "github", "git", "data", "reference", "jupyter")
 """Filesystems of fsspec that files can only be read from."""
@@ -37,8 +37,8 @@ def check_out(url: str, manifest: str) -> None:
         manifest: its manifest, as for `open_manifest`.
 
     Raises:
-        UserError: its form (`check_form`); a file, a link that leads nowhere, no permission; a bucket or repository that
-            is not there; the manifest's own folder, one in it or around it.
+        UserError: its form (`check_form`); a file, a link that leads nowhere, no permission; a repository that is not
+            there; the manifest's own folder, one in it or around it.
     """
     check_form(url)
     try:
@@ -58,7 +58,7 @@ def _wrong_form(url: str) -> str:
     scheme, has_scheme, rest = url.partition("://")
     if not url.strip():
         return "is empty"
-    if url != url.strip() or printable(url, keep="") != url:
+    if url != url.strip() or escaped(url, keep="") != url:
         return "begins or ends with blanks, or has characters that no name should have"
     if "::" in url:
         return "is a chain of filesystems"
@@ -105,7 +105,7 @@ def _unusable_folder(path: Path) -> str:
     """Why no folder can be made there, or written to; "" where it can."""
     try:
         if path.is_symlink() and not path.exists():
-            return "is a link to nothing"
+            return "is a link that leads nowhere"
         real = path.resolve(strict=False)
         if _is_root(str(real)):
             return "is the root of the file system"
@@ -138,11 +138,11 @@ def _mixed_up(fs: fsspec.AbstractFileSystem, path: str, manifest: str) -> str:
     What a job writes, tables too, must not be a part of the manifest that the next one reads, nor a manifest be in a
     dataset, where files come and go.
     """
-    if "::" in manifest:
+    if "::" in manifest or manifest.strip().strip("/") in ("", "file:"):  # the manifest's own refusal says more
         return ""
     try:
         other, place = url_to_fs(manifest, use_listings_cache=False)
-    except Exception:  # the manifest's own refusal says more
+    except Exception:
         return ""
     if type(other) is not type(fs):
         return ""

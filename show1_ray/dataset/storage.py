@@ -19,7 +19,7 @@ from fsspec.core import url_to_fs
 from show1_ray.dataset import conditional, s3_listing
 from show1_ray.dataset.conditional import TEMPORARY, Seen, copy_synced, protocols, write_local, write_synced
 from show1_ray.dataset.patience import Retries, patiently
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, one_line
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -51,7 +51,12 @@ class Storage:
 
     @classmethod
     def at(cls, url: str, retries: Retries | None = None) -> Storage:
-        """The folder at `url`, which means the same in processes with another working directory."""
+        """The folder at `url`, which means the same in processes with another working directory.
+
+        Raises StorageError: a URL that names none.
+        """
+        if not url.strip():
+            raise StorageError("a dataset's folder or URL is empty")
         storage = cls(url.rstrip("/") or "/", retries or Retries())
         return cls(storage._place[1], storage.retries) if storage.is_local else storage
 
@@ -77,8 +82,8 @@ class Storage:
     def _place(self) -> tuple[AbstractFileSystem, str]:
         try:
             fs, root = url_to_fs(self.url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise StorageError(f"{self.url}: cannot be opened: {' '.join(str(error).split())}") from error
+        except Exception as error:  # each filesystem of fsspec has errors of its own
+            raise StorageError(f"{self.url}: cannot be opened: {one_line(error)}") from error
         return fs, root.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:

@@ -65,11 +65,9 @@ def decode_video(data: bytes, strict: bool = False) -> np.ndarray:
             if strict:
                 container.streams.video[0].codec_context.options = {"err_detect": "explode"}
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except (av.FFmpegError, IndexError) as error:
+        return np.stack(frames)
+    except (av.FFmpegError, IndexError, ValueError) as error:  # also of text that is none, and of no frames
         raise BrokenVideoError(str(error)) from error
-    if not frames:
-        raise BrokenVideoError("no frames")
-    return np.stack(frames)
 
 
 def read_comment(data: bytes) -> str:

@@ -178,8 +178,8 @@ class Manifest:
         self.fingerprint = content.hexdigest()
         if self.count > MOST_CLIPS:
             raise ManifestError(
-                f"manifest {self._tables[0].url}: {self.count:,} clips with --samples {self._samples}; {MOST_CLIPS:,} are "
-                "the most: give --limit, or fewer --samples"
+                f"manifest {self._tables[0].url}: {self.count:,} clips with --samples {self._samples}; "
+                f"{MOST_CLIPS:,} are the most: give --limit, or fewer --samples"
             )
 
 

@@ -46,16 +46,20 @@ def load_yaml(text: str) -> Any:
 
 
 def _loaded(text: str) -> Any:
-    node = yaml.compose(text, yaml.SafeLoader)
-    if node is None:
-        return None
-    _count(node, {})
-    return _unshared(_values(text))
-
-
-def _values(text: str) -> Any:
+    loader = yaml.SafeLoader(text)
     try:
-        return yaml.safe_load(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return _unshared(_values(loader, node))
+    finally:
+        loader.dispose()
+
+
+def _values(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_document(node)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of dates that are none, …
         raise ValueError(f"not YAML: a value is not what its tag or form says: {error}") from None
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from show1_ray.errors import ConfigError
+from show1_ray.errors import ConfigError, one_line, shown
 
 MOST_FILES = 2000
 MOST_BYTES = 16 * 2**20
@@ -50,8 +50,17 @@ class Code:
         Raises:
             ConfigError: there is none, or it is too large.
         """
+        try:
+            return cls._at(given)
+        except ConfigError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:  # ~nobody, a loop of links, names that no file can have
+            raise ConfigError(f"--code {shown(str(given))}: cannot be opened: {one_line(error)}") from None
+
+    @classmethod
+    def _at(cls, given: str | Path) -> Code:
         path = Path(given).expanduser()
-        if not path.exists():
+        if not str(given).strip() or not path.exists():
             path = _found(str(given))
         path = path.resolve()
         if path.is_file():
