@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from show1_ray.dataset.layout import METADATA, METADATA_FILE, merged_part, shard_number
 from show1_ray.dataset.metadata import digest, id_digest, to_parquet
 from show1_ray.dataset.storage import Storage, StorageError
+from show1_ray.errors import UserError, one_line
 
 COLUMNS = ["id", "prompt", "negative_prompt", "seed", "bytes", "shard", "shard_bytes"]
 CONTENTS = {"prompt", "negative_prompt", "seed"}
@@ -89,6 +90,24 @@ def read_part(storage: Storage, path: str, columns: list[str] | None = None) -> 
     """The rows of a Parquet file, in batches. Raises one of BROKEN where it is not whole."""
     with storage.local_copy(path) as local, pq.ParquetFile(local) as parquet:
         yield from parquet.iter_batches(ROWS_AT_ONCE, columns=columns)
+
+
+def read_rows(storage: Storage, path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Columns of a part whose index has been read, in batches.
+
+    Raises UserError where these are not whole after all, FileNotFoundError for a part that went.
+    """
+    try:
+        for batch in read_part(storage, path, columns):
+            batch.validate(full=True)
+            yield batch
+    except FileNotFoundError:
+        raise
+    except BROKEN as error:
+        raise UserError(
+            f"dataset {storage.url}: {path} is not whole ({one_line(error)}); "
+            "remove it, and `render` makes it again from the clips"
+        ) from None
 
 
 def read_indexes(

@@ -13,7 +13,7 @@ from show1_ray.dataset.inventory import Inventory, take_inventory
 from show1_ray.dataset.lander import row_of_file
 from show1_ray.dataset.layout import shard_path
 from show1_ray.dataset.metadata import Row, content_digest, id_digest
-from show1_ray.dataset.parts import Merger, Part, read_part
+from show1_ray.dataset.parts import Merger, Part, read_rows
 from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.verify import Damaged, find_damaged
 from show1_ray.dataset.video import BrokenVideoError, decode_video
@@ -235,5 +235,6 @@ def _file_names(storage: Storage, inventory: Inventory, rows: np.ndarray) -> Ite
         path, number = inventory.place(row)
         wanted.setdefault(path, []).append(number)
     for path, numbers in wanted.items():
-        names = [name for batch in read_part(storage, path, ["file_name"]) for name in batch["file_name"].to_pylist()]
+        batches = read_rows(storage, path, ["file_name"])
+        names = [name or "" for batch in batches for name in batch["file_name"].to_pylist()]
         yield from (names[number] for number in numbers)

@@ -16,7 +16,7 @@ from show1_ray.dataset.identity import Format, check_identity
 from show1_ray.dataset.lander import Origin, row_of_file
 from show1_ray.dataset.layout import clip_path
 from show1_ray.dataset.metadata import Row, check_columns, content_digest, id_digest
-from show1_ray.dataset.parts import read_part
+from show1_ray.dataset.parts import read_rows
 from show1_ray.dataset.shards import read_shard
 from show1_ray.dataset.stock import Stock, take_stock
 from show1_ray.dataset.storage import Storage
@@ -130,7 +130,7 @@ class Contents:
         path, number = self._stock.inventory.place(row)
         if path.endswith(".tar"):  # it has no row in the metadata yet
             return read_shard(self._storage, path, self._recipe_hash).rows[number]
-        for batch in read_part(self._storage, path, ["prompt", "negative_prompt", "seed"]):
+        for batch in read_rows(self._storage, path, ["prompt", "negative_prompt", "seed"]):
             if number < len(batch):
                 return dict(batch.slice(number, 1).to_pylist()[0])
             number -= len(batch)

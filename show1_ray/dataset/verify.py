@@ -8,16 +8,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-import pyarrow as pa
-
 from show1_ray.dataset.inventory import Inventory
 from show1_ray.dataset.lander import row_of_file
 from show1_ray.dataset.layout import shard_key, shard_number, shard_path
 from show1_ray.dataset.metadata import Row
-from show1_ray.dataset.parts import BROKEN, read_part
+from show1_ray.dataset.parts import read_rows
 from show1_ray.dataset.shards import read_videos
 from show1_ray.dataset.storage import Storage
-from show1_ray.errors import UserError, one_line
 
 COLUMNS = ["file_name", "sha256", "shard"]
 
@@ -85,7 +82,7 @@ def _claims(storage: Storage, inventory: Inventory) -> Iterator[tuple[list[_Clai
         if part.path.endswith(".tar"):
             first += len(part)
             continue
-        for batch in _whole(storage, part.path):
+        for batch in read_rows(storage, part.path, COLUMNS):
             files: list[_Claim] = []
             members: list[tuple[str, _Claim]] = []
             for number, row in enumerate(batch.to_pylist(), first):
@@ -97,17 +94,6 @@ def _claims(storage: Storage, inventory: Inventory) -> Iterator[tuple[list[_Clai
                         members.append((row["shard"], claim))
             first += len(batch)
             yield files, members
-
-
-def _whole(storage: Storage, path: str) -> Iterator[pa.RecordBatch]:
-    """The rows of a part. Raises UserError where checksums cannot be read: its index could be."""
-    try:
-        yield from read_part(storage, path, COLUMNS)
-    except BROKEN as error:
-        raise UserError(
-            f"dataset {storage.url}: {path} is not whole ({one_line(error)}); "
-            "remove it, and `render` makes it again from the clips"
-        ) from None
 
 
 def _wrong_files(storage: Storage, claims: list[_Claim]) -> Iterator[Damaged]:

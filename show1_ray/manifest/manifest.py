@@ -95,12 +95,12 @@ class Manifest:
         """
         if self.unseeded > COUNTED_SEEDS:
             return round(self.unseeded * -math.expm1(-self.unseeded / GENERATOR_SEEDS))
-        seeds = [
-            self._clip(row, sample, occurrence).generator_seed
+        clips = (
+            (_given_seed(row.seed), self._clip(row, sample, occurrence))
             for row, occurrence in self._rows()
-            if _given_seed(row.seed) is None
             for sample in range(self._samples)
-        ]
+        )
+        seeds = [clip.generator_seed for given, clip in islice(clips, self._limit) if given is None]
         return sum(times for times in Counter(seeds).values() if times > 1)
 
     def _entries(self) -> Iterator[Entry]:

@@ -184,7 +184,7 @@ def test_the_command_shows_what_it_measured_and_where_it_is_kept(profiled):
 
 
 def test_batch_sizes_that_are_no_numbers_are_refused(pipeline):
-    with pytest.raises(UserError, match="--batch-sizes 1,x"):
+    with pytest.raises(UserError, match="--batch-sizes '1,x'"):
         app(["profile", str(pipeline.file), "--batch-sizes", "1,x"], standalone_mode=False)
 
 
