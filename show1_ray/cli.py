@@ -258,7 +258,8 @@ def sheet(
     """A picture of a dataset's clips."""
     from show1_ray.dataset.contact_sheet import write_sheet
 
-    say(f"{out}: {write_sheet(where, out, count)} clips")
+    shown = write_sheet(where, out, count, tell=lambda text: say(text, sys.stderr))
+    say(f"{out}: {shown} clips")
 
 
 for command in (pipelines, stages, check, schema, fetch):

@@ -44,7 +44,7 @@ from show1_ray.pipeline.lineup import order, saved_frames
 from show1_ray.pipeline.recipe import recipe_hash
 from show1_ray.pipeline.sources import Sources, folder_of_manifest
 from show1_ray.planning.costs import costs_of_job, job_device
-from show1_ray.planning.gpus import memory_for_stages
+from show1_ray.planning.gpus import gauge, memory_for_stages
 
 LISTED = 100
 """Failures in a summary."""
@@ -213,7 +213,7 @@ def render(
         entries = entries.with_low_seeds()
     # A cluster may have no GPU yet, and make nodes with some when they are asked for.
     owns_gpu = True if gpus is not None and address != "local" else None
-    settings = line or LineSettings(stations=gpus, gpus=owns_gpu, measure_memory=memory_for_stages)
+    settings = line or LineSettings(stations=gpus, gpus=owns_gpu, measure_memory=memory_for_stages, gauge=gauge)
     began = time.monotonic()
     summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
     summary.notes += seed_notes(entries, seeds)

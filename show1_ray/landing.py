@@ -9,7 +9,7 @@ import numpy as np
 
 from show1_ray.clip import Clip
 from show1_ray.dataset import Lander, Rendering, StorageError
-from show1_ray.line.spec import ALL_PLAIN, RENDERING, FatalError, StageSpec
+from show1_ray.line.spec import ALL_PLAIN, RENDERING, PlaceError, StageSpec
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.adapter import Later
 from show1_ray.pipeline.arrays import turned
@@ -66,7 +66,7 @@ class Land:
         """Takes each clip's frames, `extra`, `rendering` and its plain values; gives its `row`.
 
         Raises:
-            FatalError: the storage fails, after retries.
+            PlaceError: the storage fails, after retries: for this node, at least.
         """
         return [{"row": self._land(clip, given)} for clip, given in zip(clips, arrays, strict=True)]
 
@@ -78,7 +78,7 @@ class Land:
             extra = {**given["extra"], **columns_of(given[ALL_PLAIN])}
             return self.lander(clip, turned(given[name], axes, FRAMES), Rendering(**given[RENDERING]), extra)
         except StorageError as error:
-            raise FatalError(str(error)) from error
+            raise PlaceError(str(error)) from error
 
 
 def columns_of(plain: Mapping[str, Any]) -> dict[str, Any]:

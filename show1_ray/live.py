@@ -15,7 +15,7 @@ from show1_ray.pipeline.lineup import order_of_anybody, stage_specs
 from show1_ray.pipeline.sources import Sources
 from show1_ray.pipeline.wiring import VIDEO
 from show1_ray.planning.costs import costs_of_job, job_device
-from show1_ray.planning.gpus import memory_for_stages
+from show1_ray.planning.gpus import gauge, memory_for_stages
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def open_line(
     loaded = loaded.resolved()
     address = checked_address(address)
     loaded.fetch() if address == "local" else loaded.check_access()
-    settings = settings or LineSettings(warm=True, measure_memory=memory_for_stages)
+    settings = settings or LineSettings(warm=True, measure_memory=memory_for_stages, gauge=gauge)
     sources = Sources(str(Path.cwd()), allow_private_urls)
     with cluster(address) as watch:
         costs = costs_of_job(loaded, job_device(address, settings))

@@ -13,6 +13,7 @@ from show1_ray.line.events import (
     ClipDone,
     ClipFailed,
     ClipRejected,
+    NodeAvoided,
     Snapshot,
     StageDone,
     StationEnded,
@@ -50,6 +51,8 @@ class Log:
         match event:
             case Notice():
                 self.write("notice", text=event.text)
+            case NodeAvoided():
+                self.write("node avoided", node=event.node, stage=event.stage, error=event.reason)
             case StationUp():
                 self.write("station up", station=event.station, node=event.node)
             case StationLost():

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from show1_ray.errors import printable
-from show1_ray.line.events import ClipFailed, Snapshot, StationLost, StationShutOut
+from show1_ray.line.events import ClipFailed, NodeAvoided, Snapshot, StationLost, StationShutOut
 from show1_ray.notice import Notice
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Progress:
                     self.print(line(event))
             case ClipFailed():
                 self.print(f"clip {event.clip.id} failed in {event.stage}: {event.reason}", style="red")
-            case Notice():
+            case Notice() | NodeAvoided():
                 self.print(event.text, style="yellow")
             case StationLost():
                 self.print(f"station {event.station} lost: {event.reason}", style="yellow")

@@ -223,14 +223,17 @@ def test_a_profile_that_is_none_is_refused(tmp_path, content, reason):
     assert "cannot be read" in refusal(tmp_path / "b", "plan", "m.jsonl", "--profile", "is-not-there")
 
 
-def test_a_sheet_of_a_dataset_that_lacks_a_clip_says_which(tmp_path):
+@pytest.mark.parametrize("content", [None, b"\0" * 100], ids=["missing", "no video"])
+def test_a_sheet_of_a_dataset_that_lacks_a_clip_says_which_and_shows_the_others(tmp_path, content):
     shutil.copytree(BEFORE, tmp_path / "d")
-    (tmp_path / "d/clips/3e/b.mp4").unlink()
-    assert "clips/3e/b.mp4 is missing; `render` renders it again" in refusal(tmp_path, "sheet", "d")
-    (tmp_path / "d/clips/3e/b.mp4").write_bytes(b"\0" * 100)
-    (tmp_path / "loop").unlink()
-    (tmp_path / "nothing").unlink()
-    assert "clips/3e/b.mp4: 100 bytes are not a whole MP4 file" in refusal(tmp_path, "sheet", "d")
+    clip = tmp_path / "d/clips/3e/b.mp4"
+    clip.unlink()
+    if content is not None:
+        clip.write_bytes(content)
+    found = outcome(tmp_path, "sheet", "d")
+    assert (found.code, found.out.strip()) == (0, "sheet.png: 2 clips"), found
+    assert "1 of 3 clips are not there whole, such as clips/3e/b.mp4" in found.err
+    assert "Traceback" not in found.err
 
 
 def test_foreign_text_is_shown_escaped_and_secrets_are_hidden(monkeypatch):

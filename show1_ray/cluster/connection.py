@@ -6,9 +6,10 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
 import ray
@@ -20,6 +21,8 @@ from show1_ray.cluster.watch import ClusterGoneError, Watch
 from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
 from show1_ray.line import gcs
+
+LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
 def checked_address(address: str | None) -> str:
@@ -87,10 +90,13 @@ def connect(address: str) -> None:
     where = named(None) if address in ("local", os.environ.get("RAY_ADDRESS")) else named(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        quiet: AbstractContextManager[None] = nullcontext()
         if address != "local":
             check_head(_found(address), where)
+            quiet = only_what_is_fatal()
         dashboard = False if address == "local" else None
-        ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+        with quiet:
+            ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except UserError:
         raise
     except Exception as error:  # Ray raises this very class where it does not come up in time
@@ -107,6 +113,31 @@ def _found(address: str) -> str:
     if address != "auto":
         return address
     return str(services.canonicalize_bootstrap_address_or_die(address))
+
+
+@contextmanager
+def only_what_is_fatal() -> Iterator[None]:
+    """Ray's C++ part, begun within this block, writes to the standard error only what ends the process. What it says
+    besides, while a cluster goes, is told in a line of our own. That it was asked to be quiet it says, too: this is
+    left out, by another process, which outlives this one should Ray end it here.
+    """
+    if LEVEL in os.environ:
+        yield
+        return
+    os.environ[LEVEL] = "fatal"
+    kept = os.dup(2)
+    try:
+        command = ["grep", "--line-buffered", "--invert-match", f"environment variable {LEVEL}"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=kept) as sieve:
+            assert sieve.stdin is not None
+            os.dup2(sieve.stdin.fileno(), 2)
+            try:
+                yield
+            finally:
+                os.dup2(kept, 2)
+    finally:
+        os.close(kept)
+        del os.environ[LEVEL]
 
 
 def _keep_quiet() -> None:

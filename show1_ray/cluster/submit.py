@@ -118,7 +118,7 @@ class Cluster:
         if "://" not in address:
             address = f"http://{address}"
         if not address.startswith(("http://", "https://")):
-            raise UserError(f"--address {address}: give the address of the cluster's dashboard, http://HOST:8265")
+            raise UserError(f"cluster {address}: give the address of the cluster's dashboard, http://HOST:8265")
         self.address = address
         _use_token()
         from ray.job_submission import JobSubmissionClient
@@ -190,13 +190,13 @@ class Cluster:
             if "does not exist" not in str(error):
                 raise
             why = f"it knows nothing of job {job} any more; it has been started anew"
-            raise ClusterGoneError(f"--address {self.address}: {why}; submit the job again") from None
+            raise ClusterGoneError(f"cluster {self.address}: {why}; submit the job again") from None
         if stands.status != "FAILED" or stands.driver_exit_code is not None:
             return stands.exit_code
         told = " ".join(stands.message.split())[:300]
         if "runtime_env" in told:
-            raise UserError(f"--address {self.address}: job {job} could not begin: {told}")
-        raise ClusterGoneError(f"--address {self.address}: job {job} is gone with its node: {told}; submit it again")
+            raise UserError(f"cluster {self.address}: job {job} could not begin: {told}")
+        raise ClusterGoneError(f"cluster {self.address}: job {job} is gone with its node: {told}; submit it again")
 
     async def _tail(self, job: str, out: TextIO, shown: int) -> int:
         """One connection; its log begins anew, so `shown` characters are left out. Returns how many there were."""
@@ -224,10 +224,10 @@ class Cluster:
             try:
                 return ask()
             except (requests.ConnectionError, ConnectionError, requests.Timeout) as error:
-                problem = f"--address {self.address}: no answer: {_one_line(error)}"
+                problem = f"cluster {self.address}: no answer: {_one_line(error)}"
                 wait = hasattr(self, "_client")  # a first connection that fails is a wrong address
             except (RuntimeError, ValueError, RayError) as error:
-                problem = f"--address {self.address}: {_explained(error)}"
+                problem = f"cluster {self.address}: {_explained(error)}"
                 wait = bool(passing) and passing in str(error)
             if not wait:
                 raise UserError(problem)

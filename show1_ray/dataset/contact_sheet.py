@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from show1_ray.dataset.identity import read_identity
 from show1_ray.dataset.parts import BROKEN, metadata_parts, read_part
+from show1_ray.dataset.shards import read_videos
 from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.video import BrokenVideoError, decode_video
-from show1_ray.errors import UserError, one_line
+from show1_ray.errors import UserError
 
 CAPTION = 14  # pixels in height
 GAP = 4
@@ -22,67 +24,81 @@ COLUMNS = 4
 PLAYING = (".gif", ".webp")
 
 
-def write_sheet(url: str, out: Path, count: int = 12) -> int:
-    """Writes a sheet of a dataset's clips, evenly from its first to its last row.
+def write_sheet(url: str, out: Path, count: int = 12, tell: Callable[[str], None] = lambda text: None) -> int:
+    """Writes a sheet of a dataset's clips, evenly from its first to its last row, from single files and shards.
 
     Args:
         url: the dataset.
         out: a picture. In a .gif or .webp the clips play; another one has a row of frames for each.
         count: clips at most.
+        tell: is told of clips that were chosen and are not there.
 
     Returns:
         How many there are on it.
 
     Raises:
-        UserError: no clips there, or none that are files of their own; a picture that cannot be written; StorageError.
+        UserError: no dataset there, or no clips in it; a picture that cannot be written; StorageError.
     """
     storage = Storage.at(url)
-    rows = _rows(storage)
+    if read_identity(storage) is None:
+        raise UserError(f"dataset {url}: there is none")
+    rows = list(_rows(storage).values())
     if not rows:
-        raise UserError(f"dataset {url}: no clips that are files of their own to show")
+        raise UserError(f"dataset {url}: has no clips to show yet")
     chosen = [rows[at] for at in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
-    clips = list(storage.map(partial(_frames, storage), chosen))
-    captions = [row["prompt"] for row in chosen]
+    videos = _videos(storage, chosen)
+    there = [row for row in chosen if row["id"] in videos]
+    if len(there) < len(chosen):
+        wrong = next(row["file_name"] for row in chosen if row["id"] not in videos)
+        lacking = f"{len(chosen) - len(there)} of {len(chosen)} clips are not there whole"
+        tell(f"dataset {url}: {lacking}, such as {wrong}: `render --verify` renders them again")
+    if not there:
+        raise UserError(f"dataset {url}: has no clips to show that are there whole")
+    clips, captions = [videos[row["id"]] for row in there], [row["prompt"] for row in there]
     try:
         if out.suffix in PLAYING:
-            out.write_bytes(playing_sheet(clips, captions, chosen[0]["fps"], out.suffix))
+            out.write_bytes(playing_sheet(clips, captions, there[0]["fps"], out.suffix))
         else:
             contact_sheet(clips, captions).save(out)
     except (OSError, ValueError) as error:
-        raise UserError(f"--out {out}: {error}") from error
-    return len(chosen)
+        raise UserError(f"{out}: cannot be written: {error}") from error
+    return len(there)
 
 
-def _rows(storage: Storage) -> list[dict[str, Any]]:
-    """The rows of clips that are files of their own. Raises UserError for metadata that is not whole."""
-    rows: list[dict[str, Any]] = []
+def _rows(storage: Storage) -> dict[str, dict[str, Any]]:
+    """By id, the last row of each clip. Raises UserError for rows that no job writes."""
+    rows: dict[str, dict[str, Any]] = {}
     for part in metadata_parts(storage):
-        try:
+        with suppress(*BROKEN):  # not whole: its clips are found again by the next job
             for batch in read_part(storage, part, ["id", "prompt", "file_name", "shard", "fps"]):
-                rows += [row for row in batch.to_pylist() if row.get("shard") is None]
-        except BROKEN as error:
-            raise UserError(
-                f"dataset {storage.url}: {part} is not whole ({one_line(error)}); the next `render` makes it again"
-            ) from None
-    for row in rows:
+                rows |= {row["id"]: row for row in batch.to_pylist()}
+    for row in rows.values():
         has_texts = all(isinstance(row.get(name), str) for name in ("prompt", "file_name"))
         if not has_texts or not isinstance(row.get("fps"), float) or not 0 < row["fps"] < 1000:
-            raise UserError(
-                f"dataset {storage.url}: its metadata has no prompt, file name or rate of {row.get('id')!r}"
-            )
+            what = f"its metadata has no prompt, file name or rate of {row.get('id')!r}"
+            raise UserError(f"dataset {storage.url}: {what}")
     return rows
 
 
-def _frames(storage: Storage, row: Mapping[str, Any]) -> np.ndarray:
-    """F H W C, uint8. Raises UserError for a clip that is not there, or not whole."""
-    name = row["file_name"]
-    try:
-        return decode_video(storage.read(name))
-    except FileNotFoundError:
-        raise UserError(f"dataset {storage.url}: {name} is missing; `render` renders it again") from None
-    except BrokenVideoError as error:
-        reason = one_line(error)
-        raise UserError(f"dataset {storage.url}: {name}: {reason}; `render --verify` renders it again") from None
+def _videos(storage: Storage, rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """By id, the frames of those that are there whole."""
+
+    def read(row: dict[str, Any]) -> bytes:
+        try:
+            return storage.read(row["file_name"])
+        except FileNotFoundError:
+            return b""
+
+    files = [row for row in rows if row.get("shard") is None]
+    found = dict(zip((row["id"] for row in files), storage.map(read, files), strict=True))
+    for shard in {row["shard"] for row in rows if row.get("shard") is not None}:
+        wanted = {row["file_name"]: row["id"] for row in rows if row.get("shard") == shard}
+        found |= {wanted[name]: data for name, data in read_videos(storage, shard) if name in wanted}
+    videos = {}
+    for clip_id, data in found.items():
+        with suppress(BrokenVideoError):
+            videos[clip_id] = decode_video(data)
+    return videos
 
 
 def contact_sheet(clips: Sequence[np.ndarray], captions: Sequence[str], frames: int = 6) -> Image.Image:

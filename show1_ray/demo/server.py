@@ -114,7 +114,7 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         is_name = isinstance(error, socket.gaierror)
         reason = error.strerror if is_name else os.strerror(error.errno or 0)  # without what Python adds
-        raise UserError(f"--host {host} --port {port}: cannot listen there: {reason}") from None
+        raise UserError(f"{host}:{port}: cannot listen there: {reason}; --host and --port name another place") from None
     with listening:
         yield listening
 

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn
 
 from show1_ray.clip import Clip
 from show1_ray.line.faults import failure, shortened
@@ -97,11 +98,19 @@ def _task() -> Any:
 
 
 def as_task(
-    spec_ref: ray.ObjectRef, spec: StageSpec, assignment: Assignment, flights: list[Flight], deadline: float
+    spec_ref: ray.ObjectRef,
+    spec: StageSpec,
+    assignment: Assignment,
+    flights: list[Flight],
+    deadline: float,
+    avoid: Sequence[str] = (),
 ) -> Batch:
-    """Run a batch of a "cpu" stage, on any node."""
+    """Run a batch of a "cpu" stage, on any node; on those of `avoid` only if there is no other."""
+    where: Any = "SPREAD"
+    if avoid:
+        where = NodeLabelSchedulingStrategy(hard={}, soft={"ray.io/node-id": NotIn(*avoid)})
     task = _task().options(
-        num_cpus=0, num_returns=returns(spec, len(flights)), max_retries=0, scheduling_strategy="SPREAD"
+        num_cpus=0, num_returns=returns(spec, len(flights)), max_retries=0, scheduling_strategy=where
     )
     return _batch(assignment, flights, task.remote(spec_ref, *_contents(spec, flights)), deadline)
 

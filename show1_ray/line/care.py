@@ -55,11 +55,18 @@ class Care:
         """A station is up, and in the schedule."""
         self.places[number] = place
         self._last[place.card] = number, place
-        station = self.schedule.stations[number]
-        stages = enumerate(self.schedule.stages)
-        cannot = frozenset(index for index, stage in stages if stage.on_station and not station.may_run(index))
-        self.health.arrive(place.card, place.node, now, cannot)
+        self.health.arrive(place.card, place.node, now, self._cannot(self.schedule.stations[number]))
         self._apply(number, now)
+
+    def recount(self) -> None:
+        """Stages turned out larger or smaller: other cards may have room for them now."""
+        for number, place in self.places.items():
+            station = self.benched.get(number) or self.schedule.stations[number]
+            self.health.cards[place.card].cannot = self._cannot(station)
+
+    def _cannot(self, station: StationLoad) -> frozenset[int]:
+        stages = enumerate(self.schedule.stages)
+        return frozenset(index for index, stage in stages if stage.on_station and not station.is_for(index))
 
     def leave(self, number: int, troubled: bool = False) -> None:
         """A station is gone: takes it out of the schedule."""

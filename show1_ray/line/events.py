@@ -67,6 +67,21 @@ class StationTriedAgain:
 
 
 @dataclass(frozen=True)
+class NodeAvoided:
+    """A CPU task of a stage failed on a node, and will be tried on another one; this one gets none for a while."""
+
+    node: str
+    """Its address."""
+    stage: str
+    reason: str
+
+    @property
+    def text(self) -> str:
+        """For people, in one line."""
+        return f"{self.stage} failed on node {self.node}, and is tried on another one: {self.reason}"
+
+
+@dataclass(frozen=True)
 class StageBegan:
     """A batch begins. `seconds` is what it is expected to take, `load_seconds` what the stage's loading is before."""
 
@@ -212,6 +227,7 @@ Event = (
     | StationEnded
     | StationShutOut
     | StationTriedAgain
+    | NodeAvoided
     | StageBegan
     | StageRepeated
     | StageDone
@@ -228,6 +244,7 @@ __all__ = [
     "ClipFailed",
     "ClipRejected",
     "Event",
+    "NodeAvoided",
     "Snapshot",
     "StageBegan",
     "StageDone",

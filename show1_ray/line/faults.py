@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from show1_ray.line.spec import FatalError
+from show1_ray.line.spec import FatalError, PlaceError
 
-Cause = Literal["error", "memory", "host", "device", "clip", "fatal", "load", "death", "deadline", "gone", "idle"]
+Cause = Literal[
+    "error", "memory", "host", "device", "clip", "fatal", "load", "death", "deadline", "gone", "idle", "place"
+]
 
 MOST_CHARACTERS = 20_000
 """Of an error's text: what the driver is told has to travel inline."""
@@ -57,7 +59,7 @@ class Failure:
     for want of the node's memory; "device": the GPU failed, and the process cannot use it any more; "clip": the stage
     named the clip at fault; "fatal": nothing more can be rendered; "load": the stage could not be loaded; "death": the
     process died; "deadline": it did not return; "gone": the node went away; "idle": the process had died before the
-    batch came to it. The last two are nobody's fault.
+    batch came to it. The last two are nobody's fault. "place": a CPU task could not be done on its `node`.
     """
 
     cause: Cause
@@ -65,6 +67,8 @@ class Failure:
     clip_id: str | None = None
     loading: bool = False
     """It came while the stage was loaded: the clips have no part in it."""
+    node: str = ""
+    """Of "place": where, by Ray's id."""
 
     @property
     def last_line(self) -> str:
@@ -77,19 +81,16 @@ def failure(error: BaseException, loading: bool = False) -> Failure:
     chain = list(causes(error))
     fatal = next((one for one in chain if isinstance(one, FatalError)), None)
     if fatal is not None:
-        return Failure("fatal", str(fatal))
+        return Failure("place" if isinstance(fatal, PlaceError) else "fatal", str(fatal))
     text = shortened("".join(traceback.format_exception(error)).strip())
     named = (getattr(one, "clip_id", None) for one in chain)
     clip_id = next((name for name in named if isinstance(name, str)), None)
-    cause: Cause
-    if any(is_out_of_memory(one) for one in chain):
-        cause = "memory"
-    elif any(is_of_device(one) for one in chain):
-        cause = "device"
-    elif loading:
-        cause = "load"
-    else:
-        cause = "error" if clip_id is None else "clip"
+    # The outermost that speaks of the device: what came of handling the others.
+    cause: Cause = "load" if loading else "error" if clip_id is None else "clip"
+    for one in chain:
+        if is_out_of_memory(one) or is_of_device(one):
+            cause = "memory" if is_out_of_memory(one) else "device"
+            break
     return Failure(cause, text, clip_id if cause == "clip" else None, loading)
 
 

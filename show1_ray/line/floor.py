@@ -38,9 +38,17 @@ class Floor:
         self.schedule.end(assignment)
         card = self.care.card(number)
         was_sound = card is None or self.health.is_sound(card, stage)
-        if number is not None:
+        is_too_large = failure.cause == "memory" and not failure.loading and len(flights) > 1
+        if is_too_large and number is not None:
+            self.schedule.too_large(number, stage, len(flights))
+        elif number is not None:  # a batch that was too large says nothing of the card: a smaller one may
             self.care.failed(number, stage, [flight.clip.id for flight in flights], failure, now)
         return self.traffic.fail(assignment, flights, failure, card, was_sound)
+
+    def made_room(self, assignment: Assignment, report: Report) -> None:
+        """Before anything else is done with a station's report: what it says that left its device."""
+        if assignment.station is not None and (report.left or report.dropped):
+            self.schedule.made_room(assignment.station, assignment.stage, report.left, report.dropped)
 
     def lost(self, assignment: Assignment, flights: list[Flight], lost: Mapping[str, Sequence[str]]) -> list[GivenUp]:
         """A batch could not begin, because values of some of its clips are gone: `lost` names them, by clip."""
@@ -56,6 +64,7 @@ class Floor:
         self.schedule.end(assignment)
         if assignment.station is not None:
             clips = [flight.clip.id for flight in flights]
+            self.schedule.fitted(assignment.station, assignment.stage, len(flights))
             self.care.succeeded(assignment.station, assignment.stage, clips, now)
         self.traffic.advance(flights, report, outputs)
 
@@ -67,6 +76,12 @@ class Floor:
             load.measure_load(kind, report.load_seconds, report.from_host)
         if not assignment.clips:
             return False
+        if report.weights:
+            # Of a smaller batch it is known what a clip takes at most.
+            work = report.work * max(1.0, load.batch_size / assignment.clips)
+            self.schedule.takes(index, report.weights + int(work), assignment.clips)
+            self.care.recount()
+            self.specs[index] = replace(self.specs[index], memory=load.memory)
         known = load.measured
         load.measure(kind, report.seconds / assignment.clips, key)
         guess = self.specs[index].output_bytes

@@ -17,6 +17,7 @@ from show1_ray.line import events
 from show1_ray.line.arrivals import Arrivals, Result
 from show1_ray.line.batch import Batch, as_task, on_station, patience
 from show1_ray.line.care import BLAMELESS, RECYCLED
+from show1_ray.line.elsewhere import Elsewhere
 from show1_ray.line.faults import Failure, last_line
 from show1_ray.line.fleet import Fleet, StationHandle
 from show1_ray.line.flight import Flight
@@ -75,6 +76,7 @@ class Line:
         self._dead_starts: Counter[str] = Counter()
         """Of each stage, failures to load in a row; of "", stations that died before they did anything."""
         self._arrivals = Arrivals()
+        self._elsewhere = Elsewhere()
         self._rate = FailureRate()
         self._stopped_because = ""
         self._alone_since = time.monotonic()
@@ -218,7 +220,8 @@ class Line:
         is_new = handle is not None and not handle.has_run(assignment, key)
         deadline = time.monotonic() + patience(self.settings, load, assignment, key, is_new)
         if handle is None:
-            batch = as_task(self._spec_refs[assignment.stage], spec, assignment, flights, deadline)
+            avoid = self._elsewhere.avoided(time.monotonic())
+            batch = as_task(self._spec_refs[assignment.stage], spec, assignment, flights, deadline, avoid)
         else:
             batch = on_station(handle.actor, spec, assignment, flights, deadline)
         self.batches[batch.report] = batch
@@ -326,6 +329,9 @@ class Line:
     def _conclude(self, batch: Batch, report: Report) -> None:
         """A batch is over: its clips go on, or back, and its station is idle, or replaced."""
         assignment, failure, now = batch.assignment, report.failure, time.monotonic()
+        self.floor.made_room(assignment, report)
+        if failure is not None and failure.cause == "place":
+            failure = self._try_elsewhere(batch, failure, now)
         if failure is not None:
             if failure.cause == "fatal":
                 raise FatalError(failure.text)
@@ -341,10 +347,25 @@ class Line:
         if assignment.station is None:
             return
         if failure is not None and failure.cause in RECYCLED:
-            self._replace(assignment.station, f"{failure.cause}: {failure.last_line}", failure.cause not in BLAMELESS)
+            self._replace(
+                assignment.station,
+                f"{failure.cause}: {failure.last_line}",
+                failure.cause not in BLAMELESS,
+                after_a_pause=failure.cause == "host",
+            )
         else:
             self.care.free(assignment.station, now)
         self._heed(now)
+
+    def _try_elsewhere(self, batch: Batch, failure: Failure, now: float) -> Failure:
+        """A CPU task failed on a node: its clips wait again, for another one, or there is none that would do better."""
+        clips = [flight.clip.id for flight in batch.flights]
+        there = [node for node, known in self.fleet.nodes.view.nodes.items() if known["Alive"]]
+        if batch.assignment.station is not None or not self._elsewhere.failed(clips, failure.node, there, now):
+            return Failure("fatal", failure.text)
+        address = self.fleet.node(failure.node).get("NodeManagerAddress", failure.node)
+        self._events.append(events.NodeAvoided(address, self.specs[batch.assignment.stage].name, failure.last_line))
+        return Failure("gone", f"tried on another node: {failure.text}")
 
     def _succeed(self, batch: Batch, report: Report, now: float) -> None:
         assignment = batch.assignment
@@ -353,6 +374,8 @@ class Line:
             self.fleet.stations[assignment.station].worked(assignment, self.traffic.key(batch.flights))
         if self.floor.measure(assignment, report, self.traffic.key(batch.flights)):
             self.floor.limit(self.fleet.size, self.store_bytes)
+        if assignment.station is None:
+            self._elsewhere.done([flight.clip.id for flight in batch.flights])
         self.floor.done(assignment, batch.flights, report, batch.outputs, now)
         if batch.flights:
             self._tell_done(batch, report)
@@ -460,13 +483,13 @@ class Line:
             self._stopped_because = f"{alarm}, the last with: {failure.last_line}; {advice}"
             self.stop()
 
-    def _replace(self, number: int, reason: str, troubled: bool) -> None:
+    def _replace(self, number: int, reason: str, troubled: bool, after_a_pause: bool = False) -> None:
         """End a station and ask for another one: at once, or, if it died before it did anything, after a while."""
         now = time.monotonic()
         self.care.leave(number, troubled)
         handle: StationHandle = self.fleet.lose(number, now)
         self._events.append(events.StationLost(number, reason))
-        if troubled and not handle.has_worked:
+        if after_a_pause or (troubled and not handle.has_worked):
             self.fleet.ask_later(handle.slot, handle.place.node, now)
         else:
             self.fleet.ask(handle.slot, now)

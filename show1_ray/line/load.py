@@ -57,6 +57,7 @@ class StageLoad:
     load_seconds: float = 0.0
     swap_seconds: float = 0.0
     memory: int = 0
+    """Bytes on a device: as it was said, and then as it was measured."""
     on_station: bool = True
     limit: int = UNKNOWN_TOTAL
     """At most this many clips may be in this stage or beyond it."""
@@ -66,6 +67,10 @@ class StageLoad:
     """Batches that have to run by themselves."""
     grouped: int = 0
     """Clips in `groups`."""
+    full: int = 0
+    """The batch size that was asked for; `batch_size` is smaller where no station has room for that. 0: the same."""
+    measured_at: int = 0
+    """Clips of the largest batch whose memory was measured."""
     running: int = 0
     holders: int = 0
     ready_since: float | None = None
@@ -163,7 +168,7 @@ class StationLoad:
         return stage not in self.barred and self.is_for(stage)
 
     def is_for(self, stage: int) -> bool:
-        """The same, but for what is barred: as long as the station is up, this does not change."""
+        """The same, but for what is barred."""
         closed = stage in self.too_big or stage in self.foreign
         return not closed and (self.pins is None or stage in self.pins)
 

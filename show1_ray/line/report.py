@@ -26,3 +26,11 @@ class Report:
     """Plain values that the stage gave, by clip and name."""
     rejected: dict[str, str] = field(default_factory=dict)
     """Why clips shall not go on, by clip."""
+    left: tuple[int, ...] = ()
+    """Stages that had to leave the device for host memory, because there was too little room with them there."""
+    dropped: tuple[int, ...] = ()
+    """… and those that left altogether."""
+    weights: int = 0
+    """Bytes on the device of the stage itself, if that was measured …"""
+    work: int = 0
+    """… and of what the batch took besides."""

@@ -22,6 +22,7 @@ from functools import partial
 
 from show1_ray.line.idle import IdleStations
 from show1_ray.line.load import UNKNOWN_TOTAL, Assignment, Group, StageLoad, StationLoad
+from show1_ray.line.memory import Caps
 from show1_ray.line.plan import shares, useful
 
 # Tuned in simulation, over swap prices from a thousandth of a batch to one batch and 2 to 1,000 stations.
@@ -65,6 +66,7 @@ class Schedule:
         self.wake_at = math.inf
         """When time alone would change the schedule's mind; set by `decide`."""
         self.idle = IdleStations(len(self.stages))
+        self.caps = Caps()
         self._sizes: Counter[int | None] = Counter()
         """Stations for one stage each; None: for all that have none of their own."""
         self.open(total)
@@ -185,6 +187,58 @@ class Schedule:
         for stage in station.held:
             self.stages[stage].holders += 1
         self.free(station.number, now)
+
+    def too_large(self, number: int, stage: int, clips: int) -> None:
+        """A batch of so many clips did not fit a station's memory, although nothing else was there."""
+        station, load = self.stations[number], self.stages[stage]
+        load.full = load.full or load.batch_size
+        cards = [one.card for one in self.stations.values() if one.kind == station.kind]
+        self.caps.failed(stage, station.kind, station.card, clips, load.full, cards)
+        self._fit(stage)
+
+    def fitted(self, number: int, stage: int, clips: int) -> None:
+        """A batch of so many clips fitted a station's memory."""
+        load, station = self.stages[stage], self.stations[number]
+        if load.full:
+            self.caps.did(stage, station.kind, station.card, clips)
+            self._fit(stage)
+
+    def _fit(self, stage: int) -> None:
+        """Full batches are as large as the station with most room can have them."""
+        load = self.stages[stage]
+        load.batch_size = max(
+            (self.caps.most(stage, one.kind, one.card, load.full) for one in self.stations.values()), default=load.full
+        )
+
+    def made_room(self, number: int, stage: int, left: Sequence[int], dropped: Sequence[int]) -> None:
+        """A busy station had too little memory for what it was to hold: others left its device, or altogether."""
+        station = self.stations[number]
+        memory = [one.memory for one in self.stages]
+        together = sum(memory[held] for held in {*station.held, stage})
+        if len(station.held) > 1 and together <= station.memory:
+            station.memory = max(memory[stage], together - 1)
+        for one in (*left, *dropped):
+            if one in station.held:
+                del station.held[one]
+                self.stages[one].holders -= 1
+                if one in left:
+                    station.hosted[one] = None
+
+    def takes(self, stage: int, memory: int, clips: int) -> None:
+        """What a stage takes of a device was measured, with a batch of so many clips."""
+        load = self.stages[stage]
+        if clips < load.measured_at or memory == load.memory:
+            return
+        load.measured_at, load.memory = clips, memory
+        for station in self.stations.values():
+            fits = memory <= station.memory or stage in station.held
+            if fits != (stage not in station.too_big):
+                was_idle = station.idle_since
+                if was_idle is not None:
+                    self.idle.remove(station)
+                station.too_big = station.too_big - {stage} if fits else station.too_big | {stage}
+                if was_idle is not None:
+                    self.idle.add(station, was_idle)
 
     def free(self, number: int, now: float) -> None:
         """A station has ended what it did and is idle from `now`."""
@@ -388,8 +442,12 @@ class Schedule:
 
     def _offer(self, index: int, size: int, station: StationLoad | None) -> int:
         """Size of the batch of a stage that `station` (None: a CPU task) would be given: of a group, or `size`."""
-        group = self._group(index, station)
-        return size if group is None else self.stages[index].groups[group].clips
+        group, stage = self._group(index, station), self.stages[index]
+        if group is not None:
+            return stage.groups[group].clips
+        if station is None or not stage.full:
+            return size
+        return min(size, self.caps.most(index, station.kind, station.card, stage.full))
 
     def _suits(self, index: int, size: int, station: StationLoad) -> bool:
         return station.may_run(index) and self._offer(index, size, station) > 0

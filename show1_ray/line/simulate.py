@@ -150,6 +150,8 @@ class Rehearsal:
 
     done: set[str] = field(default_factory=set)
     given_up: dict[str, GivenUp] = field(default_factory=dict)
+    flights: list[Flight] = field(default_factory=list)
+    """Of the clips that are done."""
     news: list[Event] = field(default_factory=list)
     """Cards shut out, and tried again."""
     recycled: Counter[str] = field(default_factory=Counter)
@@ -210,6 +212,7 @@ def rehearse(
                 for flight in flights:
                     floor.traffic.leave(flight)
                     result.done.add(flight.clip.id)
+                    result.flights.append(flight)
         if assignment.station is None:
             return
         if problem is not None and problem.cause in RECYCLED:

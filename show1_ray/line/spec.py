@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from show1_ray.clip import Clip
 from show1_ray.errors import UserError
+from show1_ray.line.memory import Gauge
 
 Tensors = dict[str, Any]
 
@@ -49,6 +50,10 @@ ALL_PLAIN = "plain"
 
 class FatalError(Exception):
     """Raised by a stage when no clip can be rendered any more (the disk is full): the line stops."""
+
+
+class PlaceError(FatalError):
+    """Raised by a "cpu" stage for what may be this node's fault alone (it has no network): others are tried first."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,8 @@ class LineSettings:
     """Bytes of stages that a station holds on its device; None: what `measure_memory` says."""
     measure_memory: Callable[[str], int] | None = None
     """Device -> bytes for stages, asked on each station; None: stages always fit."""
+    gauge: Callable[[str], Gauge | None] | None = None
+    """Device -> what measures its memory, on each station: what stages take replaces `StageSpec.memory`."""
     host_memory: int | None = None
     """Bytes of stages that a station keeps in host memory besides; None: its share of the node."""
     store_bytes: int | None = None

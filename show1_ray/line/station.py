@@ -18,7 +18,8 @@ from typing import Any
 import ray
 
 from show1_ray.clip import Clip
-from show1_ray.line.faults import failure
+from show1_ray.line.faults import Failure, failure
+from show1_ray.line.memory import Gauge
 from show1_ray.line.report import Report
 from show1_ray.line.spec import LineSettings, Rejected, StageObject, StageSpec, Tensors
 
@@ -54,12 +55,15 @@ class Station:
         self.device = device
         self.held: dict[int, StageObject] = {}
         self.hosted: dict[int, StageObject] = {}
+        self.weights: dict[int, int] = {}
+        self.gauge: Gauge | None = None
 
     def info(self, settings: LineSettings) -> StationInfo:
         """Where it is, and its memory."""
         memory = settings.station_memory
         if memory is None and settings.measure_memory is not None:
             memory = settings.measure_memory(self.device)
+        self.gauge = None if settings.gauge is None else settings.gauge(self.device)
         return replace(self.where(), memory=memory)
 
     def where(self) -> StationInfo:
@@ -79,67 +83,110 @@ class Station:
         clips: list[Clip],
         inputs: list[dict[str, Any]],
     ) -> Any:
-        """Make room, load the stage if it is not here, and run one batch (no clips: only load)."""
+        """Make room, load the stage if it is not here, and run one batch (no clips: only load).
+
+        Where memory does not suffice beside other stages, they leave, and it is tried once more.
+        """
         spec = self.specs[stage]
         begin = time.monotonic()
         from_host = stage in self.hosted
+        said = Report()
+        problem = self._try_to_load(stage, evict, drop)
+        if problem is not None and problem.cause == "memory" and set(self.held) - {stage}:
+            said = self._make_room(stage)
+            problem = self._try_to_load(stage, (), ())
+        said = replace(said, load_seconds=time.monotonic() - begin, from_host=from_host)
+        if problem is not None:
+            return _answer(spec, len(clips), replace(said, failure=problem), [])
+        if not clips:
+            return replace(said, started=time.time(), weights=self.weights.get(stage, 0))
+        tensors, lost = _fetch(clips, inputs)
+        if lost:
+            return _answer(spec, len(clips), replace(said, lost=lost), [])
+        report, outputs = self._measured(stage, clips, tensors, said)
+        if report.failure is not None and report.failure.cause == "memory" and set(self.held) - {stage}:
+            room = self._make_room(stage)
+            said = replace(said, left=said.left + room.left, dropped=said.dropped + room.dropped)
+            report, outputs = self._measured(stage, clips, tensors, said)
+        return _answer(spec, len(clips), report, outputs)
+
+    def _measured(
+        self, stage: int, clips: list[Clip], tensors: list[Tensors], said: Report
+    ) -> tuple[Report, Sequence[Tensors | Rejected]]:
+        before = 0
+        if self.gauge is not None:
+            self.gauge.restart()
+            before = self.gauge.used()
+        report, outputs = compute(self.specs[stage], self.held[stage], clips, tensors, said)
+        if self.gauge is not None and report.failure is None:
+            work = max(0, self.gauge.most() - before)
+            report = replace(report, weights=self.weights.get(stage, 0), work=work)
+        return report, outputs
+
+    def _try_to_load(self, stage: int, evict: Sequence[int], drop: Sequence[int]) -> Failure | None:
         try:
             self._load(stage, evict, drop)
         except Exception as error:
-            return _answer(spec, len(clips), Report(failure=failure(error, loading=True)), [])
-        load_seconds = time.monotonic() - begin
-        if not clips:
-            return Report(time.time(), 0.0, load_seconds, from_host)
-        return run_batch(spec, self.held[stage], clips, inputs, load_seconds, from_host)
+            return failure(error, loading=True)
+        return None
 
     def _load(self, stage: int, evict: Sequence[int], drop: Sequence[int]) -> None:
         for number in (*evict, *drop):
-            leaving = self.held.pop(number, None)
-            if leaving is not None and number in evict and hasattr(leaving, "to"):
-                leaving.to("cpu")
-                self.hosted[number] = leaving
+            self._leave(number, to_host=number in evict)
             if number in drop:
                 self.hosted.pop(number, None)
-            del leaving
         if stage in self.held:
             return
         gc.collect()  # what leaves must be gone before the next one comes
-        hosted = self.hosted.pop(stage, None)
-        if hosted is None:
-            self.held[stage] = self.specs[stage].build(self.device)
+        before = self.gauge.used() if self.gauge is not None else 0
+        if stage in self.hosted:
+            self.hosted[stage].to(self.device)  # type: ignore[attr-defined]
+            self.held[stage] = self.hosted.pop(stage)
         else:
-            hosted.to(self.device)  # type: ignore[attr-defined]
-            self.held[stage] = hosted
+            self.held[stage] = self.specs[stage].build(self.device)
+        if self.gauge is not None:
+            self.weights[stage] = max(0, self.gauge.used() - before)
+
+    def _leave(self, number: int, to_host: bool) -> None:
+        leaving = self.held.pop(number, None)
+        if leaving is not None and to_host and hasattr(leaving, "to"):
+            leaving.to("cpu")
+            self.hosted[number] = leaving
+
+    def _make_room(self, stage: int) -> Report:
+        """All other stages leave the device."""
+        others = [number for number in self.held if number != stage]
+        for number in others:
+            self._leave(number, to_host=True)
+        gc.collect()
+        if self.gauge is not None:
+            self.gauge.release()
+        left = tuple(number for number in others if number in self.hosted)
+        return Report(left=left, dropped=tuple(number for number in others if number not in left))
 
 
-def run_batch(
-    spec: StageSpec,
-    stage: StageObject,
-    clips: list[Clip],
-    inputs: list[dict[str, Any]],
-    load_seconds: float = 0.0,
-    from_host: bool = False,
-) -> Any:
-    """Fetch the tensors, run the stage, answer with the report and every tensor by itself."""
-    tensors, lost = _fetch(clips, inputs)
-    if lost:
-        return _answer(spec, len(clips), Report(load_seconds=load_seconds, lost=lost), [])
+def compute(
+    spec: StageSpec, stage: StageObject, clips: list[Clip], tensors: list[Tensors], said: Report
+) -> tuple[Report, Sequence[Tensors | Rejected]]:
+    """Run the stage on what was fetched. `said` is what there is to be told already."""
     started, begin = time.time(), time.monotonic()
     try:
         outputs = list(stage(clips, tensors))
         _check(spec, clips, outputs)
     except Exception as error:
-        return _answer(spec, len(clips), Report(load_seconds=load_seconds, failure=failure(error)), [])
-    report = Report(
-        started,
-        time.monotonic() - begin,
-        load_seconds,
-        from_host,
-        max(_bytes(spec, given) for given in outputs),
+        why = failure(error)
+        if why.cause == "place":
+            why = replace(why, node=ray.get_runtime_context().get_node_id())
+        return replace(said, failure=why), []
+    report = replace(
+        said,
+        started=started,
+        seconds=time.monotonic() - begin,
+        output_bytes=max(_bytes(spec, given) for given in outputs),
         plain={clip.id: _plain(spec, given) for clip, given in zip(clips, outputs, strict=True)} if spec.plain else {},
         rejected={clip.id: g.reason for clip, g in zip(clips, outputs, strict=True) if isinstance(g, Rejected)},
     )
-    return _answer(spec, len(clips), report, outputs)
+    return report, outputs
 
 
 def run_task(spec: StageSpec, clips: list[Clip], inputs: list[dict[str, Any]]) -> Any:
@@ -148,7 +195,10 @@ def run_task(spec: StageSpec, clips: list[Clip], inputs: list[dict[str, Any]]) -
         stage = spec.build("cpu")
     except Exception as error:
         return _answer(spec, len(clips), Report(failure=failure(error, loading=True)), [])
-    return run_batch(spec, stage, clips, inputs)
+    tensors, lost = _fetch(clips, inputs)
+    if lost:
+        return _answer(spec, len(clips), Report(lost=lost), [])
+    return _answer(spec, len(clips), *compute(spec, stage, clips, tensors, Report()))
 
 
 def _fetch(clips: Sequence[Clip], inputs: Sequence[dict[str, Any]]) -> tuple[list[Tensors], dict[str, tuple[str, ...]]]:

@@ -19,7 +19,8 @@ from show1_ray.line.schedule import Schedule
 from show1_ray.line.spec import Order, StageSpec
 
 MAX_LOSSES = 20
-"""Times that tensors of one clip may be lost with their nodes before it is given up."""
+"""Times that tensors of one clip may be lost with their nodes, or its process for want of the node's memory, before it
+is given up."""
 
 CHARGED = ("error", "clip", "death", "deadline")
 """Failures that count as attempts of a clip that was alone. Of the others it is given up, too, if it meets them again
@@ -230,7 +231,7 @@ class Traffic:
             if card is not None:
                 flight.avoid.add(card)
         if len(flights) > 1:
-            if failure.cause == "memory":
+            if failure.cause == "memory" and card is None:
                 stage = self.schedule.stages[assignment.stage]
                 stage.batch_size = min(stage.batch_size, (len(flights) + 1) // 2)
             for half in halves(flights):
@@ -240,6 +241,8 @@ class Traffic:
 
     def _fail_alone(self, flight: Flight, failure: Failure, card: str | None, was_sound: bool) -> list[GivenUp]:
         """A clip is given up when it has failed on so many sound cards, or often enough and there is no other one."""
+        if failure.cause == "host":
+            return self._lose(flight, failure)
         flight.failures += failure.cause in CHARGED
         flight.tries += 1
         if card is not None:
@@ -252,6 +255,14 @@ class Traffic:
             limit = max(limit, 2)
         others = card is not None and self.health.others(flight.stage, flight.alone)
         if len(flight.sound) >= limit or flight.tries >= MOST_TRIES * limit or (flight.tries >= limit and not others):
+            return [self._give_up(flight, failure)]
+        self._isolate([flight])
+        return []
+
+    def _lose(self, flight: Flight, failure: Failure) -> list[GivenUp]:
+        """The node had too little memory: not the clip's fault, but not for ever either."""
+        flight.losses += 1
+        if flight.losses > MAX_LOSSES:
             return [self._give_up(flight, failure)]
         self._isolate([flight])
         return []

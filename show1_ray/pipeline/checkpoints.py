@@ -14,12 +14,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from show1_ray.errors import UserError, shown
+from show1_ray.pipeline.file import find, mappings, names, read
 
 PUBLISHED = Path(__file__).parent.parent / "show1" / "published"
 CONFIG_FILES = {"scheduler": "scheduler_config.json", "image_noising_scheduler": "scheduler_config.json"}
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 MOST_FILES = 10_000  # of a checkpoint: somebody's home or / is none
 WHOLE_FILE = 64 * 2**20  # larger files are identified by their size and both ends
+
+
+KEPT = "local"
+"""The `repo` that a dataset keeps of a folder: where it was is nobody's business; its fingerprint says what it held."""
 
 
 class CheckpointError(UserError):
@@ -45,7 +50,7 @@ class Checkpoint(BaseModel):
 
     @model_validator(mode="after")
     def _pinned(self) -> Checkpoint:
-        if not self.is_local and self.repo != "local":
+        if not self.is_local:
             if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
                 raise ValueError("'repo' is neither owner/name on the hub nor the path of a folder")
             if not self.revision:
@@ -55,11 +60,15 @@ class Checkpoint(BaseModel):
     @property
     def is_local(self) -> bool:
         """Whether it is a folder on this machine."""
-        return self.repo.startswith(("/", ".", "~"))
+        return self.repo == KEPT or self.repo.startswith(("/", ".", "~"))
 
     @property
     def folder(self) -> Path:
-        """Of a local one. Raises CheckpointError for names that no folder can have."""
+        """Of a local one. Raises CheckpointError for names that no folder can have, and folders that a dataset does not
+        name and this machine does not have.
+        """
+        if self.repo == KEPT:
+            return _kept_folder(self.revision)
         try:
             folder = Path(self.repo).expanduser()
             folder.stat()
@@ -152,6 +161,19 @@ def resolve(checkpoint: Checkpoint) -> str:
     from show1_ray.pipeline import hub
 
     return hub.commit_of(checkpoint)
+
+
+@lru_cache
+def _kept_folder(revision: str | None) -> Path:
+    """The folder with this fingerprint, if it is one that the package brings. Raises CheckpointError."""
+    repos = {str(node.get("repo")) for name in names() for node in mappings(read(find(name)).keys)}
+    for folder in sorted(repo for repo in repos if repo.startswith("/")):
+        if fingerprint(Path(folder)) == revision:
+            return Path(folder)
+    raise CheckpointError(
+        f"weights {revision}: they were in a folder of the machine that rendered with them, which a dataset does not "
+        "name; give the pipeline file that it was rendered with, or the folder: --set STAGE.checkpoint.repo=FOLDER"
+    )
 
 
 def fingerprint(folder: Path) -> str:

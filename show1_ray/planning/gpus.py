@@ -86,7 +86,7 @@ def find_gpu(name: str) -> Gpu:
     """
     gpu = known_gpu(name)
     if gpu is None:
-        raise UserError(f"--gpu-type {name}: not known; there are {', '.join(gpu.name for gpu in GPUS)} and cpu")
+        raise UserError(f"GPU {name}: not known; there are {', '.join(gpu.name for gpu in GPUS)} and cpu")
     return gpu
 
 
@@ -106,6 +106,38 @@ def memory_for_stages(device: str) -> int:
     import torch
 
     return int(STAGES_SHARE * torch.cuda.get_device_properties(device).total_memory)
+
+
+class TorchGauge:
+    """What this process has of a GPU's memory, as torch counts it. See `show1_ray.line.memory.Gauge`."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._cuda, self._device, self._reserved = torch.cuda, device, 0
+
+    def used(self) -> int:
+        """Bytes that tensors have."""
+        return int(self._cuda.memory_allocated(self._device))
+
+    def restart(self) -> None:
+        """Begin to look for the most."""
+        self._cuda.reset_peak_memory_stats(self._device)
+        self._reserved = self._cuda.memory_reserved(self._device)
+
+    def most(self) -> int:
+        """Bytes since `restart`: of tensors, or what was taken from the GPU for them, holes included."""
+        taken = self._cuda.max_memory_reserved(self._device) - self._reserved
+        return int(max(self._cuda.max_memory_allocated(self._device), self.used() + taken))
+
+    def release(self) -> None:
+        """Give back what torch keeps for later."""
+        self._cuda.empty_cache()
+
+
+def gauge(device: str) -> TorchGauge | None:
+    """What measures the memory that stages take of a station's device; None: nothing does, on CPUs."""
+    return None if device == "cpu" else TorchGauge(device)
 
 
 def same_device(one: str, other: str) -> bool:

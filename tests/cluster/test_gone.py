@@ -21,12 +21,11 @@ from show1_ray.errors import UserError
 from tests.cluster.test_submit import TOKEN, free_port
 
 JOB = """
-import math, sys, threading, time
+import asyncio, math, sys, time
 from show1_ray.cli import main
 from show1_ray.cluster import watch
 from show1_ray.cluster.connection import cluster
 from show1_ray.clip import Clip
-from show1_ray.job import _wait_for
 from show1_ray.line import LineSettings, Service, StageSpec
 
 watch.GONE_SECONDS = 3.0
@@ -47,7 +46,7 @@ def job():
         stages = [StageSpec("slow", lambda device: Slow(), gives=("x",))]
         with Service(stages, LineSettings(stations=1), math.inf) as line:
             watch.when_gone(line.end)
-            _wait_for(follow(line), line)
+            asyncio.run(follow(line))
         raise line.error
 
 main(job)

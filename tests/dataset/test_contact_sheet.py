@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from show1_ray.dataset.contact_sheet import CAPTION, GAP, contact_sheet, playing_sheet, write_sheet
+from show1_ray.dataset.layout import clip_path
 from show1_ray.errors import UserError
 
 
@@ -49,7 +51,29 @@ def test_a_dataset_gets_a_sheet_of_its_clips(job, tmp_path):
     job.run(5)
     assert write_sheet(job.url, tmp_path / "sheet.png", count=3) == 3
     assert write_sheet(job.url, tmp_path / "sheet.gif") == 5
-    with pytest.raises(UserError, match="no clips"):
+    with pytest.raises(UserError, match=r"^dataset .*/nothing: there is none$"):
         write_sheet(str(tmp_path / "nothing"), tmp_path / "sheet.png")
     with pytest.raises(UserError, match=r"sheet\.what"):
         write_sheet(job.url, tmp_path / "sheet.what")
+
+
+def test_shards_have_a_sheet_too(job, tmp_path):
+    job.run(6, format="webdataset")
+    assert not list(Path(job.url).glob("clips/*/*.mp4"))
+    assert write_sheet(job.url, tmp_path / "sheet.png", count=5) == 5
+
+
+def test_clips_that_are_not_there_or_not_whole_are_left_out_and_that_is_said(job, tmp_path):
+    told: list[str] = []
+    with job.open():
+        pass
+    with pytest.raises(UserError, match=r"^dataset .*: has no clips to show yet$"):
+        write_sheet(job.url, tmp_path / "sheet.png")
+    job.run(4)
+    missing, cut = (Path(job.url) / clip_path(f"clip-{number}") for number in (1, 2))
+    missing.unlink()
+    cut.write_bytes(cut.read_bytes()[:100])
+    assert write_sheet(job.url, tmp_path / "sheet.png", tell=told.append) == 2
+    [line] = told
+    assert line.startswith(f"dataset {job.url}: 2 of 4 clips are not there whole, such as clips/")
+    assert line.endswith("`render --verify` renders them again")

@@ -30,8 +30,8 @@ def test_a_port_that_is_taken_is_refused_in_one_line_before_anything_starts(tiny
         ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
     assert ended.stdout == ""
-    place = f"--host 127.0.0.1 --port {port}"
-    assert ended.stderr == f"show1-ray: {place}: cannot listen there: Address already in use\n"
+    why = "cannot listen there: Address already in use; --host and --port name another place"
+    assert ended.stderr == f"show1-ray: 127.0.0.1:{port}: {why}\n"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import ray
@@ -13,10 +15,10 @@ from ray.cluster_utils import Cluster
 from ray.experimental import get_object_locations
 
 from show1_ray.clip import Clip
-from show1_ray.line.events import ClipDone, StageDone, StationUp
+from show1_ray.line.events import ClipDone, NodeAvoided, StageDone, StationUp
 from show1_ray.line.line import Line
-from show1_ray.line.spec import Order, StageSpec, Tensors
-from tests.line.sleepers import Adds, Outcome, clips, land, settings, spec
+from show1_ray.line.spec import FatalError, Order, PlaceError, StageSpec, Tensors
+from tests.line.sleepers import Adds, Lands, Outcome, clips, land, settings, spec
 
 FRAMES = 300_000
 """Numbers in a tensor: too many to travel inline, so they lie in the store of the node that made them."""
@@ -109,3 +111,48 @@ def test_a_removed_node_costs_no_clip_and_no_attempt(cluster: Cluster) -> None:
     again = Counter((name, done.stage) for done in outcome.batches for name in done.clips)
     assert max(again.values()) > 1, "what was lost with the node was rendered again"
     assert {node.node_id for node in nodes} <= set(places.values())
+
+
+class LandsBut(Lands):
+    """Has no network on one node, and writes down where it tried."""
+
+    def __init__(self, node: str, tried: Path) -> None:
+        self.node, self.tried = node, tried
+
+    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+        node = ray.get_runtime_context().get_node_id()
+        for clip in clips:
+            with (self.tried / clip.id).open("a") as file:
+                file.write(f"{node}\n")
+        if self.node in (node, "all"):
+            raise PlaceError("no network here")
+        return super().__call__(clips, tensors)
+
+
+def test_what_cannot_land_on_a_node_lands_on_another_before_storage_is_called_broken(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    node = cluster.add_node(num_cpus=1, object_store_memory=80_000_000).node_id
+    stages = [spec(number, partial(Adds, number, 0.01, 10)) for number in range(3)]
+    avoided: list[NodeAvoided] = []
+
+    def run(bad: str, batch: list[Clip]) -> Outcome:
+        outcome, build = Outcome(), partial(LandsBut, bad, tmp_path)
+        with Line([*stages, replace(land(), build=lambda device: build())], settings()) as line:
+            for event in line.run(batch):
+                outcome.add(event)
+                if isinstance(event, NodeAvoided):
+                    avoided.append(event)
+        return outcome
+
+    batch = clips(20)
+    outcome = run(node, batch)
+    outcome.assert_done(batch)
+    assert {done.attempts for done in outcome.done.values()} == {1}
+    assert {(event.stage, event.reason) for event in avoided} == {("land", "no network here")}
+    tried = {path.name: path.read_text().split() for path in tmp_path.iterdir()}
+    failed = [name for name, nodes in tried.items() if node in nodes]
+    assert failed, "it was tried there"
+    assert len(failed) < len(batch) / 2, "and then no more"
+    with pytest.raises(FatalError, match=r"^no network here$"):
+        run("all", batch[:1])

@@ -156,6 +156,44 @@ def test_cpu_tasks_are_bounded_in_number() -> None:
     assert schedule.decide(0.0) is not None
 
 
+def test_cpu_tasks_stay_bounded_when_fewer_are_allowed_than_run() -> None:
+    schedule = Schedule([stage("land", on_station=False, batch_size=1)], cpu_slots=30)
+    schedule.admit(60)
+    running = [schedule.decide(0.0) for _ in range(30)]
+    assert schedule.decide(0.0) is None
+    schedule.cpu_slots = 4
+    for task in running[:26]:
+        assert task is not None
+        schedule.end(task)
+        assert schedule.decide(0.0) is None
+    assert running[26] is not None
+    schedule.end(running[26])
+    assert schedule.decide(0.0) is not None
+    assert schedule.decide(0.0) is None
+
+
+def test_a_batch_that_failed_on_a_card_goes_to_another_one() -> None:
+    schedule = Schedule([stage("a")])
+    for number in range(2):
+        schedule.add_station(number, 1, 10, now=0.0, card=f"card {number}")
+        hold(schedule, number, 0)
+    schedule.isolate(0, 2, frozenset({"card 0"}))
+    schedule.isolate(0, 3, frozenset({"card 1"}))
+    first, second = schedule.decide(0.0), schedule.decide(0.0)
+    assert first is not None
+    assert second is not None
+    assert {(one.station, one.clips) for one in (first, second)} == {(1, 2), (0, 3)}
+
+
+def test_a_batch_that_no_station_would_take_is_let_go_where_it_failed() -> None:
+    schedule = Schedule([stage("a")])
+    schedule.add_station(0, 1, 10, now=0.0, card="card 0")
+    schedule.isolate(0, 2, frozenset({"card 0"}))
+    assert schedule.decide(0.0) is None
+    schedule.relax()
+    assert schedule.decide(0.0) is not None
+
+
 def test_a_line_with_clips_in_flight_is_not_opened_again() -> None:
     schedule = line(stage("a"))
     schedule.admit(1)

@@ -1,7 +1,12 @@
 """Recipes identify datasets that exist: a change of code must not change them."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+from show1_ray.errors import UserError
+from show1_ray.job import origin
 from show1_ray.pipeline import Pipeline
 
 
@@ -16,3 +21,24 @@ def test_recipes_of_local_weights_are_what_they_were(name: str, digest: str):
 )
 def test_recipes_of_the_hubs_weights_are_what_they_were_before_revisions_are_resolved(name: str, digest: str):
     assert Pipeline.load(name).recipe_hash() == digest
+
+
+def kept(name: str, folder: Path) -> Path:
+    """The pipeline file that a dataset keeps."""
+    pipeline = origin(Pipeline.load(name).resolved()).pipeline
+    path = folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(dict(pipeline), sort_keys=False))
+    return path
+
+
+def test_the_pipeline_file_of_a_dataset_finds_the_packages_weights_by_what_they_are(tmp_path):
+    again = Pipeline.load(kept("nano", tmp_path)).resolved()
+    assert again.recipe_hash() == Pipeline.load("nano").resolved().recipe_hash()
+    assert all(folder.is_dir() for folder in again.fetch())
+
+
+def test_of_other_local_weights_it_is_said_that_the_file_does_not_name_them(tiny, tmp_path):
+    with pytest.raises(
+        UserError, match=r"^weights sha256:\w+: they were in a folder of the machine .*checkpoint\.repo="
+    ):
+        Pipeline.load(kept(str(tiny), tmp_path)).resolved()

@@ -119,12 +119,12 @@ def test_a_stage_that_does_not_fit_is_refused_with_the_card():
 
 
 def test_a_gpu_that_is_not_known_is_refused(pipeline):
-    with pytest.raises(UserError, match="--gpu-type V100: not known; there are T4, "):
+    with pytest.raises(UserError, match=r"^GPU V100: not known; there are T4, "):
         estimate(pipeline, 10, 1, "V100")
 
 
 def test_a_cpu_needs_a_profile(pipeline):
-    with pytest.raises(UserError, match=r"no profile of tiny on a CPU: .*`show1-ray profile tiny"):
+    with pytest.raises(UserError, match=r"^no profile of tiny on a CPU: .*`show1-ray profile tiny"):
         estimate(pipeline, 10, 1, "cpu")
 
 
