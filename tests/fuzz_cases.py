@@ -100,6 +100,10 @@ row = st.one_of(
     ),
     st.dictionaries(st.one_of(st.sampled_from(COLUMNS), text), value, max_size=3),
 )
+good_row = st.fixed_dictionaries(
+    {"prompt": st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).map("a{}".format)},
+    optional={"seed": st.integers(0, 2**63 - 1), "negative_prompt": st.just("blur"), "split": value},
+)
 LINES = [
     b"[" * 100_000,
     b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}",
@@ -117,8 +121,9 @@ LINES += [b'{"prompt": "a", "b": ' + b"[" * 400 + b"]" * 400 + b"}", b'{"prompt"
 
 @st.composite
 def jsonl_file(draw: Any) -> tuple[str, bytes]:
-    lines = [as_json(one) for one in draw(st.lists(row, max_size=4))]
-    lines += draw(st.lists(st.sampled_from(LINES), max_size=1))
+    kind = good_row if draw(st.booleans()) else row
+    lines = [as_json(one) for one in draw(st.lists(kind, min_size=1, max_size=4))]
+    lines += draw(st.lists(st.sampled_from(LINES), max_size=1)) if kind is row else []
     return ".jsonl", b"\n".join(lines)
 
 
@@ -134,7 +139,7 @@ def csv_file(draw: Any) -> tuple[str, bytes]:
 
 @st.composite
 def parquet_file(draw: Any) -> tuple[str, bytes]:
-    rows = draw(st.lists(row, min_size=1, max_size=3))
+    rows = draw(st.lists(good_row if draw(st.booleans()) else row, min_size=1, max_size=3))
     buffer = io.BytesIO()
     try:
         pq.write_table(pa.Table.from_pylist(rows), buffer)
@@ -147,7 +152,8 @@ def parquet_file(draw: Any) -> tuple[str, bytes]:
 @st.composite
 def manifest_case(draw: Any) -> Case:
     suffix, data = draw(st.one_of(jsonl_file(), csv_file(), parquet_file()))
-    data = spoilt(data, draw(spoils))
+    if draw(st.integers(0, 2)) == 0:
+        data = spoilt(data, draw(spoils))
     if draw(st.integers(0, 9)) == 0:
         data, suffix = (
             spoilt(gzip.compress(data, 1), draw(spoils)),
@@ -159,8 +165,9 @@ def manifest_case(draw: Any) -> Case:
         ("--limit", ["1", "9" * 30]),
         ("--seed", ["1"]),
     ):
-        if draw(st.integers(0, 3)) == 0:
-            options += [name, draw(st.one_of(st.sampled_from(values), odd_text.filter(is_argument)))]
+        if draw(st.integers(0, 5)) == 0:
+            likely = st.sampled_from(values)
+            options += [name, draw(odd_text.filter(is_argument) if draw(st.integers(0, 7)) == 0 else likely)]
     where = draw(st.sampled_from(["m" + suffix, ".", "m*", "m" + suffix, "m" + suffix]))
     command = ("render", where, "--out", "/nonexistent-out/x" if where == "." else "out", "--dry-run", *options)
     if draw(st.integers(0, 5)) == 0:
