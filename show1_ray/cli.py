@@ -274,7 +274,15 @@ def demo(
     address: Annotated[
         str | None, typer.Option(metavar="auto|HOST:PORT", help="A Ray cluster. [default: this machine]")
     ] = None,
-    auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="What the page asks for.")] = None,
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="@FILE",
+            envvar="SHOW1_RAY_AUTH",
+            show_envvar=True,
+            help="A file with the user:password that the page asks for; given as it is, it stands in the process list.",
+        ),
+    ] = None,
     changes: SetOption = None,
     code: CodeOption = None,
 ) -> None:

@@ -167,6 +167,10 @@ def test_ray_and_aws_take_the_launcher_file():
     assert "InstanceMarketOptions" not in head["node_config"]
 
 
+def test_the_launcher_files_ask_for_no_full_access():
+    assert not any("FullAccess" in text(name) or "roles/editor" in text(name) for name in LAUNCHER)
+
+
 def test_ray_and_gcp_take_the_launcher_file():
     head, workers = split(launcher("gcp.yaml"))
     for node in (head, *workers):

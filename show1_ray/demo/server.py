@@ -18,7 +18,7 @@ from show1_ray.cluster.connection import checked_address
 from show1_ray.dataset import Lander
 from show1_ray.dataset.storage import Storage
 from show1_ray.demo.studio import Studio
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, one_line
 from show1_ray.job import origin
 from show1_ray.live import open_line
 from show1_ray.pipeline import Pipeline
@@ -46,7 +46,7 @@ def serve(
         host: where to listen; another one than loopback without `auth` is warned of.
         port: where to listen; 0: any that is free.
         address: a Ray cluster, as for `render`.
-        auth: `user:password` that the page asks for.
+        auth: `user:password` that the page asks for, or `@FILE` that holds it.
 
     Raises:
         UserError: bad input, a port that is taken, Gradio is not there, or the line stopped.
@@ -78,9 +78,14 @@ def serve(
 
 
 def checked_auth(auth: str | None) -> tuple[str, str] | None:
-    """User and password. Raises UserError, which does not repeat them."""
+    """User and password, of `user:password` or of a file. Raises UserError, which does not repeat them."""
     if auth is None:
         return None
+    if auth.startswith("@"):
+        try:
+            auth = Path(auth[1:]).expanduser().read_text().strip()
+        except (OSError, ValueError) as error:
+            raise UserError(f"--auth: the file cannot be read: {one_line(error)}") from None
     user, colon, password = auth.partition(":")
     if not (user and colon and password):
         raise UserError("--auth: give user:password, neither of them empty")
@@ -88,11 +93,17 @@ def checked_auth(auth: str | None) -> tuple[str, str] | None:
 
 
 def warn_if_open(host: str, account: tuple[str, str] | None) -> None:
-    """Says so where other machines may use the demo without a password."""
+    """Says so where other machines may use the demo without a password, or could read it on its way."""
     if account is None and not is_loopback(host):
         print(
             f"show1-ray: warning: listening on {host} without a password: whoever reaches this machine can use it; "
-            "give --auth user:password",
+            "give --auth @FILE, a file with user:password",
+            file=sys.stderr,
+        )
+    if account is not None and not is_loopback(host):
+        print(
+            f"show1-ray: warning: listening on {host}: the password travels over plain HTTP, where others can read it; "
+            "put a proxy with TLS in front",
             file=sys.stderr,
         )
 

@@ -77,3 +77,20 @@ def test_ctrl_c_while_ray_starts_ends_it_and_all_that_it_started(tiny: Path) -> 
     line = [sys.executable, "-c", CTRL_C_IN_A_FORK, "demo", "--pipeline", str(tiny), "--port", "0"]
     with begun(line) as process:
         assert end_of(process) == (130, "", [])
+
+
+def test_the_password_may_stand_in_a_file_which_no_process_list_shows(tmp_path) -> None:
+    file = tmp_path / "account"
+    file.write_text("ada:secret:word\n")
+    assert server.checked_auth(f"@{file}") == ("ada", "secret:word")
+    with pytest.raises(UserError, match=r"^--auth: the file cannot be read: "):
+        server.checked_auth(f"@{tmp_path / 'nothing'}")
+
+
+def test_a_password_over_plain_http_is_warned_of_beyond_loopback(capsys) -> None:
+    server.warn_if_open("127.0.0.1", ("ada", "secret"))
+    assert capsys.readouterr().err == ""
+    server.warn_if_open("0.0.0.0", ("ada", "secret"))
+    said = capsys.readouterr().err
+    assert "plain HTTP" in said
+    assert "secret" not in said
