@@ -117,7 +117,7 @@ def test_the_command_lines_are_those_of_the_program(name):
         parsed = group.commands[command].make_context(command, list(arguments))
         given = parsed.params
         if command == "submit":  # what it does not know itself is render's
-            _, pipeline, _ = options_of_render([given["manifest"], "--out", given["out"], *parsed.args])
+            _, pipeline, *_ = options_of_render([given["manifest"], "--out", given["out"], *parsed.args])
             assert given["address"].startswith("http://")
         else:
             pipeline = given["pipeline"]

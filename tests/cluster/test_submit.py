@@ -273,7 +273,7 @@ def test_a_dropped_connection_is_taken_up_again_and_a_stopped_job_ends_with_130(
     [
         (["--out", "out"], "give a MANIFEST"),
         (["missing.parquet", "--out", "out"], "missing.parquet: no such file"),
-        (["{manifest}", "--out", "out", "--gpus", "3:1"], "--gpus 3:1"),
+        (["{manifest}", "--out", "out", "--gpus", "3:1"], "--gpus '3:1'"),
         (["{manifest}", "--out", "out", "--limitt", "3"], "--limitt"),
         (["{manifest}", "--out", "out", "--pipeline", "nanno"], "nanno"),
         (["--status", "raysubmit_none"], "raysubmit_none"),
