@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -52,6 +53,29 @@ def device_error() -> None:
         raise ValueError("the decoder failed") from error
 
 
+@ray.remote(num_gpus=1, num_cpus=0)
+class Occupant:
+    """Has a GPU."""
+
+    def gpu(self) -> str:
+        return gpu()
+
+
+@contextmanager
+def only_gpus(count: int, wanted: set[str]) -> Iterator[None]:
+    """So many GPUs are free, those that are wanted among them: else a process that starts anew may get another one."""
+    occupants = [Occupant.remote() for _ in range(4)]
+    numbers = dict(zip(occupants, ray.get([one.gpu.remote() for one in occupants]), strict=True))
+    free = sorted(occupants, key=lambda one: numbers[one] not in wanted)[:count]
+    for one in free:
+        ray.kill(one)
+    try:
+        yield
+    finally:
+        for one in occupants:
+            ray.kill(one)
+
+
 def render_all(
     stations: int, least: int, stage: Callable[[int, str], Adds], until_shut_out: bool = False
 ) -> tuple[Outcome, list[Clip], list[StationShutOut]]:
@@ -76,7 +100,8 @@ def render_all(
 
 @pytest.mark.parametrize(("stations", "bad", "act"), [(4, "1", raises), (2, "0", raises), (4, "2", device_error)])
 def test_a_bad_card_costs_no_clip_and_is_named(stations: int, bad: str, act: Callable[[], None]) -> None:
-    outcome, taken, told = render_all(stations, 400, partial(on_bad_card, {bad}, act), until_shut_out=True)
+    with only_gpus(stations, {bad}):
+        outcome, taken, told = render_all(stations, 400, partial(on_bad_card, {bad}, act), until_shut_out=True)
     outcome.assert_done(taken)
     assert {event.place.split(" of ")[0] for event in told} == {f"GPU {bad}"}
     assert {event.node for event in told} == {ray.nodes()[0]["NodeID"]}
@@ -106,7 +131,8 @@ class DoesNotLoad(Adds):
 
 
 def test_a_card_on_which_a_stage_does_not_load_does_not_end_the_job() -> None:
-    outcome, taken, told = render_all(3, 60, partial(DoesNotLoad, {"1"}), until_shut_out=True)
+    with only_gpus(3, {"1"}):
+        outcome, taken, told = render_all(3, 60, partial(DoesNotLoad, {"1"}), until_shut_out=True)
     outcome.assert_done(taken)
     assert {event.place.split(" of ")[0] for event in told} == {"GPU 1"}
     assert {done.attempts for done in outcome.done.values()} == {1}
