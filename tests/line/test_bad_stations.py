@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import ray
@@ -53,7 +54,6 @@ def device_error() -> None:
         raise ValueError("the decoder failed") from error
 
 
-@ray.remote(num_gpus=1, num_cpus=0)
 class Occupant:
     """Has a GPU."""
 
@@ -64,7 +64,8 @@ class Occupant:
 @contextmanager
 def only_gpus(count: int, wanted: set[str]) -> Iterator[None]:
     """So many GPUs are free, those that are wanted among them: else a process that starts anew may get another one."""
-    occupants = [Occupant.remote() for _ in range(4)]
+    occupant: Any = ray.remote(num_gpus=1, num_cpus=0)(Occupant)
+    occupants = [occupant.remote() for _ in range(4)]
     numbers = dict(zip(occupants, ray.get([one.gpu.remote() for one in occupants]), strict=True))
     free = sorted(occupants, key=lambda one: numbers[one] not in wanted)[:count]
     for one in free:
