@@ -213,6 +213,8 @@ def status(
         print(json.dumps(asdict(status)))
         raise typer.Exit(1 if status.damaged else 0)
     print(f"{where}: {status.done} of {status.count} clips done, {len(status.failures)} failed, {status.left} left")
+    if status.others:
+        print(f"{status.others} of these {status.count} are not of the last manifest, {status.manifest}")
     print(f"pipeline {status.pipeline}, recipe {status.recipe_hash}, {status.format}, {status.bytes / 2**20:.1f} MiB")
     if status.holder is not None:
         print(f"being written by {status.holder}")
@@ -242,10 +244,10 @@ def pipelines() -> None:
     table = Table("name", "what it renders", "frames", "size", "weights", box=None, pad_edge=False)
     for name in pipelines_module.names():
         pipeline = Pipeline.load(name)
-        last = pipeline.stages.latent_super_resolution
+        frames, height, width, _ = ("?" if size is None else size for size in pipeline.video_shape.sizes)
         local = all(checkpoint.is_local for checkpoint in pipeline.checkpoints())
         where = "in the package" if local else f"{len(pipeline.checkpoints())} checkpoints on the hub"
-        table.add_row(name, pipeline.description, str(pipeline.total_frames), f"{last.width}x{last.height}", where)
+        table.add_row(name, pipeline.description, str(frames), f"{width}x{height}", where)
     Console().print(table)
 
 

@@ -12,8 +12,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from show1_ray.cluster.connection import check_shared, checked_address, cluster, job_name
-from show1_ray.dataset import Dataset, Origin, Weights, look
+from show1_ray.dataset import Dataset, Origin, Survey, Weights, look
+from show1_ray.dataset.compaction import read_failures
+from show1_ray.dataset.patience import LISTENER
 from show1_ray.dataset.report import About, Report
+from show1_ray.dataset.report.page import last_line
+from show1_ray.dataset.storage import Storage
+from show1_ray.dataset.undo import Undo, undone_if_refused
 from show1_ray.errors import UserError
 from show1_ray.line.events import (
     ClipDone,
@@ -29,9 +34,13 @@ from show1_ray.line.service import ClipEvent, Service, StoppedError
 from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec
 from show1_ray.manifest import Entry, open_manifest
 from show1_ray.metrics import Metrics
+from show1_ray.notice import Aside, Notice
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.lineup import FRAMES_OF, job_device, memory_for_stages, specs
 from show1_ray.planning.costs import costs_of_job
+
+LISTED = 100
+"""Failures in a summary."""
 
 
 @dataclass
@@ -49,6 +58,9 @@ class Summary:
     interrupted: bool = False
     stopped: str = ""
     failures: list[dict[str, str]] = field(default_factory=list)
+    """Of this run, at most LISTED."""
+    failures_before: list[dict[str, str]] = field(default_factory=list)
+    """Of earlier ones, skipped in this run, at most LISTED."""
 
     @property
     def exit_code(self) -> int:
@@ -58,14 +70,28 @@ class Summary:
         return 1 if self.failed or self.skipped_failures or self.stopped else 0
 
     def count_failure(self, event: ClipFailed) -> None:
-        """A clip could not be rendered; the first hundred are listed."""
+        """A clip could not be rendered."""
         self.failed += 1
-        if len(self.failures) < 100:
+        if len(self.failures) < LISTED:
             self.failures.append({"id": event.clip.id, "stage": event.stage, "error": event.reason})
+
+    def count_before(self, survey: Survey, storage: Storage) -> None:
+        """What is there already."""
+        self.done_before, self.skipped_failures = survey.done, survey.failed
+        if survey.skipped:
+            known = {failure["id"]: failure for failure in read_failures(storage)}
+            told = [known[clip_id] for clip_id in survey.skipped if clip_id in known]
+            self.failures_before = [
+                {"id": one["id"], "stage": one["stage"], "error": last_line(one["error"])} for one in told
+            ]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {**asdict(self), "exit_code": self.exit_code}
+
+
+Told = Event | Summary | Notice
+"""What the `observe` of a job is told."""
 
 
 class Control:
@@ -113,7 +139,7 @@ def render(
     max_failures: int = 20,
     verify: bool = False,
     dry_run: bool = False,
-    observe: Callable[[Event | Summary], None] = lambda event: None,
+    observe: Callable[[Told], None] = lambda event: None,
     control: Control | None = None,
     line: LineSettings | None = None,
 ) -> Summary:
@@ -138,7 +164,8 @@ def render(
         verify: read all clips that are there and render again those whose checksum is wrong; else only their sizes are
             compared, which tells truncated ones and costs a listing.
         dry_run: check everything, say what is left, render nothing.
-        observe: called with each of the line's events, in the line's thread, and first with the summary as it stands.
+        observe: called with each of the line's events, in the line's thread, and first with the summary as it stands;
+            and, from any thread, with a `Notice` of what went wrong beside the rendering.
         control: stops the job.
         line: how the line runs, for tests and experiments.
 
@@ -166,30 +193,41 @@ def render(
     place: dict[str, Any] = {"origin": origin(pipeline), "format": format, "columns": entries.columns}
     if dry_run:
         survey = look(out, entries, retry_failed=retry_failed, verify=verify, **place)
-        summary.done_before, summary.skipped_failures = survey.done, survey.failed
+        summary.count_before(survey, Storage.at(out))
         observe(summary)
         return summary
-    with Dataset.open(out, manifest=about, job=job_name(), verify=verify, **place) as dataset:
+
+    def tell(text: str) -> None:
+        observe(Notice(text))
+
+    def run(dataset: Dataset, undo: Undo, control: Control) -> None:
+        """Renders what is missing."""
+        # Shows licences, and refuses here what stations would stumble over.
+        pipeline.fetch() if address == "local" else pipeline.check_access()
+        costs = costs_of_job(pipeline, job_device(address, settings))
+        stages = specs(pipeline, dataset.lander, save_stages, costs)
+        subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
+        with cluster(address):
+            check_shared(out)
+            with Report(dataset.lander.storage, subject, tell=tell) as report:
+                watched = watching(observe, report, measured(job_name() or out, tell), undo)
+                running = Service(stages, settings, max_waiting=math.inf, observe=watched, total=left)
+                fill(dataset, running, dataset.missing(entries, retry_failed), summary, control, max_failures)
+                report.end(interrupted=control.asked, stopped=summary.stopped)
+
+    control = control or Control()
+    with (
+        LISTENER.told(tell),
+        undone_if_refused(out) as undo,
+        Dataset.open(out, manifest=about, job=job_name(), verify=verify, **place) as dataset,
+    ):
         if not dataset.is_new:
-            survey = dataset.survey(entries, retry_failed)
-            summary.done_before, summary.skipped_failures = survey.done, survey.failed
+            summary.count_before(dataset.survey(entries, retry_failed), dataset.lander.storage)
         left = summary.total - summary.done_before - summary.skipped_failures
         observe(summary)
         if left:
-            # Shows licences, and refuses here what stations would stumble over.
-            pipeline.fetch() if address == "local" else pipeline.check_access()
-            costs = costs_of_job(pipeline, job_device(address, settings))
-            stages = specs(pipeline, dataset.lander, save_stages, costs)
-            subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
-            control = control or Control()
-            with cluster(address):
-                check_shared(out)
-                with Report(dataset.lander.storage, subject) as report:
-                    watched = watching(observe, report, Metrics(job_name() or out))
-                    running = Service(stages, settings, max_waiting=math.inf, observe=watched, total=left)
-                    fill(dataset, running, dataset.missing(entries, retry_failed), summary, control, max_failures)
-                    report.end(interrupted=control.asked, stopped=summary.stopped)
-        summary.interrupted = control is not None and control.asked
+            run(dataset, undo, control)
+        summary.interrupted = control.asked
         summary.seconds = time.monotonic() - began
         if not summary.interrupted and not summary.stopped:
             dataset.finish()
@@ -282,20 +320,40 @@ def report_subject(
     )
 
 
-def watching(
-    observe: Callable[[Event | Summary], None], report: Report, metrics: Metrics
-) -> Callable[[Event | Summary], None]:
-    """`observe`, with the report and the metrics told too."""
+def measured(run: str, tell: Callable[[str], None]) -> Callable[[Event], None]:
+    """What counts the line's events for Prometheus. Where that does not work, it is said once and the job goes on."""
+    aside = Aside("metrics", tell)
+    metrics: Metrics | None = None
 
-    def tell(event: Event | Summary) -> None:
+    def observe(event: Event) -> None:
+        nonlocal metrics
+        if aside.failed:
+            return
+        try:
+            metrics = metrics or Metrics(run)
+            metrics.observe(event)
+        except Exception as error:  # whatever it is: numbers are not worth a job
+            aside.fail(error)
+
+    return observe
+
+
+def watching(
+    observe: Callable[[Told], None], report: Report, metrics: Callable[[Event], None], undo: Undo
+) -> Callable[[Event], None]:
+    """`observe`, with the report and the metrics told too. A job that has had a station was not refused."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, StationUp):
+            undo.keep()
         tell_report(report, event)
-        metrics.observe(event)
+        metrics(event)
         observe(event)
 
     return tell
 
 
-def tell_report(report: Report, event: Event | Summary) -> None:
+def tell_report(report: Report, event: Event) -> None:
     """The line's events, as the report takes them."""
     match event:
         case StationUp():
@@ -311,7 +369,8 @@ def tell_report(report: Report, event: Event | Summary) -> None:
         case ClipFailed():
             report.clip_failed(event.clip, event.stage, event.attempts, event.error)
         case Snapshot():
-            report.working([station.number for station in event.stations if station.doing is not None])
+            at_work = [station.number for station in event.stations if station.doing is not None]
+            report.working(at_work, event.clips_an_hour, event.seconds_left)
 
 
 def origin(pipeline: Pipeline) -> Origin:
@@ -319,7 +378,7 @@ def origin(pipeline: Pipeline) -> Origin:
     weights = [Weights(one.name, one.revision or "", one.licence or "") for one in pipeline.checkpoints()]
     return Origin(
         name=pipeline.name,
-        pipeline={"name": pipeline.name, **pipeline.recipe(), "execution": pipeline.execution.model_dump(mode="json")},
+        pipeline={"name": pipeline.name, **pipeline.document(portable=True)},
         recipe=pipeline.recipe(),
         recipe_hash=pipeline.recipe_hash(),
         fps=pipeline.fps,

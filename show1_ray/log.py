@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from show1_ray.line.events import ClipDone, ClipFailed, Snapshot, StageDone, StationEnded, StationLost, StationUp
+from show1_ray.notice import Notice
 
 SNAPSHOT_SECONDS = 30.0
 
@@ -35,6 +36,8 @@ class Log:
     def observe(self, event: object) -> None:
         """Writes what is worth it."""
         match event:
+            case Notice():
+                self.write("notice", text=event.text)
             case StationUp():
                 self.write("station up", station=event.station, node=event.node)
             case StationLost():

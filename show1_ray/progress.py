@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from show1_ray.line.events import ClipFailed, Snapshot, StationLost
+from show1_ray.notice import Notice
 
 if TYPE_CHECKING:
     from show1_ray.job import Summary
@@ -53,6 +54,8 @@ class Progress:
                     self.print(line(event))
             case ClipFailed():
                 self.print(f"clip {event.clip.id} failed in {event.stage}: {event.reason}", style="red")
+            case Notice():
+                self.print(event.text, style="yellow")
             case StationLost():
                 self.print(f"station {event.station} lost: {event.reason}", style="yellow")
 
@@ -94,13 +97,24 @@ def summary_lines(summary: Summary, before: bool = False) -> str:
         rest = summary.total - summary.done_before - summary.skipped_failures
         failed = f", {summary.skipped_failures} failed before (--retry-failed)" if summary.skipped_failures else ""
         return f"{summary.out}: {summary.done_before} of {summary.total} clips done{failed}, {rest} to render"
-    lines = [f"{summary.clips}: {summary.rendered} clips rendered in {summary.seconds:.0f} s, {summary.failed} failed"]
-    lines += [f"failed: {one['id']} in {one['stage']}: {one['error']}" for one in summary.failures]
+    again = (
+        f", {summary.skipped_failures} failed before and skipped (--retry-failed)" if summary.skipped_failures else ""
+    )
+    did = f"{summary.rendered} clips rendered in {summary.seconds:.0f} s, {summary.failed} failed"
+    lines = [f"{summary.clips}: {did}{again}"]
+    lines += _listed("failed", summary.failures, summary.failed)
+    lines += _listed("failed before", summary.failures_before, summary.skipped_failures)
     if summary.stopped:
         lines.append(f"stopped: {summary.stopped}")
     if summary.interrupted:
         lines.append("interrupted; run the same command again to go on")
     return "\n".join(lines)
+
+
+def _listed(what: str, failures: list[dict[str, str]], count: int) -> list[str]:
+    lines = [f"{what}: {one['id']} in {one['stage']}: {one['error']}" for one in failures]
+    more = count - len(failures)
+    return [*lines, f"{what}: {more} more, which `show1-ray status` lists"] if more > 0 else lines
 
 
 def of(total: int | None) -> str:

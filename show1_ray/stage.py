@@ -37,13 +37,20 @@ PLAIN = "value"
 Axes = str
 """Names of a tensor's axes, separated by spaces; `PLAIN` for a plain value."""
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class StageSettings(BaseModel):
-    """A stage's part of the recipe. Unknown keys and other types are refused: true is no number, "5" neither."""
+    """A stage's part of the recipe. Unknown keys and other types are refused: true is no number, "5" neither.
+
+    Attributes:
+        later: fields that came when recipes had been written already: left out of the recipe where they have their
+            defaults, so that those stay what they were.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    later: ClassVar[frozenset[str]] = frozenset()
 
 
 class StageExecution(BaseModel):
@@ -52,7 +59,9 @@ class StageExecution(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     batch_size: Count = 1
-    memory: float = Field(0, ge=0, description="GiB on the device: the weights, and the working set of a batch")
+    memory: float = Field(
+        0, ge=0, le=10_000, description="GiB on the device: the weights, and the working set of a batch"
+    )
     device: Literal["auto", "cpu"] = Field("auto", description="cpu: on CPU cores, also where there are GPUs")
     cpus: int = Field(
         1, ge=0, description="with device: cpu, cores of a station that holds it; 0: a task that keeps no state"
@@ -118,11 +127,13 @@ class Context:
         name: the stage's key in the pipeline file.
         dtype: of weights and of what is computed: "float16", "bfloat16" or "float32".
         fps: frames a second of the clips.
+        execution: the stage's execution settings.
     """
 
     name: str
     dtype: str = "float32"
     fps: float = 8.0
+    execution: Any = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,8 @@ class Reject:
 
 
 Fault = tuple[str, str]
-"""A key of a stage's settings ("" for the stage itself) and the reason why its value cannot be."""
+"""A key of a stage's settings ("" for the stage itself, "execution.…" for its execution settings) and the reason why
+its value cannot be."""
 
 
 class Stage(ABC):

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,9 +26,11 @@ from show1_ray import Pipeline, UserError, render
 from show1_ray.clip import Clip
 from show1_ray.dataset import read_status
 from show1_ray.dataset.video import decode_video
-from show1_ray.job import Control
-from show1_ray.line.events import StageBegan, StageDone, StationLost, StationUp
+from show1_ray.job import Control, measured
+from show1_ray.line.events import ClipDone, Snapshot, StageBegan, StageDone, StationLost, StationUp
 from show1_ray.line.spec import LineSettings
+from show1_ray.notice import Notice
+from show1_ray.progress import summary_lines
 from show1_ray.show1.cascade import load_stages
 from show1_ray.show1.cascade import render as render_in_process
 from tests.broken import break_word
@@ -115,8 +118,13 @@ def assert_complete(out: Path, encoded, count=COUNT, without=()) -> None:
 class TestOneJob:
     def test_a_manifest_becomes_a_dataset_and_the_second_run_renders_nothing(self, tiny, manifest, tmp_path, encoded):
         out = tmp_path / "out"
-        first = render(manifest, str(out), str(tiny))
+        told: list[Any] = []
+        first = render(manifest, str(out), str(tiny), observe=told.append)
         assert (first.rendered, first.failed, first.exit_code) == (COUNT, 0, 0)
+        pace = [event for event in told if isinstance(event, Snapshot)][-1].clips_an_hour
+        shown = re.findall(r"Clips an hour</dt><dd>([^<]*)", (out / "report.html").read_text())
+        assert [float(text.replace(",", "")) for text in shown] == [pytest.approx(pace, rel=0.01)]
+        assert pace * first.seconds / 3600 >= COUNT, "the start of the stations counts too"
         assert_complete(out, encoded)
         rows = {row["id"]: row for row in pq.read_table(out / "metadata.parquet").to_pylist()}
         row = rows["clip-03"]
@@ -173,6 +181,9 @@ class TestOneJob:
         assert_complete(out, encoded, without=["clip-04"])
         second = render(manifest, str(out), str(broken), gpus=1)
         assert (second.rendered, second.failed, second.skipped_failures, second.exit_code) == (0, 0, 1, 1)
+        assert [(one["id"], one["stage"]) for one in second.failures_before] == [("clip-04", "text")]
+        *_, told = summary_lines(second).splitlines()
+        assert told.startswith("failed before: clip-04 in text: ")
         third = render(manifest, str(out), str(broken), retry_failed=True, gpus=1)
         assert (third.rendered, third.failed) == (0, 1)
 
@@ -184,6 +195,17 @@ class TestOneJob:
         assert summary.rendered == 0
         assert "failed" in summary.stopped
         assert summary.exit_code == 1
+
+    def test_a_report_that_cannot_be_written_is_told_once_and_costs_nothing(self, tiny, manifest, out_begun, encoded):
+        (out_begun / "report.html").unlink()
+        (out_begun / "report.html").mkdir()
+        told = []
+        summary = render(manifest, str(out_begun), str(tiny), observe=told.append, gpus=1)
+        assert (summary.rendered, summary.exit_code) == (COUNT - BEGUN, 0)
+        assert_complete(out_begun, encoded)
+        [notice] = [event for event in told if isinstance(event, Notice)]
+        assert "report.html" in notice.text
+        assert notice.text.endswith("; the job goes on")
 
     def test_a_station_killed_in_mid_batch_costs_nothing(self, tiny, manifest, tmp_path, encoded):
         out, stations, killed, lost = tmp_path / "out", {}, [], []
@@ -282,6 +304,14 @@ def test_a_node_that_goes_with_its_tensors_costs_nothing(tiny, manifest, tmp_pat
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def test_metrics_that_cannot_be_counted_are_told_once_and_cost_nothing():
+    told: list[str] = []
+    observe = measured("run", told.append)
+    for _ in range(3):
+        observe(ClipDone(Clip("a", "b"), {"no": "row"}, {}, {}, 1))
+    assert told == ["metrics: 'row'; the job goes on"]
 
 
 def command(manifest: str, out: Path, tiny: Path, *more: str) -> list[str]:

@@ -83,7 +83,7 @@ def _ship_pipeline(pipeline: str, folder: Path) -> str:
     if pipeline in names():
         return pipeline
     # Whole, with absolute paths: what it extends and where it lies are not known there.
-    whole = Pipeline.load(pipeline).model_dump(mode="json", exclude_none=True, exclude={"name"})
+    whole = Pipeline.load(pipeline).document()
     path = folder / Path(pipeline).name
     path.write_text(yaml.safe_dump(whole, sort_keys=False))
     return path.name

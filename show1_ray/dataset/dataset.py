@@ -23,8 +23,9 @@ from show1_ray.dataset.layout import CARD, CLIPS, FAILURES, METADATA, SHARDS, cl
 from show1_ray.dataset.lease import Lease, LeaseError, LeaseTimes
 from show1_ray.dataset.metadata import FAILURES as FAILURE_SCHEMA
 from show1_ray.dataset.metadata import Row, check_columns, to_parquet, to_table
+from show1_ray.dataset.patience import Retries
 from show1_ray.dataset.shards import read_shard, read_videos, write_shard
-from show1_ray.dataset.storage import Retries, Storage, StorageError
+from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.dataset.survey import Contents, Survey
 from show1_ray.dataset.verify import find_damaged
 from show1_ray.manifest import Entry

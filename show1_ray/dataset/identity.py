@@ -3,47 +3,117 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from show1_ray.dataset.conditional import TEMPORARY
 from show1_ray.dataset.lander import Origin
-from show1_ray.dataset.layout import CLIPS, DATASET, FAILURES, METADATA, METADATA_FILE, PIPELINE, SHARDS
+from show1_ray.dataset.layout import (
+    CARD,
+    CLIPS,
+    DATASET,
+    FAILURES,
+    METADATA,
+    METADATA_FILE,
+    PIPELINE,
+    REPORT,
+    SHARDS,
+    STAGES,
+    shard_number,
+)
 from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
 
 Format = Literal["mp4", "webdataset"]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+VERSION = 1
+"""Of what `dataset.json` says. It grows when an older show1-ray would misread a dataset."""
+
+
+class LastManifest(BaseModel):
+    """What the last job rendered. `count` is None where that is not known; `others` and `other_failures` are clips of
+    the dataset that are not this manifest's."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    url: str = ""
+    count: Count | None = None
+    fingerprint: str = ""
+    others: Count = 0
+    other_failures: Count = 0
+
+
+class Identity(BaseModel):
+    """What `dataset.json` says: the recipe and the format that all clips have, and the last job's manifest."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    show1_ray_dataset: Annotated[int, Field(ge=1)]
+    format: Format
+    pipeline: str
+    recipe_hash: str
+    recipe: dict[str, Any]
+    manifest: LastManifest = LastManifest()
+
+
+class _Versioned(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    show1_ray_dataset: Annotated[int, Field(ge=1)]
 
 
 def check_identity(storage: Storage, origin: Origin, format: str) -> None:
     """Refuse a folder of something else, and a dataset of another recipe or format. Raises UserError."""
     about = read_identity(storage)
     if about is None:
-        names = sorted(n for n in [*storage.sizes(""), *storage.folders("")] if not n.startswith("."))
-        if names:
-            raise UserError(f"dataset {storage.url}: holds something else ({names[0]}); give an empty one")
+        foreign = _foreign(storage)
+        if foreign:
+            raise UserError(f"dataset {storage.url}: holds something else ({foreign}); give an empty one")
         return
     folders = set(storage.folders(""))
     if not folders & {CLIPS, SHARDS, METADATA, FAILURES} and METADATA_FILE not in storage.sizes(""):
         return  # a dry run, or a job that ended before its first clip
-    if about["format"] != format:
-        raise UserError(f"dataset {storage.url}: its format is {about['format']}, not {format}")
-    if about["recipe_hash"] != origin.recipe_hash:
-        before, now = _dotted(about["recipe"]), _dotted(json.loads(json.dumps(origin.recipe)))
+    if about.format != format:
+        raise UserError(f"dataset {storage.url}: its format is {about.format}, not {format}")
+    if about.recipe_hash != origin.recipe_hash:
+        before, now = _dotted(about.recipe), _dotted(json.loads(json.dumps(origin.recipe)))
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         changes = [f"{key} {before.get(key)!r} → {now.get(key)!r}" for key in keys]
-        changes = changes or [f"its hash {about['recipe_hash']} → {origin.recipe_hash}"]
+        changes = changes or [f"its hash {about.recipe_hash} → {origin.recipe_hash}"]
         raise UserError(
             f"dataset {storage.url}: made with another recipe: {'; '.join(changes)}; "
             "render with the same, or give another --out"
         )
 
 
+def _foreign(storage: Storage) -> str:
+    """What a folder without dataset.json holds that a job does not write; "" for nothing.
+
+    A dataset that is deleted under a job is written to until the job notices: the next one goes on with what is left.
+    """
+    files = {name for name in storage.sizes("") if not name.startswith(".")}
+    folders = set(storage.folders(""))
+    ours = folders & {CLIPS, SHARDS, METADATA, FAILURES}
+    known = {METADATA_FILE, REPORT} | ({PIPELINE, CARD} if ours or METADATA_FILE in files else set())
+    strange = sorted(files - known) + sorted(folders - {CLIPS, SHARDS, METADATA, FAILURES, STAGES})
+    if CLIPS in ours:
+        strange += [f"{CLIPS}/{name}" for name in storage.folders(CLIPS) if not re.fullmatch("[0-9a-f]{2}", name)]
+        strange += [f"{CLIPS}/{name}" for name in storage.sizes(CLIPS) if not name.startswith(".")]
+    if SHARDS in ours:
+        strange += [f"{SHARDS}/{name}" for name in storage.sizes(SHARDS) if shard_number(name) is None]
+    for folder in sorted(ours & {METADATA, FAILURES}):
+        strange += [f"{folder}/{name}" for name in storage.sizes(folder) if not name.endswith((".parquet", TEMPORARY))]
+    return strange[0] if strange else ""
+
+
 def write_identity(storage: Storage, origin: Origin, format: Format, manifest: Mapping[str, Any]) -> None:
     """Write down what the dataset is, and the pipeline as it was resolved. Raises StorageError."""
     about = {
-        "show1_ray_dataset": 1,
+        "show1_ray_dataset": VERSION,
         "format": format,
         "pipeline": origin.name,
         "recipe_hash": origin.recipe_hash,
@@ -55,17 +125,44 @@ def write_identity(storage: Storage, origin: Origin, format: Format, manifest: M
     storage.write(PIPELINE, pipeline.encode())
 
 
-def read_identity(storage: Storage) -> dict[str, Any] | None:
-    """What a dataset says of itself; None where there is none. Raises UserError."""
+def read_identity(storage: Storage) -> Identity | None:
+    """What a dataset says of itself; None where there is none.
+
+    Raises UserError: no JSON, something else's, of a newer version, values of wrong types; StorageError.
+    """
     try:
-        about = json.loads(storage.read(DATASET))
+        content = storage.read(DATASET)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UserError(f"dataset {storage.url}: its {DATASET} is not JSON: {error}") from error
-    if not isinstance(about, dict) or "show1_ray_dataset" not in about:
-        raise UserError(f"dataset {storage.url}: its {DATASET} is not one of show1-ray")
-    return about
+    try:
+        # The version first: of a newer one, nothing else is known.
+        version = _Versioned.model_validate_json(content).show1_ray_dataset
+        if version > VERSION:
+            raise UserError(
+                f"dataset {storage.url}: its {DATASET} is of version {version}, and this show1-ray knows "
+                f"{VERSION}; use a newer show1-ray"
+            )
+        return Identity.model_validate_json(content)
+    except ValidationError as error:
+        raise UserError(f"dataset {storage.url}: its {DATASET} {_told(error)}") from None
+
+
+def _told(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(step) for step in first["loc"])
+    if first["type"] == "json_invalid":
+        return f"is not JSON: {first['ctx']['error']}; bring back what was there, or give another --out"
+    if not where or where == "show1_ray_dataset":
+        return "is not one of show1-ray; give another --out"
+    if first["type"] == "missing":
+        return f"lacks {where!r}; bring back what was there, or give another --out"
+    value, wanted = _short(first["input"]), first["msg"][:1].lower() + first["msg"][1:]
+    return f"has a {where!r} that is {value}: {wanted}; bring back what was there, or give another --out"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:

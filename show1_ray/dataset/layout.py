@@ -10,6 +10,7 @@ import uuid
 DATASET = "dataset.json"
 PIPELINE = "pipeline.yaml"
 CARD = "README.md"
+REPORT = "report.html"
 LEASE = ".lease.json"
 CLIPS = "clips"
 SHARDS = "shards"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -12,9 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from show1_ray.dataset.conditional import Seen
 from show1_ray.dataset.layout import LEASE
 from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class LeaseError(UserError):
@@ -23,10 +29,15 @@ class LeaseError(UserError):
 
 @dataclass(frozen=True)
 class LeaseTimes:
-    """Seconds between renewals, after which silence means death, and between writing the lease and reading it back."""
+    """Seconds between renewals, after which silence means death, and between writing the lease and reading it back.
+
+    `stale` leaves room for the longest that a living holder may be silent: the 10 s between renewals, a store that
+    hangs for a minute and is asked again, with 16 s of waits in between, and a process that stands still for a while.
+    `settling` is for filesystems that know no conditional writes.
+    """
 
     renewal: float = 10
-    stale: float = 45
+    stale: float = 150
     settling: float = 0.3
 
 
@@ -67,6 +78,9 @@ class Holder:
         return f"process {self.pid} on {self.host}{job}, since {self.since}"
 
 
+HOLDER = TypeAdapter(Holder)
+
+
 class Lease:
     """The right to write to a dataset, kept by a thread that renews it.
 
@@ -74,31 +88,45 @@ class Lease:
     it is replaced when it does not renew its lease for `times.stale` seconds by this machine's clock (clocks
     are never compared).
 
-    What this guarantees: filesystems and object stores have no common compare-and-swap, so a writer reads,
-    writes, waits for `times.settling` and reads back. Two that start at the same moment both pass only if one
-    stalls for longer than that between reading and writing; a holder that stalls for longer than
-    `times.stale` is replaced. In both cases the one whose token is overwritten notices at its next renewal,
-    and `check` raises.
+    What this guarantees: the lease is created only where there is none, and renewed, taken over and given back only
+    where it still is what was read (see `Storage.is_exact`). So of two that start at the same moment one gets
+    it, and a holder that was silent for so long that it was replaced cannot take it back: its next renewal is refused,
+    and `check` raises. `confirm` is for what must not be done by a writer that was replaced without knowing it yet.
+    On filesystems without conditional writes a writer compares, writes, waits for `times.settling` and reads back: two
+    pass only if one stalls for longer than that between comparing and writing.
     """
 
     def __init__(self, storage: Storage, job: str = "", times: LeaseTimes | None = None) -> None:
         """Take the lease. Raises LeaseError where somebody else holds it, StorageError."""
         self._storage = storage
-        self._times = times = times or LeaseTimes()
+        self._times = times or LeaseTimes()
         self._lost: Exception | None = None
         self._ended = threading.Event()
         self.holder = Holder.this_process(job)
-        self._wait_for_absence()
-        self._write()
-        time.sleep(times.settling)
-        self._read_back()
+        before = self._wait_for_absence()
+        self.took_over = before is not None
+        """Whether the one before did not give its lease back: what it has begun may still land."""
+        self._seen = self._take(before)
+        self._confirmed = _now()
         self._thread = threading.Thread(target=self._keep, name="dataset lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise LeaseError if another writer has taken over, StorageError if the lease cannot be renewed."""
+        """Raise LeaseError if another writer has taken over, StorageError if the lease cannot be renewed.
+
+        Returns at once: it tells what the renewals have found.
+        """
         if self._lost:
             raise self._lost
+
+    def confirm(self) -> None:
+        """As `check`; asks the storage where the last renewal is so long ago that somebody may have taken over."""
+        self.check()
+        if _now() - self._confirmed > 2 * self._times.renewal:
+            asked = _now()
+            self._lost = self._loss(self._storage.look(LEASE))
+            self.check()
+            self._confirmed = asked
 
     def release(self) -> None:
         """Give the lease back. Does nothing where another has it."""
@@ -106,54 +134,113 @@ class Lease:
             return
         self._ended.set()
         self._thread.join()
-        holder = read_holder(self._storage)
-        if holder and holder.token == self.holder.token:
-            self._storage.delete(LEASE)
+        seen = self._storage.look(LEASE)
+        if seen and self._is_ours(seen):
+            self._storage.remove(LEASE, seen)
 
-    def _wait_for_absence(self) -> None:
-        other = read_holder(self._storage)
-        quiet_since = time.monotonic()
-        while other and not other.is_dead and time.monotonic() - quiet_since < self._times.stale:
-            if other.machine == self.holder.machine:
+    def _wait_for_absence(self) -> Seen | None:
+        """The lease of a writer that is dead; None where there is none."""
+        seen, quiet_since, told = self._storage.look(LEASE), _now(), False
+        while seen:
+            other = _holder_in(seen)
+            if other and other.is_dead:
+                break
+            if other and other.machine and other.machine == self.holder.machine:
                 raise self._refusal(other)
+            if _now() - quiet_since >= self._times.stale:
+                break
+            if not told:
+                told = True
+                log.warning(
+                    "dataset %s: waiting up to %g s for a sign of %s",
+                    self._storage.url,
+                    self._times.stale,
+                    other or "whoever holds its lease",
+                )
             time.sleep(min(1.0, self._times.renewal / 2))
-            now = read_holder(self._storage)
-            if now and (now.token, now.renewed) != (other.token, other.renewed):
-                raise self._refusal(now)
-            other = now
+            now = self._storage.look(LEASE)
+            if now and now.data != seen.data:
+                raise self._refusal(_holder_in(now))
+            seen = now
+        return seen
 
-    def _refusal(self, other: Holder) -> LeaseError:
-        return LeaseError(f"dataset {self._storage.url}: being written by {other}; one job at a time")
+    def _take(self, before: Seen | None) -> Seen:
+        seen = self._write(before)
+        if seen and not self._storage.is_exact:
+            time.sleep(self._times.settling)
+            seen = self._storage.look(LEASE)
+        if not seen or not self._is_ours(seen):
+            now = self._storage.look(LEASE)
+            raise self._refusal(_holder_in(now) if now else None)
+        return seen
 
-    def _write(self) -> None:
-        self._storage.write(LEASE, json.dumps(asdict(self.holder)).encode())
+    def _write(self, before: Seen | None) -> Seen | None:
+        data = json.dumps(asdict(self.holder)).encode()
+        if before is None:
+            return self._storage.create(LEASE, data)
+        return self._storage.replace(LEASE, data, before)
 
-    def _read_back(self) -> None:
-        other = read_holder(self._storage)
-        if other is None:
-            raise LeaseError(f"dataset {self._storage.url}: its {LEASE} was removed while this job holds it")
-        if other.token != self.holder.token:
-            raise self._refusal(other)
+    def _is_ours(self, seen: Seen) -> bool:
+        holder = _holder_in(seen)
+        return holder is not None and holder.token == self.holder.token
+
+    def _loss(self, seen: Seen | None) -> LeaseError | None:
+        """Why the lease is not ours any more; None where it is."""
+        if seen is None:
+            return LeaseError(
+                f"dataset {self._storage.url}: its {LEASE} was removed while this job holds it; if the dataset was "
+                "deleted, the same command begins it again"
+            )
+        return None if self._is_ours(seen) else self._refusal(_holder_in(seen))
+
+    def _refusal(self, other: Holder | None) -> LeaseError:
+        who = other or "a job that has just begun or is of another version"
+        return LeaseError(f"dataset {self._storage.url}: being written by {who}; one job at a time")
 
     def _keep(self) -> None:
-        while not self._ended.wait(self._times.renewal):
+        wait = self._times.renewal
+        while not self._ended.wait(wait):
+            wait = self._times.renewal
             try:
-                self._read_back()
-                self.holder = replace(self.holder, renewed=time.time())
-                self._write()
-            except (LeaseError, StorageError) as error:
-                self._lost = error
+                self._renew()
+            except StorageError as error:
+                # As long as nobody may take over, a store that stands still may come back.
+                if _now() - self._confirmed > self._times.stale:
+                    self._lost = error
+                wait = min(1.0, wait)
+            if self._lost:
                 return
+
+    def _renew(self) -> None:
+        asked = _now()
+        holder = replace(self.holder, renewed=time.time())
+        seen = self._storage.replace(LEASE, json.dumps(asdict(holder)).encode(), self._seen)
+        if seen is None:
+            now = self._storage.look(LEASE)
+            self._lost = self._loss(now)
+            if now and not self._lost:  # a renewal of ours whose answer got lost
+                self._seen = now
+            return
+        self.holder, self._seen, self._confirmed = holder, seen, asked
 
 
 def read_holder(storage: Storage) -> Holder | None:
     """Who holds the lease of a dataset, whether alive or not; None where nobody does."""
+    seen = storage.look(LEASE)
+    return _holder_in(seen) if seen else None
+
+
+def _holder_in(seen: Seen) -> Holder | None:
+    """Who wrote this lease; None for one of another version, or what is none."""
     try:
-        return Holder(**json.loads(storage.read(LEASE)))
-    except FileNotFoundError:
+        return HOLDER.validate_json(seen.data)
+    except ValidationError:
         return None
-    except (ValueError, TypeError):  # a lease of another version: nobody that this version can wait for
-        return None
+
+
+def _now() -> float:
+    """Seconds on a clock that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _machine() -> str:

@@ -30,9 +30,10 @@ class Failure:
 class Status:
     """How a dataset stands.
 
-    `done` clips have landed (of these `without_row` have no row in the metadata yet: the next run adopts
-    them), `failures` have not, `left` of the last manifest's `count` are neither; `others` of them all are not that
-    manifest's. `damaged` are there but not as they were written, and count as left; looked for only when asked.
+    `done` clips have landed (of these `without_row` have no row in the metadata yet: the next run adopts them),
+    `failures` have not, `left` are neither: together `count`, the clips of the last manifest and the `others` that
+    the dataset held before it. `damaged` are there but not as they were written, and count as left; looked for only
+    when asked.
     `bytes` are those of clips with rows. `holder` is the job that writes to it, if one does.
     """
 
@@ -72,19 +73,20 @@ def read_status(url: str, verify: bool = False) -> Status:
         if not is_there and failure["id"] not in landed
     ]
     clips = inventory.count + len(landed)
-    last_job = about["manifest"]
-    count = int(last_job.get("count", clips))
-    others = int(last_job.get("others", 0)) + int(last_job.get("other_failures", 0))
+    last_job = about.manifest
+    others = 0 if last_job.count is None else last_job.others + last_job.other_failures
+    # More than are known of: somebody has put files there.
+    count = max((last_job.count or 0) + others, clips + len(failures))
     holder = read_holder(storage)
     return Status(
-        pipeline=about["pipeline"],
-        recipe_hash=about["recipe_hash"],
-        format=about["format"],
-        manifest=str(last_job.get("url", "")),
+        pipeline=about.pipeline,
+        recipe_hash=about.recipe_hash,
+        format=about.format,
+        manifest=last_job.url,
         count=count,
         done=clips,
         without_row=len(landed),
-        left=max(0, count + others - clips - len(failures)),
+        left=count - clips - len(failures),
         others=others,
         bytes=inventory.bytes,
         failures=failures,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import mimetypes
-import os
 import tempfile
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,12 +16,17 @@ from typing import Any, TypeVar
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
+from show1_ray.dataset import conditional
+from show1_ray.dataset.conditional import TEMPORARY, Seen, copy_synced, protocols, write_local, write_synced
+from show1_ray.dataset.patience import Retries, patiently
 from show1_ray.errors import UserError
 
 A = TypeVar("A")
 T = TypeVar("T")
-TEMPORARY = ".tmp"
 SIMULTANEOUS = 16  # object stores answer slowly, but many at once
+DOWNLOAD = 256 * 2**20
+"""Bytes that a file is taken to have that comes whole to this machine: a shard's. How long to wait depends on it."""
+DELETED_AT_ONCE = 1000  # what S3 takes in a request
 MEDIA_TYPE = {"s3": "ContentType", "gs": "content_type"}
 """How fsspec's filesystems take a file's media type, without which a browser saves a report instead of showing it."""
 
@@ -33,21 +36,14 @@ class StorageError(UserError):
 
 
 @dataclass(frozen=True)
-class Retries:
-    """How often storage is asked, and the seconds of the first wait; each wait is twice the one before."""
-
-    attempts: int = 6
-    first_wait: float = 0.5
-
-
-@dataclass(frozen=True)
 class Storage:
     """A folder at an fsspec URL. Paths are relative to it. Picklable; holds no open handles of its own.
 
     On local filesystems a file is written beside its place, flushed to disk, and renamed; elsewhere (object
     stores) it is one put, which those stores make visible only when it is complete.
 
-    All methods raise StorageError when the retries are used up, and FileNotFoundError at once.
+    All methods raise StorageError when the retries are used up, or the store does not answer (see `patience`), or
+    nothing can become of it; and FileNotFoundError at once.
     """
 
     url: str
@@ -60,9 +56,22 @@ class Storage:
         return cls(storage._place[1], storage.retries) if storage.is_local else storage
 
     def map(self, action: Callable[[A], T], arguments: Iterable[A]) -> Iterator[T]:
-        """Do many small things with the storage at the same time; results in the order of the arguments."""
+        """Do many small things with the storage at the same time; results in the order of the arguments.
+
+        At most four times as many results wait as are asked for at a time: memory is flat in their number.
+        """
         with ThreadPoolExecutor(SIMULTANEOUS) as threads:
-            yield from threads.map(action, arguments)
+            begun: deque[Future[T]] = deque()
+            try:
+                for argument in arguments:
+                    begun.append(threads.submit(action, argument))
+                    if len(begun) >= 4 * SIMULTANEOUS:
+                        yield begun.popleft().result()
+                while begun:
+                    yield begun.popleft().result()
+            finally:
+                for one in begun:
+                    one.cancel()
 
     @cached_property
     def _place(self) -> tuple[AbstractFileSystem, str]:
@@ -78,7 +87,12 @@ class Storage:
     @property
     def is_local(self) -> bool:
         """Whether this is a folder of this machine's file tree."""
-        return "file" in _protocols(self._place[0])
+        return "file" in protocols(self._place[0])
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether `create`, `replace` and `remove` keep their conditions whatever others do at the same time."""
+        return conditional.is_exact(self._place[0])
 
     def full(self, path: str) -> str:
         """The path that the filesystem knows."""
@@ -96,22 +110,68 @@ class Storage:
             return
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / PurePosixPath(path).name
-            self._try("read", path, lambda fs, full: fs.get_file(full, str(local)))
+            self._try("read", path, lambda fs, full: fs.get_file(full, str(local)), DOWNLOAD)
             yield local
 
     def write(self, path: str, data: bytes) -> None:
         """Put a file in its place, whole, over one that may be there."""
         if self.is_local:
-            self._try("write", path, lambda _, full: _write_local(Path(full), data))
+            self._try(
+                "write", path, lambda _, full: write_local(Path(full), lambda to: write_synced(to, data)), len(data)
+            )
         else:
-            self._try("write", path, lambda fs, full: fs.pipe_file(full, data, **_media_type(fs, path)))
+            self._try("write", path, lambda fs, full: fs.pipe_file(full, data, **_media_type(fs, path)), len(data))
 
     def upload(self, path: str, local: Path) -> None:
         """Put a file of this machine in its place, whole; large ones in parts where the store can."""
+        size = local.stat().st_size
         if self.is_local:
-            self._try("write", path, lambda _, full: _copy_local(local, Path(full)))
+            self._try("write", path, lambda _, full: write_local(Path(full), lambda to: copy_synced(local, to)), size)
         else:
-            self._try("write", path, lambda fs, full: fs.put_file(str(local), full))
+            self._try("write", path, lambda fs, full: fs.put_file(str(local), full), size)
+
+    def upload_new(self, path: str, local: Path) -> bool:
+        """As `upload`, but only where there is no such file; whether it was so."""
+        return self._try(
+            "write", path, lambda fs, full: conditional.put_new_file(fs, full, local), local.stat().st_size
+        )
+
+    def look(self, path: str) -> Seen | None:
+        """The file as it is now, for `replace` and `remove`; None where there is none."""
+        return self._try("read", path, conditional.look)
+
+    def create(self, path: str, data: bytes) -> Seen | None:
+        """Write a small file where there is none; None where there is one."""
+        return self._try("write", path, lambda fs, full: conditional.create(fs, full, data))
+
+    def replace(self, path: str, data: bytes, seen: Seen) -> Seen | None:
+        """Write a small file over what was seen; None where it is another one by now, or gone."""
+        return self._try("write", path, lambda fs, full: conditional.replace(fs, full, data, seen))
+
+    def remove(self, path: str, seen: Seen) -> bool:
+        """Delete what was seen; False where it is another one by now, or gone."""
+        return self._try("delete", path, lambda fs, full: conditional.remove(fs, full, seen))
+
+    def delete_many(self, paths: Sequence[str]) -> None:
+        """Remove files that are there: on S3 a thousand in a request, elsewhere many at the same time."""
+        if not hasattr(self._place[0], "call_s3"):
+            for _ in self.map(self.delete, paths):
+                pass
+            return
+        blocks = [paths[first : first + DELETED_AT_ONCE] for first in range(0, len(paths), DELETED_AT_ONCE)]
+        for _ in self.map(self._delete_block, blocks):
+            pass
+
+    def _delete_block(self, paths: Sequence[str]) -> None:
+        def remove(fs: Any, _: str) -> None:
+            places = [fs.split_path(self.full(path)) for path in paths]
+            keys = {"Objects": [{"Key": key} for _, key, _ in places], "Quiet": True}
+            answer = fs.call_s3("delete_objects", Bucket=places[0][0], Delete=keys)
+            if errors := answer.get("Errors"):  # s3fs' own rm says nothing of them
+                raise OSError(f"{errors[0].get('Key')}: {errors[0].get('Message') or errors[0].get('Code')}")
+
+        if paths:
+            self._try("delete", paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more", remove)
 
     def delete(self, path: str) -> None:
         """Remove a file if it is there."""
@@ -130,8 +190,8 @@ class Storage:
         """The names of the folders right in a folder, sorted."""
         return sorted(PurePosixPath(name.rstrip("/")).name for name, kind, _ in self._list(folder) if kind != "file")
 
-    def clean(self, folders: list[str]) -> None:
-        """Remove what interrupted writes have left in these folders."""
+    def clean(self, folders: Iterable[str]) -> None:
+        """Remove what interrupted writes have left in these folders; object stores have no such thing."""
         for folder in folders if self.is_local else []:
             for name in self.sizes(folder):
                 if name.startswith(".") and name.endswith(TEMPORARY):
@@ -148,65 +208,22 @@ class Storage:
 
         yield from self._try("list", folder, entries)
 
-    def _try(self, verb: str, path: str, action: Callable[[AbstractFileSystem, str], T]) -> T:
-        wait = self.retries.first_wait
-        for attempt in range(1, self.retries.attempts + 1):
-            try:
-                return action(self._place[0], self.full(path))
-            except StorageError:
+    def _try(self, verb: str, path: str, action: Callable[[AbstractFileSystem, str], T], size: int = 0) -> T:
+        try:
+            return patiently(lambda: action(self._place[0], self.full(path)), self.retries, self.url, size)
+        except StorageError:
+            raise
+        except FileNotFoundError as error:
+            if verb != "write":
                 raise
-            except FileNotFoundError as error:
-                if verb != "write":
-                    raise
-                raise StorageError(f"cannot write {self.url}/{path}: no such place: {error}") from error
-            except Exception as error:  # each store's client has exceptions of its own
-                hopeless = isinstance(error, (PermissionError, IsADirectoryError, NotADirectoryError))
-                if hopeless or attempt == self.retries.attempts:
-                    times = f" after {attempt} attempts" if attempt > 1 else ""
-                    reason = " ".join(str(error).split()) or type(error).__name__
-                    raise StorageError(f"cannot {verb} {self.url}/{path}{times}: {reason}") from error
-            time.sleep(wait)
-            wait *= 2
-        raise ValueError(f"retries.attempts is {self.retries.attempts}, not a number from 1")
-
-
-def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+            raise StorageError(f"cannot write {self.url}/{path}: no such place: {error}") from error
+        except Exception as error:  # each store's client has exceptions of its own
+            attempts = getattr(error, "attempts", 1)
+            times = f" after {attempts} attempts" if attempts > 1 else ""
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise StorageError(f"cannot {verb} {self.url}/{path}{times}: {reason}") from error
 
 
 def _media_type(fs: AbstractFileSystem, path: str) -> dict[str, str]:
     kind = mimetypes.guess_type(path)[0]
-    return {MEDIA_TYPE[protocol]: kind for protocol in _protocols(fs) if kind and protocol in MEDIA_TYPE}
-
-
-def _write_local(path: Path, data: bytes) -> None:
-    temporary = _temporary(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _copy_local(source: Path, path: Path) -> None:
-    temporary = _temporary(path)
-    try:
-        with source.open("rb") as reader, temporary.open("wb") as writer:
-            while block := reader.read(1 << 24):
-                writer.write(block)
-            writer.flush()
-            os.fsync(writer.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(f"{path.parent} is not a folder") from None
-    return path.parent / f".{uuid.uuid4().hex}{TEMPORARY}"
+    return {MEDIA_TYPE[protocol]: kind for protocol in protocols(fs) if kind and protocol in MEDIA_TYPE}

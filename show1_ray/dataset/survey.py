@@ -20,6 +20,7 @@ from show1_ray.errors import UserError
 from show1_ray.manifest import Entry
 
 ENTRIES_AT_ONCE = 1024
+SKIPPED = 100
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Survey:
     left: int
     others: int = 0
     other_failures: int = 0
+    skipped: tuple[str, ...] = ()
+    """Ids of those that failed before, at most `SKIPPED`."""
 
 
 class Contents:
@@ -66,13 +69,17 @@ class Contents:
         Raises UserError for a clip whose prompt, negative prompt or seed is not what it was rendered from.
         """
         done = failed = skipped = left = 0
-        for _, is_done, has_failed in self._compare(entries):
+        ids: list[str] = []
+        for entry, is_done, has_failed in self._compare(entries):
             done, failed = done + is_done, failed + has_failed
             skip = has_failed and not retry_failed
+            if skip and len(ids) < SKIPPED:
+                ids.append(entry.clip.id)
             skipped, left = skipped + skip, left + (not is_done and not skip)
         rendered_since = int((self._done.find(list(self._failed)) >= 0).sum()) if self._failed else 0
         others = self._inventory.count + len(self._waiting) - done
-        return Survey(done, skipped, left, others, max(0, len(self._failed) - rendered_since - failed))
+        other_failures = max(0, len(self._failed) - rendered_since - failed)
+        return Survey(done, skipped, left, others, other_failures, tuple(ids))
 
     def missing(self, entries: Iterable[Entry], retry_failed: bool = False) -> Iterator[Entry]:
         """What is left to render, in order. Raises as `survey` does, but only when it gets there."""

@@ -20,7 +20,7 @@ from show1_ray.dataset.storage import Storage
 from show1_ray.demo.studio import Studio
 from show1_ray.errors import UserError
 from show1_ray.job import origin
-from show1_ray.open_line import open_line
+from show1_ray.live import open_line
 from show1_ray.pipeline import Pipeline
 
 QUEUE = 64

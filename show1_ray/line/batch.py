@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import ray
 
 from show1_ray.clip import Clip
 from show1_ray.line.flight import Flight
-from show1_ray.line.load import Assignment, Cost
+from show1_ray.line.load import Assignment, StageLoad
 from show1_ray.line.spec import LineSettings, StageSpec
 from show1_ray.line.station import Failure, Report, is_out_of_memory, returns, run_task
 
@@ -49,22 +49,25 @@ class Batch:
         if self.assignment.station is None:
             ray.cancel(self.report, force=True)
 
-    def shown(self, gives: Sequence[str]) -> dict[str, dict[str, ray.ObjectRef]]:
+    def shown(self, gives: Sequence[str], report: Report) -> dict[str, dict[str, ray.ObjectRef]]:
         """Of what the batch gave, the references that its clips' orders ask for."""
         shown = {}
         for at, flight in enumerate(self.flights):
-            if flight.outputs and not flight.unwanted:
+            if flight.outputs and not flight.unwanted and flight.clip.id not in report.rejected:
                 refs = self.outputs[at * len(gives) : (at + 1) * len(gives)]
                 given = dict(zip(gives, refs, strict=True))
                 shown[flight.clip.id] = {name: given[name] for name in flight.outputs.intersection(gives)}
         return shown
 
 
-def patience(settings: LineSettings, cost: Cost, assignment: Assignment) -> float:
-    """Seconds after which a batch counts as one that never returns."""
-    seconds = max(settings.deadline_floor, settings.deadline_factor * cost.seconds * assignment.clips)
+def patience(settings: LineSettings, load: StageLoad, assignment: Assignment, key: Hashable) -> float:
+    """Seconds after which a batch counts as one that never returns; clips of another key may take much longer."""
+    cost = load.on(assignment.kind)
+    a_clip = max(cost.seconds, load.by_key.get(key, 0.0))
+    seconds = max(settings.deadline_floor, settings.deadline_factor * a_clip * assignment.clips)
     # CPU tasks wait for storage, which may be slow and has retries of its own.
-    if assignment.price or not cost.measured or assignment.station is None:
+    is_new = not cost.measured or (key is not None and key not in load.by_key)
+    if assignment.price or is_new or assignment.station is None:
         seconds += settings.first_deadline
     return seconds
 

@@ -17,6 +17,8 @@ class StationUp:
     node: str
     pid: int
     memory: int
+    stage: str | None = None
+    """The only stage that it is for: one that runs on CPUs beside the GPUs."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class StageDone:
     started: float
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """References to what the stage gave, by clip and name, for clips whose `Order` asks for it."""
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Plain values that the stage gave, by clip and name."""
 
     @property
     def batch_size(self) -> int:
@@ -75,7 +79,7 @@ class StageDone:
 
 @dataclass(frozen=True)
 class ClipDone:
-    """A clip has left the line. `result` holds what the last stage gave, by name."""
+    """A clip has left the line. `result` holds the line's results (by default what the last stage gave), by name."""
 
     clip: Clip
     result: dict[str, Any]
@@ -84,6 +88,8 @@ class ClipDone:
     batch_sizes: dict[str, int]
     attempts: int
     """1, and one more for each time that it failed alone in its batch."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """All plain values that the clip got, by name."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,22 @@ class ClipFailed:
     def reason(self) -> str:
         """The error's last line."""
         return self.error.strip().rpartition("\n")[2]
+
+
+@dataclass(frozen=True)
+class ClipRejected:
+    """A stage said that the clip shall not go on: no fault, and nothing behind that stage was paid for it."""
+
+    clip: Clip
+    stage: str
+    reason: str
+    values: dict[str, Any]
+    """As in `ClipDone`; those of the verdict are among them."""
+    seconds: dict[str, float]
+    """Seconds in each stage: its share of the batch."""
+    batch_sizes: dict[str, int]
+    attempts: int
+    """As in `ClipDone`."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +169,9 @@ class Snapshot:
     busy_share: float
     """Share of the stations' time that went into batches since the first one was up."""
     clips_an_hour: float
+    """Clips done, by the time since the run began; what is told anywhere of a job's speed is this."""
     seconds_left: float | None = None
+    rejected: int = 0
 
 
 Event = (
@@ -159,6 +183,7 @@ Event = (
     | StageDone
     | ClipDone
     | ClipFailed
+    | ClipRejected
     | ClipCancelled
     | Snapshot
 )
@@ -167,6 +192,7 @@ __all__ = [
     "ClipCancelled",
     "ClipDone",
     "ClipFailed",
+    "ClipRejected",
     "Event",
     "Snapshot",
     "StageBegan",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from show1_ray.clip import Clip
-from show1_ray.line.spec import RENDERING, StageSpec
+from show1_ray.line.spec import ALL_PLAIN, RENDERING, StageSpec
 
-State = Literal["queued", "running", "done", "failed", "cancelled"]
+State = Literal["queued", "running", "done", "rejected", "failed", "cancelled"]
 TRANSITIONS: dict[State, frozenset[State]] = {
     "queued": frozenset({"running", "cancelled"}),
-    "running": frozenset({"queued", "done", "failed", "cancelled"}),
+    "running": frozenset({"queued", "done", "rejected", "failed", "cancelled"}),
     "done": frozenset(),
+    "rejected": frozenset(),
     "failed": frozenset(),
     "cancelled": frozenset(),
 }
@@ -32,6 +33,10 @@ class Flight:
     batch_sizes: dict[str, int] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
     """Values that it brought along."""
+    plain: dict[str, Any] = field(default_factory=dict)
+    """Plain values that stages gave for it."""
+    keys: Mapping[str, Hashable] = field(default_factory=dict)
+    """By a stage's name: it shares batches there with clips of the same key."""
     failures: int = 0
     """Times that it failed alone in its batch."""
     losses: int = 0
@@ -44,7 +49,7 @@ class Flight:
     def inputs(self, spec: StageSpec) -> dict[str, Any]:
         """What a stage takes, by name: references to tensors, and values."""
         record = {"seconds": self.seconds, "batch_sizes": self.batch_sizes, "attempts": self.failures + 1}
-        values = {**self.given, RENDERING: record}
+        values = {**self.given, **self.plain, RENDERING: record, ALL_PLAIN: self.plain}
         tensors = {name: self.tensors[name] for name in spec.takes}
         return tensors | {name: values[name] for name in spec.values}
 
@@ -62,8 +67,8 @@ def halves(batch: Sequence[Flight]) -> list[list[Flight]]:
     return [half for half in (list(batch[:middle]), list(batch[middle:])) if half]
 
 
-def restart_stage(specs: Sequence[StageSpec], stage: int, tensors: Iterable[str]) -> int:
-    """The latest stage, `stage` at most, from which a clip that still has `tensors` can go on."""
+def restart_stage(specs: Sequence[StageSpec], stage: int, tensors: Iterable[str], results: Collection[str] = ()) -> int:
+    """The latest stage, `stage` at most, from which a clip that still has `tensors` can go on to have `results`."""
     for start in range(stage, 0, -1):
         there = set(tensors)
         for spec in specs[start:]:
@@ -71,10 +76,11 @@ def restart_stage(specs: Sequence[StageSpec], stage: int, tensors: Iterable[str]
                 break
             there.update(spec.gives)
         else:
-            return start
+            if there.issuperset(results):
+                return start
     return 0
 
 
-def still_needed(specs: Sequence[StageSpec], stage: int) -> set[str]:
-    """Names of the tensors that `stage` or a later one takes."""
-    return {name for spec in specs[stage:] for name in spec.takes}
+def still_needed(specs: Sequence[StageSpec], stage: int, results: Iterable[str] = ()) -> set[str]:
+    """Names of the tensors that `stage` or a later one takes, and of the line's results."""
+    return {name for spec in specs[stage:] for name in spec.takes}.union(results)

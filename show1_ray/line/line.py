@@ -43,12 +43,21 @@ class Line:
     `async for event in line.render(clip)`.
 
     Ray has to be initialized. Raises UserError for stages that do not fit together.
+
+    Args:
+        stages: in their order.
+        settings: how they are run.
+        results: names of values that `ClipDone.result` holds; default: what the last stage gives. Everything else is
+            released as soon as no stage takes it any more.
     """
 
-    def __init__(self, stages: Sequence[StageSpec], settings: LineSettings | None = None) -> None:
+    def __init__(
+        self, stages: Sequence[StageSpec], settings: LineSettings | None = None, results: Sequence[str] = ()
+    ) -> None:
         self.specs = list(stages)
         self.settings = settings or LineSettings()
-        check(self.specs)
+        check(self.specs, results)
+        self.results = tuple(results or self.specs[-1].gives)
         self.fleet = Fleet(self.specs, self.settings)
         self.batches: dict[ray.ObjectRef, Batch] = {}
         self.progress = Progress()
@@ -67,7 +76,7 @@ class Line:
         self.store_bytes = int(ray.cluster_resources()["object_store_memory"] / 2) if store is None else store
         self.schedule = Schedule([load_of(spec) for spec in self.specs], max(self.settings.cpu_tasks, self.fleet.size))
         self.schedule.warm = self.settings.warm
-        self.traffic = Traffic(self.specs, self.schedule, self.settings.max_attempts)
+        self.traffic = Traffic(self.specs, self.schedule, self.settings.max_attempts, self.results)
         self._set_limits()
         self._alone_since = time.monotonic()
         return self
@@ -105,7 +114,7 @@ class Line:
             total = len(clips)
         self.schedule.open(total)
         self.schedule.eager = self._inbox is not None and total is None
-        self.progress.begin(total)
+        self.progress.begin(total, time.monotonic())
         source = iter(clips)
         try:
             while not self._stopping_now:
@@ -147,7 +156,7 @@ class Line:
 
     def _expect(self) -> None:
         if self._inbox is not None and not self.schedule.closed:
-            self.schedule.expect(self._inbox.left)
+            self.schedule.expect(self._inbox.left + len(self.traffic.lobby))
 
     def _dispatch(self) -> None:
         while assignment := self.schedule.decide(time.monotonic()):
@@ -170,9 +179,9 @@ class Line:
             self._set_limits()
 
     def _start(self, assignment: Assignment) -> None:
-        spec, cost = self.specs[assignment.stage], self.schedule.stages[assignment.stage].on(assignment.kind)
+        spec, load = self.specs[assignment.stage], self.schedule.stages[assignment.stage]
         flights = self.traffic.take(assignment)
-        deadline = time.monotonic() + patience(self.settings, cost, assignment)
+        deadline = time.monotonic() + patience(self.settings, load, assignment, self.traffic.key(flights))
         if assignment.station is None:
             batch = as_task(self._spec_refs[assignment.stage], spec, assignment, flights, deadline)
         else:
@@ -181,7 +190,7 @@ class Line:
         self.batches[batch.report] = batch
         if flights:
             ids = tuple(flight.clip.id for flight in flights)
-            seconds = cost.seconds * len(flights)
+            seconds = load.on(assignment.kind).seconds * len(flights)
             self._events.append(events.StageBegan(ids, spec.name, assignment.station, seconds, assignment.price))
 
     # What comes back.
@@ -298,29 +307,45 @@ class Line:
                 report.seconds,
                 report.load_seconds,
                 report.started,
-                batch.shown(self.specs[stage].gives),
+                batch.shown(self.specs[stage].gives, report),
+                report.plain,
             )
         )
         self.traffic.advance(batch.flights, report, batch.outputs)
-        if stage + 1 == len(self.specs):
-            for flight in batch.flights:
+        for flight in batch.flights:
+            if flight.clip.id in report.rejected:
+                self._reject(flight, report.rejected[flight.clip.id])
+            elif stage + 1 == len(self.specs):
                 self._finish(flight)
+
+    def _reject(self, flight: Flight, reason: str) -> None:
+        if flight.unwanted:
+            self.traffic.drop(flight)
+            return
+        self.traffic.leave(flight, "rejected")
+        self.progress.count(rejected=1)
+        stage, attempts = self.specs[flight.stage].name, flight.failures + 1
+        self._events.append(
+            events.ClipRejected(flight.clip, stage, reason, flight.plain, flight.seconds, flight.batch_sizes, attempts)
+        )
 
     def _finish(self, flight: Flight) -> None:
         if flight.unwanted:
             self.traffic.drop(flight)
             return
-        names = self.specs[-1].gives
+        names = [name for name in self.results if name in self.traffic.tensors]
         try:
             values = ray.get([flight.tensors[name] for name in names])
         except ray.exceptions.RayError:
             self._tell_given_up(self.traffic.rewind(flight, names))
             return
         self.traffic.leave(flight)
-        self.progress.count(done=1, now=time.monotonic())
-        result = dict(zip(names, values, strict=True))
+        self.progress.count(done=1)
+        result = {**flight.plain, **dict(zip(names, values, strict=True))}
+        result = {name: result[name] for name in self.results}
+        attempts = flight.failures + 1
         self._events.append(
-            events.ClipDone(flight.clip, result, flight.seconds, flight.batch_sizes, flight.failures + 1)
+            events.ClipDone(flight.clip, result, flight.seconds, flight.batch_sizes, attempts, flight.plain)
         )
 
     def _fail(self, batch: Batch, failure: Failure) -> None:
@@ -367,7 +392,7 @@ class Line:
         if not batch.flights:
             return
         known = load.measured
-        load.measure(kind, report.seconds / len(batch.flights))
+        load.measure(kind, report.seconds / len(batch.flights), self.traffic.key(batch.flights))
         guess = self.specs[index].output_bytes
         if report.output_bytes > 1.1 * guess or (not known and report.output_bytes < 0.9 * guess):
             self.specs[index] = replace(self.specs[index], output_bytes=report.output_bytes)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from show1_ray.line.keys import Counts
 
 if TYPE_CHECKING:
     from show1_ray.line.spec import StageSpec
@@ -16,6 +18,10 @@ UNKNOWN_TOTAL = 10**6
 
 SMOOTHING = 0.3
 """Weight of a new measurement in the running mean of a stage's seconds."""
+
+
+KEYS_KNOWN = 1000
+"""Batch keys of a stage whose seconds are remembered."""
 
 
 @dataclass
@@ -45,7 +51,8 @@ class StageLoad:
     on_station: bool = True
     limit: int = UNKNOWN_TOTAL
     """At most this many clips may be in this stage or beyond it."""
-    waiting: int = 0
+    counts: Counts = field(default_factory=Counts)
+    """Clips before it that are free to share batches, by their key."""
     groups: deque[int] = field(default_factory=deque)
     """Sizes of batches that have to run by themselves: what a failed batch was split into."""
     running: int = 0
@@ -53,6 +60,8 @@ class StageLoad:
     ready_since: float | None = None
     kinds: dict[str, Cost] = field(default_factory=dict)
     """What was measured, by the stations' kind."""
+    by_key: dict[Hashable, float] = field(default_factory=dict)
+    """Seconds a clip of the clips' keys, as measured last; of the last `KEYS_KNOWN` of them."""
 
     def on(self, kind: str) -> Cost:
         """What it costs on stations of this kind: what all have measured, as long as these have not."""
@@ -63,8 +72,13 @@ class StageLoad:
         """Whether any station has run it."""
         return any(cost.measured for cost in self.kinds.values())
 
-    def measure(self, kind: str, seconds: float) -> None:
+    def measure(self, kind: str, seconds: float, key: Hashable = None) -> None:
         """A station of this kind took so long for each clip of a batch."""
+        if key is not None:
+            self.by_key.pop(key, None)
+            self.by_key[key] = seconds
+            while len(self.by_key) > KEYS_KNOWN:
+                del self.by_key[next(iter(self.by_key))]
         self.seconds += (seconds - self.seconds) * (SMOOTHING if self.measured else 1.0)
         cost = self.kinds.setdefault(kind, self.on(kind))
         cost.seconds += (seconds - cost.seconds) * (SMOOTHING if cost.measured else 1.0)
@@ -77,6 +91,11 @@ class StageLoad:
                 cost.swap_seconds = seconds
             else:
                 cost.load_seconds = seconds
+
+    @property
+    def waiting(self) -> int:
+        """Clips before this stage that are free to share batches."""
+        return self.counts.total
 
     @property
     def queued(self) -> int:
@@ -167,3 +186,5 @@ class Assignment:
     price: float = 0.0
     kind: str = ""
     """Of the station's GPU."""
+    key: Hashable = None
+    """Of the clips."""

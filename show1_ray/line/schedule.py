@@ -16,7 +16,7 @@ Among several it changes to the one that will keep it busy longest.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from show1_ray.line.idle import IdleStations
 from show1_ray.line.load import UNKNOWN_TOTAL, Assignment, StageLoad, StationLoad
@@ -93,24 +93,25 @@ class Schedule:
         """How many more clips may be admitted."""
         return 0 if self.exhausted else max(0, self.stages[0].limit - self.in_flight)
 
-    def admit(self, clips: int) -> None:
+    def admit(self, clips: int, key: Hashable = None) -> None:
         """`clips` came from the manifest and wait before the first stage."""
-        self.add(0, clips)
+        self.add(0, clips, key)
         self.unadmitted = max(0, self.unadmitted - clips)
 
-    def add(self, stage: int, clips: int) -> None:
-        """`clips` wait before `stage`: they were advanced, or put back."""
-        self.stages[stage].waiting += clips
+    def add(self, stage: int, clips: int, key: Hashable = None) -> None:
+        """`clips` wait before `stage`: they were advanced, or put back. They share batches with those of their key."""
+        if clips:
+            self.stages[stage].counts.add(clips, key)
 
     def isolate(self, stage: int, clips: int) -> None:
         """`clips` wait before `stage` and have to run as a batch of their own."""
         self.stages[stage].groups.append(clips)
 
-    def withdraw(self, stage: int, group: int | None) -> None:
+    def withdraw(self, stage: int, group: int | None, key: Hashable = None) -> None:
         """A clip before `stage` is not wanted any more: one that waits, or one of the group of this index."""
         groups = self.stages[stage].groups
         if group is None:
-            self.stages[stage].waiting -= 1
+            self.stages[stage].counts.take(1, key)
         elif groups[group] == 1:
             del groups[group]
         else:
@@ -206,7 +207,16 @@ class Schedule:
         return min(prices.swap_seconds, prices.load_seconds) if stage in station.hosted else prices.load_seconds
 
     def _ready(self, now: float) -> list[tuple[int, int]]:
-        """Stages with an admissible batch, most downstream first, with its size."""
+        """Stages with an admissible batch, with its size: the most downstream one first."""
+        ready = self._admissible()
+        for index, stage in enumerate(self.stages):
+            if not any(index == one for one, _ in ready):
+                stage.ready_since = None
+            elif stage.ready_since is None:
+                stage.ready_since = now
+        return ready
+
+    def _admissible(self) -> list[tuple[int, int]]:
         before = self._clips_before()
         fullness = self._fullness()
         ready = []
@@ -218,26 +228,41 @@ class Schedule:
             at_or_beyond += stage.queued
             if size:
                 ready.append((index, size))
-            if not size:
-                stage.ready_since = None
-            elif stage.ready_since is None:
-                stage.ready_since = now
         is_stuck = not self.unadmitted or not self.room()
+        if not ready and is_stuck and len(self.idle):
+            ready = self._unlike()
         if not ready and is_stuck and not any(stage.running for stage in self.stages):
             # Incomplete batches everywhere and the limits in their way: the last of them has to go first.
             for index in reversed(range(len(self.stages))):
                 stage = self.stages[index]
                 if stage.waiting:
-                    stage.ready_since = now
-                    return [(index, min(stage.waiting, stage.batch_size))]
+                    return [(index, min(self._next(stage)[0], stage.batch_size))]
         return ready
+
+    def _unlike(self) -> list[tuple[int, int]]:
+        """Incomplete batches where clips do not share them all: what comes may never fill them. The fullest first."""
+        found = []
+        at_or_beyond = 0
+        for index in reversed(range(len(self.stages))):
+            stage = self.stages[index]
+            at_or_beyond += stage.running
+            size = min(self._next(stage)[0], stage.batch_size, stage.limit - at_or_beyond)
+            at_or_beyond += stage.queued
+            if stage.counts.mixed and size > 0:
+                found.append((index, size))
+        return sorted(found, key=lambda batch: -batch[1] / self.stages[batch[0]].batch_size)
+
+    def _next(self, stage: StageLoad) -> tuple[int, Hashable]:
+        """The clips before a stage that share its next batch, and their key: most, or who has waited for longest."""
+        return stage.counts.next() if self.eager else stage.counts.most()
 
     def _batch(self, stage: StageLoad, before: int, room: int, fullness: float) -> int:
         """Size of the next batch: a full one, or what there is when nothing more is coming; or 0."""
         if stage.groups:
             return stage.groups[0]
         full = max(1, math.ceil(stage.batch_size * fullness))
-        possible = min(stage.waiting, full, room)
+        alike = self._next(stage)[0]
+        possible = min(alike, full, room)
         if self.eager:  # idle stations share what waits
             return max(0, min(possible, math.ceil(stage.waiting / max(1, len(self.idle)))))
         if before == 0 or (not stage.on_station and possible > 0):
@@ -371,13 +396,15 @@ class Schedule:
         """Book an assignment."""
         stage = self.stages[index]
         isolated = bool(clips and stage.groups)
+        key: Hashable = None
         if isolated:
             stage.groups.popleft()
-        else:
-            stage.waiting -= clips
+        elif clips:
+            key = self._next(stage)[1]
+            stage.counts.take(clips, key)
         stage.running += clips
         if station is None:
-            return Assignment(None, index, clips, isolated)
+            return Assignment(None, index, clips, isolated, key=key)
         price = self.price(station, index)
         self.idle.remove(station)
         before = set(station.held)
@@ -385,7 +412,7 @@ class Schedule:
         stage.holders += index not in before
         for left in before.difference(station.held):
             self.stages[left].holders -= 1
-        return Assignment(station.number, index, clips, isolated, evict, drop, price, station.kind)
+        return Assignment(station.number, index, clips, isolated, evict, drop, price, station.kind, key)
 
 
 def _exceeds(stations: float, threshold: tuple[float, float], share: float) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +16,7 @@ import ray
 from show1_ray.clip import Clip
 from show1_ray.errors import UserError
 from show1_ray.line import events
-from show1_ray.line.events import ClipCancelled, ClipDone, ClipFailed
+from show1_ray.line.events import ClipCancelled, ClipDone, ClipFailed, ClipRejected
 from show1_ray.line.inbox import Inbox
 from show1_ray.line.line import Line
 from show1_ray.line.spec import LineSettings, Order, StageSpec
@@ -68,10 +68,12 @@ class Ended:
     seconds: float
     clips: int
     tensors: dict[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values that the stage gave."""
 
 
-ClipEvent = Queued | Began | Repeated | Ended | ClipDone | ClipFailed
-"""What one clip's follower is told. The last one is `ClipDone` or `ClipFailed`."""
+ClipEvent = Queued | Began | Repeated | Ended | ClipDone | ClipFailed | ClipRejected
+"""What one clip's follower is told. The last one is `ClipDone`, `ClipFailed` or `ClipRejected`."""
 
 
 @dataclass
@@ -99,6 +101,8 @@ class Service:
                         save(event.result["video"])
                     case ClipFailed():
                         print(event.error)
+                    case ClipRejected():
+                        print(event.reason)
 
     Clips of all callers are in flight together and share batches. `show1_ray.render` follows each clip of a manifest
     so, and awaits `room` before it submits the next. `show1_ray.open_line` makes the stages of a pipeline, and this of
@@ -114,6 +118,7 @@ class Service:
             raises stops the line.
         total: how many clips will be submitted before `close`. The line lets batches wait until they are full, and
             splits what is left at the end over its stations; with None, nobody knows, and what waits runs at once.
+        results: of the line.
     """
 
     def __init__(
@@ -123,8 +128,9 @@ class Service:
         max_waiting: float = 64,
         observe: Callable[[events.Event], None] | None = None,
         total: int | None = None,
+        results: Sequence[str] = (),
     ) -> None:
-        self.line = Line(stages, settings)
+        self.line = Line(stages, settings, results)
         self.max_waiting = max_waiting
         self._observe = observe or (lambda event: None)
         self.ended = threading.Event()
@@ -178,9 +184,9 @@ class Service:
                 event = await follower.events.get()
                 if isinstance(event, Exception):
                     raise event
-                is_over = isinstance(event, ClipDone | ClipFailed)
+                is_over = isinstance(event, ClipDone | ClipFailed | ClipRejected)
                 if isinstance(event, Ended):
-                    event = Ended(event.stage, event.seconds, event.clips, await _values(event.tensors))
+                    event = replace(event, tensors=await _values(event.tensors))
                 yield event
         finally:
             if not is_over:
@@ -278,8 +284,9 @@ class Service:
                 share = event.seconds / len(event.clips)
                 for clip_id in event.clips:
                     refs = dict(event.outputs.get(clip_id, {}))
-                    self._tell([clip_id], Ended(event.stage, share, len(event.clips), refs))
-            case ClipDone() | ClipFailed():
+                    values = event.values.get(clip_id, {})
+                    self._tell([clip_id], Ended(event.stage, share, len(event.clips), refs, values))
+            case ClipDone() | ClipFailed() | ClipRejected():
                 self._begin_or_leave([event.clip.id])
                 follower = self._in_line.pop(event.clip.id, None)
                 if follower is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
+from show1_ray.line.keys import LOBBY, Counts, Lobby
 from show1_ray.line.load import Assignment, StageLoad
 from show1_ray.line.schedule import Schedule
 
@@ -19,6 +21,7 @@ class Simulation:
     loads: int = 0
     loading_seconds: float = 0.0
     most_in_flight: int = 0
+    batches: int = 0
     busy: list[tuple[float, float]] = field(default_factory=list)
     """Start and end of every batch, without the loading before it."""
 
@@ -57,25 +60,32 @@ def simulate(
     noise: Callable[[], float] = lambda: 1.0,
     watch: Callable[[Schedule, float], None] | None = None,
     schedule_class: type[Schedule] = Schedule,
+    keys: Sequence[Hashable] | None = None,
 ) -> Simulation:
     """Render `clips` clips on `stations` stations that have `memory` bytes each, on a simulated clock.
 
     `stages` are copied; their `seconds` are what the schedule believes until a batch has ended,
     `actual_seconds` what a clip takes, times `noise()` for each batch. `watch` is called whenever all
-    stations know what to do.
+    stations know what to do. `keys` are those of the clips, in the manifest's order, the same before every stage.
     """
-    loads = [replace(stage, groups=stage.groups.copy()) for stage in stages]
+    loads = [replace(stage, groups=stage.groups.copy(), counts=Counts()) for stage in stages]
     actual = list(actual_seconds or [stage.seconds for stage in stages])
     schedule = schedule_class(loads, total=clips)
     for number in range(stations):
         schedule.add_station(number, memory, host_memory, 0.0, pins[number] if pins else None)
     result = Simulation(stations=stations)
     ends: list[tuple[float, int, Assignment]] = []
+    manifest, lobby = iter(keys or ()), Lobby[Hashable]()
     now, started, done = 0.0, 0, 0
     while done < clips:
         admitted = min(schedule.room(), schedule.unadmitted)
-        if admitted:
+        if admitted and keys is None:
             schedule.admit(admitted)
+        elif admitted:
+            for key in islice(manifest, max(admitted, LOBBY) - len(lobby)):
+                lobby.put(key, key)
+            for key in lobby.take(admitted):
+                schedule.admit(1, key)
         if not schedule.unadmitted and not schedule.exhausted:
             schedule.exhaust()
         while assignment := schedule.decide(now):
@@ -85,6 +95,7 @@ def simulate(
             heapq.heappush(ends, (end, started, assignment))
             result.loads += assignment.price > 0
             result.loading_seconds += assignment.price
+            result.batches += assignment.clips > 0
             if assignment.clips and assignment.station is not None:
                 result.busy.append((begin, end))
         result.most_in_flight = max(result.most_in_flight, schedule.in_flight)
@@ -100,7 +111,7 @@ def simulate(
         if assignment.clips:
             loads[assignment.stage].seconds = actual[assignment.stage]
             if assignment.stage + 1 < len(loads):
-                schedule.add(assignment.stage + 1, assignment.clips)
+                schedule.add(assignment.stage + 1, assignment.clips, assignment.key)
             else:
                 done += assignment.clips
         if assignment.station is not None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from show1_ray.line.events import Snapshot, StageView, StationView
 from show1_ray.line.fleet import Fleet
@@ -15,30 +14,28 @@ from show1_ray.line.schedule import Schedule
 
 @dataclass
 class Progress:
-    """Clips done and failed in this run."""
+    """Clips done, failed and rejected in this run."""
 
     total: int | None = None
     done: int = 0
     failed: int = 0
+    rejected: int = 0
     next_snapshot: float = 0.0
-    _done_at: deque[float] = field(default_factory=lambda: deque(maxlen=200))
+    began: float = 0.0
 
-    def begin(self, total: int | None) -> None:
+    def begin(self, total: int | None, now: float) -> None:
         """A run begins."""
-        self.total, self.done, self.failed = total, 0, 0
-        self._done_at.clear()
+        self.total, self.done, self.failed, self.rejected, self.began = total, 0, 0, 0, now
 
-    def count(self, done: int = 0, failed: int = 0, now: float = 0.0) -> None:
+    def count(self, done: int = 0, failed: int = 0, rejected: int = 0) -> None:
         """Clips have left the line."""
         self.done += done
         self.failed += failed
-        self._done_at.extend([now] * done)
+        self.rejected += rejected
 
-    def clips_an_hour(self) -> float:
-        """Of the last 200 clips; 0 as long as there are less than two."""
-        if len(self._done_at) < 2 or self._done_at[-1] <= self._done_at[0]:
-            return 0.0
-        return 3600.0 * (len(self._done_at) - 1) / (self._done_at[-1] - self._done_at[0])
+    def clips_an_hour(self, now: float) -> float:
+        """Clips done, by the time since the run began, the stations' start included, as `plan` counts them too."""
+        return 3600.0 * self.done / (now - self.began) if now > self.began else 0.0
 
     def snapshot(
         self, schedule: Schedule, fleet: Fleet, running: Mapping[int | None, Assignment], now: float
@@ -68,6 +65,7 @@ class Progress:
             self.failed,
             self.total,
             share,
-            self.clips_an_hour(),
+            self.clips_an_hour(now),
             schedule.seconds_left() / share if known else None,
+            self.rejected,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,8 +10,18 @@ from show1_ray.clip import Clip
 from show1_ray.errors import UserError
 
 Tensors = dict[str, Any]
-StageObject = Callable[[list[Clip], list[Tensors]], Sequence[Tensors]]
-"""`stage(clips, tensors) -> tensors`: one dict a clip, in the order of the clips.
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """What a stage answers for a clip that shall not go on: why, for people, and the plain values that say so."""
+
+    reason: str
+    plain: Mapping[str, Any] = field(default_factory=dict)
+
+
+StageObject = Callable[[list[Clip], list[Tensors]], Sequence[Tensors | Rejected]]
+"""`stage(clips, tensors) -> tensors`: one dict a clip, or a `Rejected`, in the order of the clips.
 
 It may have a method `to(device)`: `to("cpu")` gives the device back and keeps the weights in host
 memory, `to("cuda:0")` comes back. A stage without it is dropped when it has to make room, and built
@@ -27,10 +37,14 @@ class Order:
     given: dict[str, Any] = field(default_factory=dict)
     outputs: frozenset[str] = frozenset()
     """Tensors on the way whose references come with `StageDone`, for who follows the clip."""
+    keys: Mapping[str, Hashable] = field(default_factory=dict)
+    """By a stage's name: only clips whose keys are equal there share a batch of it."""
 
 
 RENDERING = "rendering"
 """A value that any stage may take: how the clip was rendered so far, `{"seconds", "batch_sizes", "attempts"}`."""
+ALL_PLAIN = "plain"
+"""A value that any stage may take: all plain values that stages before it gave for the clip, by name."""
 
 
 class FatalError(Exception):
@@ -50,8 +64,11 @@ class StageSpec:
     takes: tuple[str, ...] = ()
     """Names of the tensors that it needs of each clip, given by stages before it."""
     values: tuple[str, ...] = ()
-    """Names of values that it takes besides: of the clip's `Order`, or `RENDERING`."""
+    """Names of values that it takes besides: of the clip's `Order`, plain ones of stages before it, `RENDERING`, or
+    `ALL_PLAIN`."""
     gives: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
+    """Names of small values (text, numbers) that it gives besides: they stay with the driver and cost no fetch."""
     batch_size: int = 1
     seconds: float = 1.0
     """Seconds a clip."""
@@ -60,11 +77,14 @@ class StageSpec:
     swap_seconds: float = 1.0
     """Seconds to bring it back from host memory."""
     memory: int = 0
-    """Bytes on the device: the weights, and the working set of a full batch."""
+    """Bytes on the device: the weights, and the working set of a full batch. 0: not known until it is measured."""
     output_bytes: int = 0
-    """Bytes in the object store of what it gives for one clip."""
-    on: Literal["station", "cpu"] = "station"
-    """"cpu": a stateless Ray task, which keeps no station waiting; built anew for each batch."""
+    """Bytes in the object store of what it gives for one clip. 0: not known until it is measured."""
+    on: Literal["station", "cpu", "cpus"] = "station"
+    """"cpu": a stateless Ray task, which keeps no station waiting; built anew for each batch. "cpus": stations of its
+    own, of `cpus` CPUs each, beside those that own GPUs; where stations are CPU cores, it runs on those."""
+    cpus: int = 1
+    """CPUs of one of its own stations."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +131,13 @@ class LineSettings:
     """Environment variables of the stations."""
 
 
-def check(specs: Sequence[StageSpec]) -> None:
-    """Raise UserError if the stages do not fit together."""
+def check(specs: Sequence[StageSpec], results: Sequence[str] = ()) -> None:
+    """Raise UserError if the stages do not fit together, or if nobody gives one of `results`."""
     if not specs:
         raise UserError("line: no stages")
     names = [spec.name for spec in specs]
     given: set[str] = set()
+    plain: set[str] = set()
     for spec in specs:
         missing = [name for name in spec.takes if name not in given]
         if missing:
@@ -125,4 +146,13 @@ def check(specs: Sequence[StageSpec]) -> None:
             raise UserError(f"stage {spec.name}: there are {names.count(spec.name)} of that name")
         if spec.batch_size < 1:
             raise UserError(f"stage {spec.name}: batch size {spec.batch_size} is less than 1")
+        if spec.cpus < 1:
+            raise UserError(f"stage {spec.name}: {spec.cpus} CPUs are less than 1")
+        twice = next((name for name in (*spec.gives, *spec.plain) if name in given | plain), None)
+        if twice is not None:
+            raise UserError(f"stage {spec.name} gives {twice!r}, which a stage before it gives already")
         given.update(spec.gives)
+        plain.update(spec.plain)
+    for name in results:
+        if name not in given | plain:
+            raise UserError(f"line: no stage gives {name!r}, which is to be its result")

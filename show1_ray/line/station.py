@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import ray
 
 from show1_ray.clip import Clip
-from show1_ray.line.spec import FatalError, LineSettings, StageObject, StageSpec, Tensors
+from show1_ray.line.spec import FatalError, LineSettings, Rejected, StageObject, StageSpec, Tensors
 
 FETCH_SECONDS = 10.0
 """Seconds after which a fetch is asked for again."""
@@ -56,6 +56,10 @@ class Report:
     failure: Failure | None = None
     lost: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Tensors that are gone, by clip: the batch was not run."""
+    plain: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Plain values that the stage gave, by clip and name."""
+    rejected: dict[str, str] = field(default_factory=dict)
+    """Why clips shall not go on, by clip."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,9 @@ def run_batch(
         time.monotonic() - begin,
         load_seconds,
         from_host,
-        max(sum(_size(given[name]) for name in spec.gives) for given in outputs),
+        max(_bytes(spec, given) for given in outputs),
+        plain={clip.id: _plain(spec, given) for clip, given in zip(clips, outputs, strict=True)} if spec.plain else {},
+        rejected={clip.id: g.reason for clip, g in zip(clips, outputs, strict=True) if isinstance(g, Rejected)},
     )
     return _answer(spec, len(clips), report, outputs)
 
@@ -195,21 +201,36 @@ def _get(refs: Any) -> Any:
             continue
 
 
-def _check(spec: StageSpec, clips: Sequence[Clip], outputs: Sequence[Tensors]) -> None:
+def _check(spec: StageSpec, clips: Sequence[Clip], outputs: Sequence[Tensors | Rejected]) -> None:
     if len(outputs) != len(clips):
         raise ValueError(f"stage {spec.name} gave {len(outputs)} results for {len(clips)} clips")
     for given in outputs:
-        missing = [name for name in spec.gives if name not in given]
+        if isinstance(given, Rejected):
+            unknown = [name for name in given.plain if name not in spec.plain]
+            if unknown:
+                raise ValueError(f"stage {spec.name} rejects with {', '.join(unknown)}, which it does not declare")
+            continue
+        missing = [name for name in (*spec.gives, *spec.plain) if name not in given]
         if missing:
             raise ValueError(f"stage {spec.name} did not give {', '.join(missing)}")
 
 
-def _answer(spec: StageSpec, clips: int, report: Report, outputs: Sequence[Tensors]) -> Any:
+def _bytes(spec: StageSpec, given: Tensors | Rejected) -> int:
+    """What a clip's tensors take in the object store."""
+    return 0 if isinstance(given, Rejected) else sum(_size(given[name]) for name in spec.gives)
+
+
+def _plain(spec: StageSpec, given: Tensors | Rejected) -> dict[str, Any]:
+    return dict(given.plain) if isinstance(given, Rejected) else {name: given[name] for name in spec.plain}
+
+
+def _answer(spec: StageSpec, clips: int, report: Report, outputs: Sequence[Tensors | Rejected]) -> Any:
     if returns(spec, clips) == 1:
         return report
     if not outputs:
         return (report, *[None] * (clips * len(spec.gives)))
-    return (report, *[given[name] for given in outputs for name in spec.gives])
+    tensors: list[Mapping[str, Any]] = [{} if isinstance(given, Rejected) else given for given in outputs]
+    return (report, *[given.get(name) for given in tensors for name in spec.gives])
 
 
 def _failure(error: Exception) -> Failure:

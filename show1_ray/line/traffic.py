@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from show1_ray.clip import Clip
 from show1_ray.line.flight import Flight, halves, restart_stage, still_needed
+from show1_ray.line.keys import LOBBY, Lobby
 from show1_ray.line.load import Assignment
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.spec import Order, StageSpec
@@ -21,10 +22,31 @@ MAX_LOSSES = 20
 
 @dataclass
 class Queue:
-    """What waits before a stage: clips, and batches that have to run by themselves."""
+    """What waits before a stage: clips, by their key, and batches that have to run by themselves."""
 
-    waiting: deque[Flight] = field(default_factory=deque)
+    waiting: dict[Hashable, deque[Flight]] = field(default_factory=dict)
     groups: deque[list[Flight]] = field(default_factory=deque)
+
+    def put(self, flight: Flight, key: Hashable, first: bool) -> None:
+        """One more clip waits: before the others, or behind them."""
+        waiting = self.waiting.setdefault(key, deque())
+        (waiting.appendleft if first else waiting.append)(flight)
+
+    def take(self, clips: int, key: Hashable) -> list[Flight]:
+        """Those that have waited for longest."""
+        waiting = self.waiting.get(key, deque())
+        flights = [waiting.popleft() for _ in range(clips)]
+        self._forget(key)
+        return flights
+
+    def remove(self, flight: Flight, key: Hashable) -> None:
+        """It does not wait any more."""
+        self.waiting[key].remove(flight)
+        self._forget(key)
+
+    def _forget(self, key: Hashable) -> None:
+        if not self.waiting.get(key, True):
+            del self.waiting[key]
 
 
 @dataclass(frozen=True)
@@ -38,29 +60,68 @@ class GivenUp:
 class Traffic:
     """All clips in the line. Tells the schedule of every move, so that its counts are always right."""
 
-    def __init__(self, specs: Sequence[StageSpec], schedule: Schedule, max_attempts: int) -> None:
+    def __init__(
+        self, specs: Sequence[StageSpec], schedule: Schedule, max_attempts: int, results: Collection[str] = ()
+    ) -> None:
         self.specs = specs
+        self.results = frozenset(results or specs[-1].gives)
+        """Values that clips have at their end."""
+        self.tensors = self.results.intersection(name for spec in specs for name in spec.gives)
+        """… of them those that lie in the object store."""
         self.schedule = schedule
         self.max_attempts = max_attempts
         self.queues = [Queue() for _ in specs]
         self.flights: dict[str, Flight] = {}
+        self.lobby: Lobby[Flight] = Lobby()
+        """Clips that were pulled, and are to be let in together with their like."""
+        self._looks_ahead = False
         self.cancelled: list[Clip] = []
         """Clips that have left because they were cancelled: for the line to tell, and to clear."""
 
     def admit(self, source: Iterator[Clip | Order]) -> None:
-        """Pull as many clips as there is room for. Raises ValueError for one that is in the line already."""
+        """Pull as many clips as there is room for. Raises ValueError for one that is in the line already.
+
+        Where not all clips share batches, it looks ahead by as many as the lobby has room for, and lets those of a kind
+        in together; but where someone waits for each clip, in the order in which they come.
+        """
+        if self.schedule.exhausted:
+            return
         room = self.schedule.room()
-        admitted = list(islice(source, room))
-        for item in admitted:
+        has_ended = self._pull(source, room - len(self.lobby))
+        if self._looks_ahead and not self.schedule.eager and not has_ended:
+            has_ended = self._pull(source, LOBBY - len(self.lobby))
+        for flight in self.lobby.take(room):
+            key = self._key(flight, 0)
+            self.queues[0].put(flight, key, first=False)
+            self.schedule.admit(1, key)
+        if has_ended:
+            self.schedule.expect(len(self.lobby))
+
+    def _pull(self, source: Iterator[Clip | Order], clips: int) -> bool:
+        """Clips come into the lobby. Whether there are no more."""
+        pulled = 0
+        for item in islice(source, max(0, clips)):
             order = item if isinstance(item, Order) else Order(item)
             clip = order.clip
             if clip.id in self.flights:
                 raise ValueError(f"clip {clip.id!r} is in the line already")
-            self.flights[clip.id] = Flight(clip, given=order.given, outputs=order.outputs)
-            self.queues[0].waiting.append(self.flights[clip.id])
-        self.schedule.admit(len(admitted))
-        if len(admitted) < room:
-            self.schedule.exhaust()
+            flight = Flight(clip, given=order.given, outputs=order.outputs, keys=order.keys)
+            self.flights[clip.id] = flight
+            self.lobby.put(flight, self._kind(flight))
+            self._looks_ahead = self._looks_ahead or bool(order.keys)
+            pulled += 1
+        return pulled < clips
+
+    def _kind(self, flight: Flight) -> Hashable:
+        """Clips of equal kind share batches all the way; None where nobody is asked to."""
+        return None if self.schedule.eager or not flight.keys else frozenset(flight.keys.items())
+
+    def key(self, flights: Sequence[Flight]) -> Hashable:
+        """What the clips of a batch have in common."""
+        return self._key(flights[0], flights[0].stage) if flights else None
+
+    def _key(self, flight: Flight, stage: int) -> Hashable:
+        return flight.keys.get(self.specs[stage].name)
 
     def cancel(self, clip_id: str) -> None:
         """A clip is not wanted any more: if it waits it leaves, if it runs it leaves when its batch is over."""
@@ -70,15 +131,18 @@ class Traffic:
         flight.unwanted = True
         if flight.state != "queued":
             return
-        queue = self.queues[flight.stage]
+        if self.lobby.remove(flight, self._kind(flight)):
+            self.drop(flight)
+            return
+        queue, key = self.queues[flight.stage], self._key(flight, flight.stage)
         at = next((index for index, group in enumerate(queue.groups) if flight in group), None)
         if at is None:
-            queue.waiting.remove(flight)
+            queue.remove(flight, key)
         else:
             queue.groups[at].remove(flight)
             if not queue.groups[at]:
                 del queue.groups[at]
-        self.schedule.withdraw(flight.stage, at)
+        self.schedule.withdraw(flight.stage, at, key)
         self.drop(flight)
 
     def drop(self, flight: Flight) -> None:
@@ -90,10 +154,7 @@ class Traffic:
     def take(self, assignment: Assignment) -> list[Flight]:
         """The clips of an assignment leave their queue and run."""
         queue = self.queues[assignment.stage]
-        if assignment.isolated:
-            flights = queue.groups.popleft()
-        else:
-            flights = [queue.waiting.popleft() for _ in range(assignment.clips)]
+        flights = queue.groups.popleft() if assignment.isolated else queue.take(assignment.clips, assignment.key)
         for flight in flights:
             flight.move("running")
         return flights
@@ -101,26 +162,30 @@ class Traffic:
     def advance(self, flights: Sequence[Flight], report: Report, outputs: Sequence[Any]) -> None:
         """A batch is done: its clips keep what later stages take, and wait before the next stage.
 
-        After the last stage they keep what it gave, and go on running until they `leave` or are lost.
+        After the last stage they keep the results, and go on running until they `leave` or are lost. So do those that
+        the stage rejects, whatever it is, until they `leave` or are dropped.
         """
         if not flights:
             return
         index = flights[0].stage
         spec = self.specs[index]
         is_last = index + 1 == len(self.specs)
-        needed = set(spec.gives) if is_last else still_needed(self.specs, index + 1)
+        needed = still_needed(self.specs, index + 1, self.tensors)
         for number, flight in enumerate(flights):
             flight.seconds[spec.name] = report.seconds / len(flights)
             flight.batch_sizes[spec.name] = len(flights)
             given = outputs[number * len(spec.gives) : (number + 1) * len(spec.gives)]
+            flight.plain.update(report.plain.get(flight.clip.id, {}))
+            if flight.clip.id in report.rejected:
+                continue
             flight.tensors.update(zip(spec.gives, given, strict=True))
+            flight.tensors = {name: ref for name, ref in flight.tensors.items() if name in needed}
             if not is_last:
-                flight.tensors = {name: ref for name, ref in flight.tensors.items() if name in needed}
                 self._queue(flight, index + 1, first=False)
 
-    def leave(self, flight: Flight) -> None:
-        """A clip is done."""
-        flight.move("done")
+    def leave(self, flight: Flight, state: Literal["done", "rejected"] = "done") -> None:
+        """A clip is done, or was rejected."""
+        flight.move(state)
         self._forget(flight)
 
     def fail(self, assignment: Assignment, flights: list[Flight], failure: Failure) -> list[GivenUp]:
@@ -155,7 +220,7 @@ class Traffic:
             return [self._give_up(flight, Failure("gone", f"its tensors were lost {flight.losses} times"))]
         for name in lost:
             flight.tensors.pop(name)
-        self._queue(flight, restart_stage(self.specs, flight.stage, flight.tensors))
+        self._queue(flight, restart_stage(self.specs, flight.stage, flight.tensors, self.tensors))
         return []
 
     def put_back(self, assignment: Assignment, flights: list[Flight]) -> None:
@@ -171,9 +236,9 @@ class Traffic:
             self.drop(flight)
             return
         flight.move("queued", stage)
-        waiting = self.queues[stage].waiting
-        (waiting.appendleft if first else waiting.append)(flight)
-        self.schedule.add(stage, 1)
+        key = self._key(flight, stage)
+        self.queues[stage].put(flight, key, first)
+        self.schedule.add(stage, 1, key)
 
     def _isolate(self, flights: list[Flight]) -> None:
         for flight in flights:

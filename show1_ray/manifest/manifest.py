@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from show1_ray.clip import MAX_SEED, Clip
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, shown
 from show1_ray.manifest.table import ROWS_AT_ONCE, Row, Table, UnreadableError, find_tables, one_line
 
 SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -276,7 +276,7 @@ def _problem(row: Row, samples: int) -> str | None:
         if text is None:
             continue
         if not isinstance(text, str):
-            return f"{name!r} is {_shown(text)}, not text"
+            return f"{name!r} is {shown(text)}, not text"
         if not text.isascii() and not _encodable(text):
             return f"{name!r} is not valid Unicode"
     if row.prompt is None or not row.prompt.strip():
@@ -284,18 +284,18 @@ def _problem(row: Row, samples: int) -> str | None:
     try:
         _given_seed(row.seed)
     except ValueError:
-        return f"'seed' is {_shown(row.seed)}, not an integer from 0 to 2**63 - 1"
+        return f"'seed' is {shown(row.seed)}, not an integer from 0 to 2**63 - 1"
     return None if row.id is None else _id_problem(row.id, samples)
 
 
 def _id_problem(value: Any, samples: int) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        return f"'id' is {_shown(value)}, not text or an integer"
+        return f"'id' is {shown(value)}, not text or an integer"
     suffix = len(f"-{samples - 1}") if samples > 1 else 0
     if SAFE_ID.fullmatch(str(value)) and len(str(value)) + suffix <= LONGEST_ID:
         return None
     allowed = f"1 to {LONGEST_ID - suffix} of A-Z a-z 0-9 . _ -, no leading dot"
-    return f"'id' is {_shown(value)}, not a safe file name ({allowed})"
+    return f"'id' is {shown(value)}, not a safe file name ({allowed})"
 
 
 def _given_seed(value: Any) -> int | None:
@@ -333,8 +333,3 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from huggingface_hub.errors import (
 )
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, shown
 
 PUBLISHED = Path(__file__).parent.parent / "show1" / "published"
 CONFIG_FILES = {"scheduler": "scheduler_config.json", "image_noising_scheduler": "scheduler_config.json"}
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+MOST_FILES = 10_000  # of a checkpoint: somebody's home or / is none
 WHOLE_FILE = 64 * 2**20  # larger files are identified by their size and both ends
 
 
@@ -68,6 +70,18 @@ class Checkpoint(BaseModel):
         return self.repo.startswith(("/", ".", "~"))
 
     @property
+    def folder(self) -> Path:
+        """Of a local one. Raises CheckpointError for names that no folder can have."""
+        try:
+            folder = Path(self.repo).expanduser()
+            folder.stat()
+        except (RuntimeError, ValueError, OSError) as error:
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                return folder
+            raise CheckpointError(f"{shown(self.repo)}: cannot be a checkpoint's folder: {error}") from None
+        return folder
+
+    @property
     def name(self) -> str:
         """For people: the hub's name, or that of the folder, without its place."""
         return Path(self.repo).name if self.is_local else self.repo
@@ -90,7 +104,7 @@ def folder_of(checkpoint: Checkpoint, components: Sequence[str], *, half: bool =
         CheckpointError: it cannot be had, or lacks a component.
     """
     if checkpoint.is_local:
-        folder = Path(checkpoint.repo).expanduser()
+        folder = checkpoint.folder
         files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         if not files:
             raise CheckpointError(f"{folder}: no such folder, or nothing in it; give a checkpoint in the hub's layout")
@@ -118,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: is no JSON object")
@@ -128,10 +142,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def published_or_local_config(checkpoint: Checkpoint, component: str) -> dict[str, Any] | None:
     """A component's configuration if it is known without fetching: of a local folder, or of a published checkpoint."""
     if checkpoint.is_local:
-        path = Path(checkpoint.repo).expanduser() / component / "config.json"
+        path = checkpoint.folder / component / "config.json"
     else:
         path = PUBLISHED / checkpoint.repo / f"{component}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def check_access(checkpoint: Checkpoint) -> None:
@@ -155,7 +169,7 @@ def resolve(checkpoint: Checkpoint) -> str:
         CheckpointError: there is no such folder, repository or revision, or no access.
     """
     if checkpoint.is_local:
-        return fingerprint(Path(checkpoint.repo).expanduser())
+        return fingerprint(checkpoint.folder)
     if _is_commit(checkpoint.revision):
         return str(checkpoint.revision)
     try:
@@ -175,7 +189,17 @@ def fingerprint(folder: Path) -> str:
     Raises:
         CheckpointError: no such folder, or nothing in it.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    try:
+        return _fingerprint(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read as a checkpoint: {error}") from None
+
+
+def _fingerprint(folder: Path) -> str:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(islice(files, MOST_FILES + 1))
+    if len(paths) > MOST_FILES:
+        raise CheckpointError(f"{folder}: holds more than {MOST_FILES} files; give a checkpoint in the hub's layout")
     if not paths:
         raise CheckpointError(f"{folder}: no such folder, or nothing in it; give a checkpoint in the hub's layout")
     digest = hashlib.sha256()

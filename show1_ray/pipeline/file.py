@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from show1_ray.errors import ConfigError
+from show1_ray.errors import ConfigError, shown
+from show1_ray.pipeline.bounded import load_yaml
 
 _PACKAGE = Path(__file__).parent.parent
 _PACKAGED, _CHECKOUT = _PACKAGE / "pipelines", _PACKAGE.parent / "pipelines"
 PIPELINE_FOLDERS = [_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT]
 
 Key = tuple[str, ...]
+LONGEST_SHOWN = 120
+"""Characters of an override in an error."""
 
 
 @dataclass
@@ -48,12 +51,25 @@ class Tree:
         node[key[-1]] = value
         self.origins = _over(self.origins, dict.fromkeys(_ends(value, key), origin))
 
-    def faults(self, error: ValidationError) -> Iterator[str]:
-        """One line for each of pydantic's findings: what says it, the key, and the reason."""
+    def faults(
+        self, error: ValidationError, below: Key = (), hint: Callable[[Key], str] = lambda key: ""
+    ) -> Iterator[str]:
+        """One line for each of pydantic's findings: what says it, the key, and the reason.
+
+        Args:
+            error: the findings.
+            below: the key of what was validated.
+            hint: what to add where a key is not known.
+        """
         for fault in error.errors():
-            key = tuple(map(str, fault["loc"]))
+            key = (*below, *map(str, fault["loc"]))
             origin = str(self.path) if fault["type"] == "missing" else self._origin(key)
-            yield f"{origin}: {'.'.join(key)}: {_reason(fault)}"
+            reason = _reason(fault) + (hint(key) if fault["type"] == "extra_forbidden" else "")
+            yield f"{origin}: {'.'.join(key)}: {reason}"
+
+    def fault(self, key: Key, reason: str) -> str:
+        """The line of a fault: what says the key, the key, and the reason."""
+        return f"{self._origin(key)}: {'.'.join(key)}: {reason}"
 
     def _origin(self, key: Key) -> str:
         """Of a key, of what it is a part of, or of the last part of it that was said."""
@@ -77,9 +93,9 @@ def find(name: str | Path) -> Path:
     """
     candidates = [Path(name)] if Path(name).suffix else [folder / f"{name}.yaml" for folder in PIPELINE_FOLDERS]
     for path in candidates:
-        if path.is_file():
+        if os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for names that no file can have
             return path
-    raise ConfigError(f"no pipeline {str(name)!r}: give a .yaml file, or one of {', '.join(names())}")
+    raise ConfigError(f"no pipeline {shown(str(name))}: give a .yaml file, or one of {', '.join(names())}")
 
 
 def read(path: Path, below: tuple[Path, ...] = ()) -> Tree:
@@ -94,19 +110,36 @@ def read(path: Path, below: tuple[Path, ...] = ()) -> Tree:
     for node in mappings(keys):
         repo = node.get("repo")
         if isinstance(repo, str) and repo.startswith((".", "~")):
-            node["repo"] = str((path.parent / Path(repo).expanduser()).resolve())
+            node["repo"] = _absolute(repo, path)
     parent = keys.pop("extends", None)
     origins = dict.fromkeys(_ends(keys, ()), str(path))
     if parent is None:
         return Tree(path, keys, origins)
     if not isinstance(parent, str):
-        raise ConfigError(f"{path}: extends: give the name of a pipeline or the path of a file (it is {parent!r})")
+        raise ConfigError(f"{path}: extends: give the name of a pipeline or the path of a file (it is {shown(parent)})")
     try:
         parent_path = find(path.parent / parent if Path(parent).suffix else parent)
     except ConfigError as error:
         raise ConfigError(f"{path}: extends: {error}") from None
     base = read(parent_path, (*below, path.resolve()))
-    return Tree(path, _merged(base.keys, keys), _over(base.origins, origins))
+    merged = _merged(base.keys, keys)
+    for name, stage in _stages(keys).items():  # a place of one's own is instead of the one below
+        if isinstance(stage, dict) and ("before" in stage) != ("after" in stage):
+            _stages(merged)[name].pop("after" if "before" in stage else "before", None)
+    return Tree(path, merged, _over(base.origins, origins))
+
+
+def _stages(keys: Mapping[str, Any]) -> dict[str, Any]:
+    stages = keys.get("stages")
+    return stages if isinstance(stages, dict) else {}
+
+
+def _absolute(repo: str, path: Path) -> str:
+    """The folder that a file at `path` means. Raises ConfigError for names that no folder can have."""
+    try:
+        return str((path.parent / Path(repo).expanduser()).resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # ~nobody, a loop of links, NUL
+        raise ConfigError(f"{path}: repo: {shown(repo)} is no folder: {error}") from None
 
 
 def mappings(tree: Any) -> Iterator[dict[str, Any]]:
@@ -124,32 +157,33 @@ def parse_override(override: str) -> tuple[Key, Any]:
         ConfigError: it is not written so.
     """
     key, equals, text = override.partition("=")
+    said = as_typed(override)
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-        raise ConfigError(f"--set {override}: write it as stage.key=value, such as keyframes.steps=50")
+        raise ConfigError(f"{said}: write it as stage.key=value, such as keyframes.steps=50")
     try:
-        value = text if key.endswith(".revision") else yaml.safe_load(text)  # a commit of digits is no number
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not YAML") from None
+        value = text if key.endswith(".revision") else load_yaml(text)  # a commit of digits is no number
+    except ValueError as error:
+        raise ConfigError(f"{said}: the value cannot be taken: {error}") from None
     return tuple(key.split(".")), value
+
+
+def as_typed(override: str) -> str:
+    """An override for people, cut where it is long."""
+    return f"--set {override if len(override) <= LONGEST_SHOWN else override[:LONGEST_SHOWN] + '…'}"
 
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        keys = _unshared(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
+        keys = load_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: an anchor is a part of itself") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(keys, dict):
         raise ConfigError(f"{path}: a pipeline file is a mapping of keys to values")
     return keys
-
-
-def _unshared(tree: Any) -> Any:
-    """A copy in which what YAML's anchors share is there once for each place."""
-    return {key: _unshared(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +216,7 @@ def _reason(fault: Any) -> str:
         case "missing":
             return "is missing"
         case "model_type":
-            return f"must be a mapping of keys to values (it is {fault['input']!r})"
+            return f"must be a mapping of keys to values (it is {shown(fault['input'])})"
         case "value_error":  # of a mapping as a whole: the message says which key is meant
             return str(fault["msg"]).removeprefix("Value error, ")
-    return f"{fault['msg']} (it is {fault['input']!r})"
+    return f"{fault['msg']} (it is {shown(fault['input'])})"

@@ -2,118 +2,210 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, ValidationError
 
 from show1_ray.errors import ConfigError
-from show1_ray.pipeline.checkpoints import Checkpoint, check_access, folder_of, published_or_local_config, resolve
-from show1_ray.pipeline.file import PIPELINE_FOLDERS, find, mappings, names, parse_override, read
-from show1_ray.show1.settings import Settings, Stages, StagesExecution
+from show1_ray.pipeline import recipe as recipes
+from show1_ray.pipeline.checkpoints import Checkpoint, check_access, folder_of, resolve
+from show1_ray.pipeline.code import Code
+from show1_ray.pipeline.file import Tree, as_typed, find, parse_override, read
+from show1_ray.pipeline.inputs import Input, read_inputs
+from show1_ray.pipeline.parts import Reader
+from show1_ray.pipeline.registry import RegistryError
+from show1_ray.pipeline.rows import RowSettings, faults_of_settings
+from show1_ray.pipeline.wiring import Fault, Part, Ref, Wired, Wiring, wire
+from show1_ray.stage import FRAMES, Context, Needs, Shape, StageSettings
 
-__all__ = ["COMPONENTS", "PIPELINE_FOLDERS", "STAGES", "Checkpoint", "Pipeline", "find", "names"]
+__all__ = ["Head", "Pipeline", "Stages"]
 
-STAGES = tuple(Stages.model_fields)
-COMPONENTS: dict[str, tuple[str, ...]] = {
-    "text": ("tokenizer", "text_encoder"),
-    "keyframes": ("unet", "scheduler"),
-    "interpolation": ("unet", "scheduler"),
-    "first_frame": ("unet", "scheduler", "image_noising_scheduler"),
-    "super_resolution": ("unet", "scheduler", "image_noising_scheduler"),
-    "latent_super_resolution": ("tokenizer", "text_encoder", "unet", "vae", "scheduler"),
-}
-"""What each stage needs of its checkpoint."""
-SHORTCUTS = ("guidance_interval", "reuse")
-"""Settings of `Denoising` that are off when None."""
+Dtype = Literal["float16", "bfloat16", "float32"]
+
+MOST_BYTES = 16 * 2**30
+"""Of a clip's frames as float32: 7,700 frames of 576x320."""
 
 
-class Pipeline(Settings):
+class Head(StageSettings):
+    """What a pipeline file says beside its stages."""
+
+    name: str
+    description: str = Field("", description="a line for `show1-ray pipelines`")
+    dtype: Dtype = Field("float16", description="of the weights, of what is computed, and of the noise that is drawn")
+    fps: Annotated[float, Field(ge=0.01, le=240)] = Field(8, description="frames a second of the clips")
+    clip: str | None = Field(None, description="the value that is the clip; default: the newest frames")
+
+
+class Stages(Mapping[str, Any]):
+    """Settings by stage, in order: `stages["keyframes"]`, or `stages.keyframes`."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = dict(settings)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._settings[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._settings:
+            raise AttributeError(f"the pipeline has no stage {name!r}; it has {', '.join(self.__dict__['_settings'])}")
+        return self._settings[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._settings)
+
+    def __len__(self) -> int:
+        return len(self._settings)
+
+    def __repr__(self) -> str:
+        return f"Stages({self._settings!r})"
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
     """A pipeline file, checked. `load` reads one.
 
     Attributes:
         name: what it is called in metadata.
+        parts: the stages, in their order.
         description: a line for `show1-ray pipelines`.
         dtype: of the weights, of what is computed, and of the noise that is drawn.
         fps: frames a second of the clips.
-        stages: what the stages do.
-        execution: how they do it.
+        clip: the value that is the clip, as the file has it; None: the newest frames.
+        inputs: columns of the manifest that are a part of each clip.
+        file: where it was loaded from.
+        code: code of somebody's own that it runs.
+        dropped: values that would be there if an extending file had not dropped their stages → the stage.
     """
 
     name: str
+    parts: tuple[Part, ...]
     description: str = ""
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    fps: Annotated[float, Field(gt=0, le=240)] = 8
-    stages: Stages
-    execution: StagesExecution = StagesExecution()
-    _file: Path | None = PrivateAttr(default=None)
-
-    @property
-    def file(self) -> Path | None:
-        """The file that it was loaded from."""
-        return self._file
+    dtype: Dtype = "float16"
+    fps: float = 8
+    clip: str | None = None
+    inputs: tuple[Input, ...] = ()
+    file: Path | None = None
+    code: Code | None = None
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, name: str | Path, overrides: Iterable[str] = ()) -> Self:
+    def load(cls, name: str | Path, overrides: Iterable[str] = (), code: str | Path | Code | None = None) -> Self:
         """Reads a pipeline file.
 
         Args:
             name: of a pipeline that the package brings (`names` lists them), or the path of a file.
             overrides: `key=value`, such as `keyframes.steps=50`; the key of a stage may leave out `stages.` or
                 `execution.`, the value is YAML.
+            code: a Python file, a folder or a module, whose classes `uses: module:Class` may name.
 
         Raises:
-            ConfigError: no such file, no YAML, an unknown key, a wrong type, sizes that do not fit together; one line
-                for each fault, with file (or override), key and reason.
+            ConfigError: no such file, no YAML, an unknown key or stage, a wrong type, stages that do not fit together;
+                one line for each fault, with file (or override), key and reason.
         """
         path = find(name)
+        if code is not None and not isinstance(code, Code):
+            code = Code.at(code)
         tree = read(path)
+        reader = Reader(tree, code)
         for override in overrides:
             key, value = parse_override(override)
-            tree.put(_whole(key), value, f"--set {override}")
-        try:
-            pipeline = cls.model_validate({"name": path.stem, **tree.keys})
-        except ValidationError as error:
-            raise ConfigError("\n".join(tree.faults(error))) from None
-        faults = [f"{path}: {key}: {reason}" for key, reason in pipeline._misfits()]
-        if faults:
-            raise ConfigError("\n".join(faults))
-        pipeline._file = path.resolve()
+            tree.put(reader.whole_key(key), value, as_typed(override))
+        reader = Reader(tree, code)  # whose stages are those after the overrides
+        head = _head(tree, path, reader.faults)
+        inputs, wrong = read_inputs(tree.keys.get("inputs"))
+        parts = reader.read()
+        _refuse(reader.faults + [tree.fault(key, reason) for key, reason in wrong])
+        assert head is not None
+        pipeline = cls(
+            parts=tuple(parts),
+            inputs=tuple(inputs),
+            file=path.resolve(),
+            code=code,
+            dropped=reader.dropped,
+            **head.model_dump(),
+        )
+        # What does not fit together is the fault of the whole, unless one place says it.
+        _refuse([f"{tree.origins.get(key, path)}: {'.'.join(key)}: {why}" for key, why in pipeline.faults()])
         return pipeline
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was found out since: it is found out again."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    @cached_property
+    def stages(self) -> Stages:
+        """What the stages do: their settings."""
+        return Stages({part.name: part.settings for part in self.parts})
+
+    @cached_property
+    def execution(self) -> Stages:
+        """How they do it: their execution settings."""
+        return Stages({part.name: part.execution for part in self.parts})
+
+    def wired(self) -> tuple[Wired, ...]:
+        """The stages in their order, with who gives what they take."""
+        return self._wiring.stages
+
+    @property
+    def video(self) -> Ref:
+        """The value that is the clip."""
+        assert self._wiring.clip is not None  # `load` saw to it
+        return self._wiring.clip
+
+    @property
+    def video_shape(self) -> Shape:
+        """Of the clip, as frames to look at: frames, height, width, 3; None where a size is not known."""
+        shape = self._shape(self.video)
+        sizes = dict(zip(shape.axes.split(), shape.sizes, strict=True)) if shape.sizes else {}
+        return Shape(FRAMES, tuple(sizes.get(axis) for axis in FRAMES.split()), "uint8")
 
     @property
     def total_frames(self) -> int:
-        """Frames of a clip: neighbouring windows of the interpolation share a frame."""
-        return (self.stages.keyframes.frames - 1) * (self.stages.interpolation.window - 1) + 1
+        """Frames of a clip; see `video_shape`. Raises ConfigError where nobody knows before it is rendered."""
+        count = self.video_shape.size("f")
+        if count is None:
+            raise ConfigError(f"{self.name}: its stages do not say how many frames a clip has")
+        return count
+
+    def default_takes(self, stage: str) -> Mapping[str, Ref]:
+        """Where a stage would take its values from if the file did not say it."""
+        return next((one.takes for one in self._unsaid.stages if one.name == stage), {})
+
+    def default_video(self) -> Ref | None:
+        """What the clip would be if the file did not say it."""
+        return self._unsaid.clip
 
     def checkpoints(self) -> list[Checkpoint]:
         """All checkpoints, each once."""
-        stages = self.stages
-        denoising = [stages.keyframes, stages.interpolation, stages.super_resolution.first_frame]
-        found = [stages.text.checkpoint, *(stage.checkpoint for stage in denoising)]
-        found += [stages.super_resolution.checkpoint, stages.latent_super_resolution.checkpoint]
-        return list(dict.fromkeys(found))
+        needed = [need.checkpoint for _, need in self.needs()]
+        inside = [one for part in self.parts for one in recipes.checkpoints_in(part.settings)]
+        return list(dict.fromkeys([*needed, *inside]))
+
+    def needs(self) -> list[tuple[str, Needs]]:
+        """What each stage loads. Raises ConfigError where a stage cannot say it."""
+        try:
+            return [(part.name, need) for part in self.parts for need in part.checkpoints()]
+        except RegistryError as error:
+            raise ConfigError(f"{self.file or self.name}: {error}") from None
 
     def fetch(self) -> list[Path]:
-        """Downloads everything the pipeline needs that is not there yet; returns its folders, in `COMPONENTS`' order.
+        """Downloads everything the pipeline needs that is not there yet; returns its folders, stage by stage.
 
         Raises:
-            UserError: see `models.checkpoints.folder_of`.
+            UserError: see `pipeline.checkpoints.folder_of`.
         """
-        stages = self.stages
-        checkpoints: dict[str, Checkpoint] = {name: getattr(stages, name).checkpoint for name in STAGES}
-        checkpoints["first_frame"] = stages.super_resolution.first_frame.checkpoint
         half = self.dtype != "float32"
-        return [folder_of(checkpoints[name], components, half=half) for name, components in COMPONENTS.items()]
+        return [folder_of(need.checkpoint, need.components, half=half) for _, need in self.needs()]
 
     def check_access(self) -> None:
         """Shows the licences of checkpoints on the hub and sees that they may be read, without fetching them.
 
         Raises:
-            UserError: see `models.checkpoints.check_access`.
+            UserError: see `pipeline.checkpoints.check_access`.
         """
         for checkpoint in self.checkpoints():
             if not checkpoint.is_local:
@@ -123,99 +215,109 @@ class Pipeline(Settings):
         """The same pipeline with each revision made exact: the hub's commit, or a fingerprint of a local folder.
 
         Raises:
-            UserError: a checkpoint that is not there, or not to be had (see `models.checkpoints`).
+            UserError: a checkpoint that is not there, or not to be had (see `pipeline.checkpoints`).
         """
         revisions = {checkpoint: resolve(checkpoint) for checkpoint in self.checkpoints()}
-
-        def pin(value: Any) -> Any:
-            if isinstance(value, Checkpoint):
-                return value.model_copy(update={"revision": revisions[value]})
-            if isinstance(value, Settings):
-                return value.model_copy(update={name: pin(field) for name, field in value})
-            return value
-
-        return self.model_copy(update={"stages": pin(self.stages)})
+        return replace(
+            self,
+            parts=tuple(replace(part, settings=recipes.pinned(part.settings, revisions)) for part in self.parts),
+        )
 
     def recipe(self) -> dict[str, Any]:
-        """All that decides what a clip's frames are, as plain data; the place of local checkpoints is left out.
-
-        So are shortcuts that are off: recipes from before there were any stay the same.
-        """
-        recipe = self.model_dump(mode="json", include={"dtype", "fps", "stages"})
-        for node in mappings(recipe):
-            for shortcut in SHORTCUTS:
-                if shortcut in node and node[shortcut] is None:
-                    del node[shortcut]
-            checkpoint = node.get("checkpoint")
-            if checkpoint is not None:
-                checkpoint.pop("licence")
-                if Checkpoint(**checkpoint).is_local:
-                    checkpoint["repo"] = "local"
-        return recipe
+        """All that decides what a clip's frames are, as plain data; see `pipeline.recipe`."""
+        return recipes.recipe(self)
 
     def recipe_hash(self) -> str:
         """Identifies the recipe: 16 hexadecimal digits of its SHA-256. Meaningful for a `resolved` pipeline."""
-        canonical = json.dumps(self.recipe(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return recipes.recipe_hash(self.recipe())
 
-    def _misfits(self) -> Iterator[tuple[str, str]]:
-        """Keys whose values do not fit the others', each with the reason."""
-        stages = self.stages
-        sr, latent = stages.super_resolution, stages.latent_super_resolution
-        if sr.window > self.total_frames:
-            yield "stages.super_resolution.window", f"{sr.window} frames, but a clip has {self.total_frames}"
-        if sr.stride >= sr.window:
-            yield "stages.super_resolution.stride", f"{sr.stride} must be less than the window, {sr.window}"
-        if int(latent.steps * latent.strength) < 1:
-            reason = f"{latent.strength} of {latent.steps} steps is not one step"
-            yield "stages.latent_super_resolution.strength", reason
+    def document(self, *, portable: bool = False) -> dict[str, Any]:
+        """A pipeline file that says the same, whole, with execution settings.
 
-        if latent.width % 2 or latent.height % 2:
-            reason = f"{latent.width}x{latent.height} frames, but H.264 needs an even width and height"
-            yield "stages.latent_super_resolution", reason
+        Args:
+            portable: as a recipe has it, without places of this machine.
+        """
+        stages = {}
+        for part in self.parts:
+            entry = {"uses": part.uses} if part.uses else {}
+            takes = {"takes": dict(part.takes)} if part.takes else {}
+            stages[part.name] = {**entry, **takes, **recipes.plain(part.settings, is_recipe=portable)}
+        found: dict[str, Any] = {"description": self.description, "dtype": self.dtype, "fps": self.fps}
+        if self.clip is not None:
+            found["clip"] = self.clip
+        if self.inputs:
+            found["inputs"] = {one.name: one.as_plain() for one in self.inputs}
+        execution = {name: settings.model_dump(mode="json") for name, settings in self.execution.items()}
+        return found | {"stages": stages, "execution": execution}
 
-        small = (stages.keyframes.width, stages.keyframes.height)
-        large = (small[0] * sr.scale, small[1] * sr.scale)
-        for key, checkpoint, component, size in [
-            ("stages.keyframes", stages.keyframes.checkpoint, "unet", small),
-            ("stages.interpolation", stages.interpolation.checkpoint, "unet", small),
-            ("stages.super_resolution.first_frame", sr.first_frame.checkpoint, "unet", large),
-            ("stages.super_resolution", sr.checkpoint, "unet", large),
-            ("stages.latent_super_resolution", latent.checkpoint, "vae", (latent.width, latent.height)),
-        ]:
-            config = published_or_local_config(checkpoint, component)
-            factor = 2 ** (len(config["block_out_channels"]) - 1) if config else 1
-            if size[0] % factor or size[1] % factor:
-                reason = f"{size[0]}x{size[1]} frames, but its {component} needs width and height divisible by {factor}"
-                yield key, reason
-        yield from self._misfits_of_reuse()
+    def row(self, inputs: Mapping[str, Any]) -> Self:
+        """The pipeline for a clip whose inputs set settings of stages; itself where they set none.
 
-    def _misfits_of_reuse(self) -> Iterator[tuple[str, str]]:
-        """No level would be left to be reused; or features would lie where a CUDA graph writes its next ones."""
-        for key, loop in (
-            ("keyframes", self.stages.keyframes),
-            ("interpolation", self.stages.interpolation),
-            ("super_resolution.first_frame", self.stages.super_resolution.first_frame),
-            ("super_resolution", self.stages.super_resolution),
-            ("latent_super_resolution", self.stages.latent_super_resolution),
-        ):
-            config = published_or_local_config(loop.checkpoint, "unet")
-            if loop.reuse and getattr(self.execution, key.split(".")[0]).compile == "graphs":
-                yield (
-                    f"execution.{key.split('.')[0]}.compile",
-                    "graphs do not go with reuse of deep features: use blocks",
-                )
-            if loop.reuse and config and loop.reuse.levels >= len(config["block_out_channels"]):
-                reason = (
-                    f"{loop.reuse.levels} of the unet's {len(config['block_out_channels'])} levels leave none to reuse"
-                )
-                yield f"stages.{key}.reuse.levels", reason
+        Args:
+            inputs: of the clip, in their types.
+
+        Raises:
+            ConfigError: settings that cannot be; the reason.
+        """
+        return self._rows(self, inputs)
+
+    def faults(self) -> list[Fault]:
+        """What does not fit together: keys and reasons."""
+        found = list(self._wiring.faults)
+        for part in self.parts:
+            try:
+                part.checkpoints()
+            except RegistryError as error:
+                found.append((("stages", part.name), str(error)))
+        return [*found, *faults_of_settings(self)] or list(self._misfits())
+
+    @cached_property
+    def _wiring(self) -> Wiring:
+        return self._wire(self.parts, self.clip)
+
+    @cached_property
+    def _unsaid(self) -> Wiring:
+        return self._wire([replace(part, takes={}) for part in self.parts], None)
+
+    @cached_property
+    def _rows(self) -> RowSettings:
+        return RowSettings(self.inputs)
+
+    def _wire(self, parts: Iterable[Part], clip: str | None) -> Wiring:
+        context = Context("", self.dtype, self.fps)
+        inputs = {one.name: one.shape for one in self.inputs if not one.setting}
+        return wire(tuple(parts), context, inputs, clip, self.dropped)
+
+    def _shape(self, ref: Ref) -> Shape:
+        return next(stage.shapes[ref.name] for stage in self.wired() if stage.name == ref.stage)
+
+    def _misfits(self) -> Iterator[Fault]:
+        """Frames that no station could hold, or that no video file can."""
+        for stage in self.wired():
+            for name in stage.frames:
+                shape = stage.shapes[name]
+                sizes = dict(zip(shape.axes.split(), shape.sizes, strict=True)) if shape.sizes else {}
+                frames, width, height = (sizes.get(axis) or 1 for axis in "fwh")
+                size = 12 * frames * width * height
+                what = f"{frames} frames of {width}x{height}"
+                if size > MOST_BYTES:
+                    reason = f"a clip of {what} is {size / 2**30:.0f} GiB; {MOST_BYTES // 2**30} are the most"
+                    yield ("stages", stage.name), reason
+                if (stage.name, name) == (self.video.stage, self.video.name) and (width % 2 or height % 2) and sizes:
+                    reason = f"{width}x{height} frames, but H.264 needs an even width and height"
+                    yield ("stages", stage.name), reason
 
 
-def _whole(key: tuple[str, ...]) -> tuple[str, ...]:
-    """An override's key from the top: `keyframes.steps` is `stages.keyframes.steps`."""
-    if key[0] not in STAGES or len(key) == 1:
-        return key
-    execution = StagesExecution.model_fields[key[0]].annotation
-    in_execution = key[1] in getattr(execution, "model_fields", {})
-    return ("execution" if in_execution else "stages", *key)
+def _head(tree: Tree, path: Path, faults: list[str]) -> Head | None:
+    """What stands beside the stages; None, and faults, where it cannot be."""
+    said = {key: value for key, value in tree.keys.items() if key not in ("stages", "execution", "inputs")}
+    try:
+        return Head.model_validate({"name": path.stem, **said})
+    except ValidationError as error:
+        faults += tree.faults(error)
+    return None
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise ConfigError("\n".join(dict.fromkeys(faults)))

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from show1_ray.pipeline.checkpoints import Checkpoint
+from show1_ray.stage import Count, StageExecution
+from show1_ray.stage import StageSettings as Settings
 
-Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=8192)]  # pixels; H.264 ends at 16384
 NoiseLevel = Annotated[int, Field(ge=0, lt=1000)]
-Guidance = Annotated[float, Field(ge=1)]
+Guidance = Annotated[float, Field(ge=1, le=1000)]
 Part = Annotated[float, Field(ge=0, le=1)]
 Compile = Annotated[
     Literal["off", "blocks", "graphs"],
     BeforeValidator(lambda value: "off" if value is False else value),  # YAML's off is false
 ]
-
-
-class Settings(BaseModel):
-    """Keys that are not known are refused, and so are other types: true is no number, "5" neither. All are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Text(Settings):
@@ -44,7 +40,7 @@ class SchedulerChanges(Settings):
     lower_order_final: bool | None = None
     thresholding: bool | None = None
     dynamic_thresholding_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
-    sample_max_value: Annotated[float, Field(ge=1)] | None = None
+    sample_max_value: Annotated[float, Field(ge=1, le=1e6)] | None = None
     lambda_min_clipped: Annotated[float, Field(allow_inf_nan=True, lt=float("inf"))] | None = None
 
 
@@ -53,7 +49,7 @@ class Reuse(Settings):
     2312.00858): there the `levels` highest resolutions alone are computed.
     """
 
-    every: Annotated[int, Field(ge=2)]
+    every: Annotated[int, Field(ge=2, le=1000)]
     levels: Count = 1
 
 
@@ -64,6 +60,8 @@ class Denoising(Settings):
     of 10 steps [0.2, 0.8] guides those from the third to the eighth, and the rest has the prompt's half alone
     (Kynkäänniemi et al., arXiv 2404.07724). `reuse` see `Reuse`.
     """
+
+    later: ClassVar[frozenset[str]] = frozenset({"guidance_interval", "reuse"})
 
     checkpoint: Checkpoint
     steps: Annotated[int, Field(ge=1, le=1000)]
@@ -82,15 +80,15 @@ class Denoising(Settings):
 class Keyframes(Denoising):
     """Text → `frames` frames of `width` × `height`."""
 
-    frames: Annotated[int, Field(ge=2)] = 8
-    height: Count = 40
-    width: Count = 64
+    frames: Annotated[int, Field(ge=2, le=10_000)] = 8
+    height: Side = 40
+    width: Side = 64
 
 
 class Interpolation(Denoising):
     """Each pair of neighbouring keyframes → a window of `window` frames, of which the ends lie on the keyframes."""
 
-    window: Annotated[int, Field(ge=3)] = 5
+    window: Annotated[int, Field(ge=3, le=1000)] = 5
 
 
 class FirstFrame(Denoising):
@@ -103,8 +101,8 @@ class SuperResolution(Denoising):
     """Frames → frames `scale` times as wide and high, in windows; each starts from the last frame of the one before."""
 
     first_frame: FirstFrame
-    scale: Count = 4
-    window: Annotated[int, Field(ge=2)] = 8
+    scale: Annotated[int, Field(ge=1, le=64)] = 4
+    window: Annotated[int, Field(ge=2, le=1000)] = 8
     stride: Count = 7
     noise_level: NoiseLevel = 250
 
@@ -112,8 +110,8 @@ class SuperResolution(Denoising):
 class LatentSuperResolution(Denoising):
     """Frames → 8-bit frames of `width` × `height`, noised to `strength` and denoised in a VAE's latent space."""
 
-    height: Count = 320
-    width: Count = 576
+    height: Side = 320
+    width: Side = 576
     strength: Annotated[float, Field(gt=0, le=1)] = 0.8
     negative_prompt: str = "low resolution, blur"
 
@@ -128,11 +126,9 @@ class Stages(Settings):
     latent_super_resolution: LatentSuperResolution
 
 
-class Execution(Settings):
+class Execution(StageExecution):
     """How a stage is computed: changes speed and memory, not what a clip is."""
 
-    batch_size: Count = 1
-    memory: float = Field(0, ge=0, description="GiB on the device: the weights, and the working set of a batch")
     compile: Compile = Field(
         "off", description="torch.compile for all but text encoders: repeated blocks, or UNets whole, as CUDA graphs"
     )

@@ -6,10 +6,12 @@ import datetime
 import decimal
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,13 @@ from typer.testing import CliRunner
 
 from show1_ray.cli import app
 from show1_ray.clip import Clip
-from show1_ray.dataset import Rendering, StorageError, Weights, look, read_status
+from show1_ray.dataset import LeaseError, LeaseTimes, Rendering, StorageError, Weights, look, read_status
 from show1_ray.dataset.layout import clip_path, shard_key
 from show1_ray.dataset.metadata import content_digest, id_digest
 from show1_ray.dataset.video import decode_video, encode_video
 from show1_ray.errors import UserError
 from show1_ray.manifest import Entry
+from tests.dataset.test_lease import check_until
 from tests.dataset.toys import ORIGIN, QUICK, SETTINGS, Job, entries, frames, land
 
 WORKER = Path(__file__).with_name("toys.py")
@@ -392,6 +395,31 @@ def test_a_folder_of_something_else_is_refused(job):
     assert refusal(job) == "dataset out: holds something else (thesis.tex); give an empty one"
 
 
+@pytest.mark.parametrize("format", ["mp4", "webdataset"])
+def test_a_dataset_that_is_deleted_under_a_job_is_begun_again_by_the_same_command(job, format):
+    job.run(2, format=format)
+    settings = replace(SETTINGS, lease=LeaseTimes(renewal=0.05))
+    dataset = job.open(format=format, settings=settings)
+    shutil.rmtree(job.url)
+    land(dataset, entries(3)[2])  # clips go on landing until the job notices
+    with pytest.raises(LeaseError, match="if the dataset was deleted, the same command begins it again"), dataset:
+        check_until(dataset._lease, time.monotonic() + 30)
+    assert not (Path(job.url) / "dataset.json").exists()
+    (Path(job.url) / "report.html").write_text("written by the thread that draws it")
+    assert job.run(3, format=format) == IDS[:2]
+    assert_complete(job, 3)
+
+
+@pytest.mark.parametrize("name", ["clips/holiday/a.mp4", "clips/a.mp4", "shards/a.tar", "README.md", "metadata/a.csv"])
+def test_a_folder_that_only_looks_like_a_dataset_is_refused(job, name):
+    path = Path(job.url) / name
+    path.parent.mkdir(parents=True)
+    path.write_text("years of work")
+    told = name if name != "clips/holiday/a.mp4" else "clips/holiday"
+    assert refusal(job) == f"dataset out: holds something else ({told}); give an empty one"
+    assert [str(one) for one in Path(job.url).rglob("*") if one.is_file()] == [str(path)]
+
+
 @pytest.mark.parametrize(
     "name", ["seed", "sha256", "shard", "video", "seconds_text", "batch_size_x", "first_file_name"]
 )
@@ -508,7 +536,25 @@ def test_what_is_left_is_told_for_the_last_manifest_whatever_else_is_there(job):
         dataset.flush()
         dataset._wait()
         status = read_status(job.url)
-        assert (status.count, status.done, status.others, status.left) == (5, 6, 3, 1)
+        assert (status.count, status.done, status.others, status.left) == (8, 6, 3, 1)
+
+
+def test_what_is_done_failed_and_left_is_all_that_there_is_whatever_manifests_came_and_clips_went(job):
+    def told() -> str:
+        return CliRunner().invoke(app, ["status", job.url]).output.splitlines()[0].partition(": ")[2]
+
+    with job.open(manifest={"url": "first.csv", "count": 3}) as dataset:
+        for entry in entries(3):
+            land(dataset, entry)
+        dataset.finish()
+    with job.open(manifest={"url": "second.csv", "count": 1}) as dataset:
+        [entry] = entries(4)[3:]
+        dataset.survey([entry])
+        land(dataset, entry)
+        dataset.finish()
+    assert told() == "4 of 4 clips done, 0 failed, 0 left"
+    video(job, "clip-1").unlink()
+    assert told() == "3 of 4 clips done, 0 failed, 1 left"
 
 
 @pytest.mark.parametrize("format", ["mp4", "webdataset"])

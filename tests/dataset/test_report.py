@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from show1_ray.clip import Clip
-from show1_ray.dataset import LeaseError, Report, StorageError, read_status
+from show1_ray.dataset import LeaseError, Report, read_status
 from show1_ray.dataset.report import REPORT
 from show1_ray.dataset.report.facts import CLIPS, About, Facts, Sheet, Shown
 from show1_ray.dataset.report.page import page, picture, stage_rows, time_axis
@@ -207,20 +207,36 @@ def test_whoever_reads_it_meanwhile_finds_it_whole(storage, clock):
     assert found == {True}
 
 
-def test_storage_that_fails_is_asked_again_and_then_ends_the_job_with_one_line(flaky, clock):
-    storage = Storage.at("flaky://out", QUICK)
+def test_storage_that_fails_is_asked_again_and_then_told_once_while_the_job_goes_on(flaky, clock):
+    storage, told = Storage.at("flaky://out", QUICK), list[str]()
     flaky.failures = 2
-    with Report(storage, ABOUT, clock=clock):
+    with Report(storage, ABOUT, clock=clock, tell=told.append):
         pass
     before = written(storage)
     assert 'class="state done"' in before
+    assert not told
     flaky.failures = 1000
-    with pytest.raises(StorageError) as caught, Report(storage, ABOUT, clock=clock) as report:
-        report._background.wait()
-    assert len(str(caught.value).splitlines()) == 1
-    assert REPORT in str(caught.value)
+    with Report(storage, ABOUT, clock=clock, tell=told.append) as report:
+        for seconds in (0, 61, 122):
+            clock.now = BEGAN + seconds
+            report.clip_failed(Clip(f"clip-{seconds}", "a prompt"), "text", 1, "ValueError: no")
+            report._background.wait()
+    assert len(told) == 1
+    assert len(told[0].splitlines()) == 1
+    assert REPORT in told[0]
+    assert told[0].endswith("; the job goes on")
     flaky.failures = 0
     assert written(storage) == before
+
+
+def test_a_report_that_stumbles_over_what_it_is_told_costs_no_job(storage, clock):
+    told: list[str] = []
+    with Report(storage, ABOUT, clock=clock, tell=told.append) as report:
+        report.batch_done(["a"], "a stage that is not there", 0, BEGAN, 1.0, 0.0)
+        report.clip_done({"id": "a row without the rest"})
+        report.clip_failed(Clip("clip-1", "a prompt"), "text", 1, "ValueError: no")
+    assert len(told) == 1
+    assert "clip-1" in written(storage), "the rest of it is told"
 
 
 def test_an_error_of_the_job_is_not_hidden_by_storage_that_fails_too(flaky, clock):
@@ -270,6 +286,7 @@ def test_a_resumed_job_tells_what_is_there_in_all_and_what_it_did_itself():
     facts = Facts(replace(ABOUT, done_before=60, failed_before=2))
     facts.rendered = 30
     facts.clip_failed(Clip("clip-1", "a prompt"), "text", 3, "ValueError: no")
+    facts.working([], an_hour=30.0, seconds_left=840.0)
     words = Elements(page(facts, BEGAN + 3600)).text
     assert "Clips done 90 of 100; 60 of them before this run" in words
     assert "Failed 3 2 of them before, and skipped" in words

@@ -18,8 +18,10 @@ def spec(name: str, *takes: str) -> StageSpec:
 CASCADE = [spec("text"), spec("keyframes", "text"), spec("frames", "text", "keyframes"), spec("sr", "text", "frames")]
 
 
-@pytest.mark.parametrize("life", [("running", "done"), ("running", "queued", "running", "failed")])
-def test_a_clip_is_queued_runs_and_is_done_or_failed(life: tuple[State, ...]) -> None:
+@pytest.mark.parametrize(
+    "life", [("running", "done"), ("running", "queued", "running", "failed"), ("running", "rejected")]
+)
+def test_a_clip_is_queued_runs_and_is_done_failed_or_rejected(life: tuple[State, ...]) -> None:
     flight = Flight(Clip("a", "a prompt"))
     for state in life:
         flight.move(state)
@@ -27,7 +29,8 @@ def test_a_clip_is_queued_runs_and_is_done_or_failed(life: tuple[State, ...]) ->
 
 
 @pytest.mark.parametrize(
-    "life", [("done",), ("running", "running"), ("running", "done", "queued"), ("running", "failed", "running")]
+    "life",
+    [("done",), ("rejected",), ("running", "running"), ("running", "done", "queued"), ("running", "rejected", "done")],
 )
 def test_a_transition_that_there_is_not_is_an_error(life: tuple[State, ...]) -> None:
     flight = Flight(Clip("a", "a prompt"))
@@ -58,6 +61,11 @@ def test_a_clip_goes_on_from_the_latest_stage_whose_tensors_survive() -> None:
     assert restart_stage(CASCADE, 3, {"frames"}) == 0, "super-resolution takes the text too"
 
 
+def test_a_clip_that_lost_a_result_goes_back_to_where_that_comes_from() -> None:
+    assert restart_stage(CASCADE, 3, {"text", "frames"}, {"sr", "frames"}) == 3
+    assert restart_stage(CASCADE, 3, {"text", "frames"}, {"sr", "keyframes"}) == 1
+
+
 def test_a_clip_never_goes_on_from_a_later_stage_than_it_was_at() -> None:
     assert restart_stage(CASCADE, 1, {"text", "frames"}) == 1
 
@@ -65,3 +73,4 @@ def test_a_clip_never_goes_on_from_a_later_stage_than_it_was_at() -> None:
 def test_tensors_are_kept_as_long_as_a_stage_to_come_takes_them() -> None:
     assert still_needed(CASCADE, 2) == {"text", "keyframes", "frames"}
     assert still_needed(CASCADE, 4) == set()
+    assert still_needed(CASCADE, 4, {"frames"}) == {"frames"}

@@ -69,7 +69,8 @@ def write(tmp_path):
         ("stages: {keyframes: {steps: '5'}}", "stages.keyframes.steps: .*integer.*'5'"),
         ("stages: {keyframes: {steps: true}}", "stages.keyframes.steps: .*integer.*True"),
         ("stages: {keyframes: {guidance: .inf}}", "stages.keyframes.guidance: .*finite.*inf"),
-        ("stages: {keyframes: }", r"stages.keyframes: must be a mapping of keys to values \(it is None"),
+        ("stages: {keyframes: 5}", r"stages.keyframes: must be a mapping of keys to values \(it is 5"),
+        ("stages: {keyframes: }", "stages.interpolation: it takes 'keyframes', which no .* 'keyframes' is dropped"),
         ("stages: {text: {checkpoint: a/b}}", r"stages.text.checkpoint: must be a mapping .* \(it is 'a/b'"),
         (
             "stages: {text: {checkpoint: {repo: a b}}}",
@@ -109,6 +110,74 @@ def test_a_fault_is_refused_with_file_key_and_reason(write, text, message):
         Pipeline.load(write(text))
 
 
+def doubled(one: str, more: str, levels: int = 30) -> str:
+    """YAML in which each anchor stands for nine of the one before: `more` is how nine of one are written."""
+    lines = [f"a0: &a0 {one}"]
+    for level in range(1, levels):
+        lines.append(f"a{level}: &a{level} {more.format(' '.join(f'*a{level - 1},' for _ in range(9)))}")
+    return "\n".join(lines)
+
+
+MAPPINGS = "{{{}}}".format(", ".join(f"k{number}: *a0" for number in range(9)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (doubled("[x]", "[{}]"), "more than 20000 values"),
+        (doubled("{x: 1}", "{{<<: [{}]}}"), "more than 20000 values"),
+        (
+            "\n".join(
+                ["a0: &a0 {x: 1}"] + [f"a{n}: &a{n} {MAPPINGS.replace('a0', f'a{n - 1}')}" for n in range(1, 30)]
+            ),
+            "more than 20000 values",
+        ),
+        ("stages: " + "[" * 100_000, "nested too deeply"),
+        ("fps: " + "9" * 5000, "not YAML: a value is not what its tag or form says"),
+        ("fps: 0x" + "f" * 5000, r"a number beyond 2\*\*63"),
+        ("fps: 2024-13-45", "not YAML: a value is not what its tag or form says"),
+        ("fps: !!bool maybe", "not YAML: a value is not what its tag or form says"),
+        ("fps: !!python/name:os.system", "not YAML: could not determine a constructor"),
+        ("on: 8", "the key True is not text"),
+        ("description: " + "x" * 300_000, "bytes, but 262144 are the most"),
+        ("stages: {keyframes: {frames: 100000}}", "stages.keyframes.frames: .*less than or equal to 10000"),
+        ("stages: {latent_super_resolution: {width: 1000000}}", "width: .*less than or equal to 8192"),
+        (
+            "stages: {keyframes: {frames: 5000}, interpolation: {window: 900}}",
+            r"stages.latent_super_resolution: a clip of 4494102 frames of 576x320 is \d+ GiB; 16 are the most",
+        ),
+        ("execution: {text: {batch_size: 1000000000000}}", "batch_size: .*less than or equal to"),
+        ("stages: {text: {checkpoint: {repo: '~nosuchuser/weights'}}}", "repo: '~nosuchuser/weights' is no folder"),
+        ('stages: {text: {checkpoint: {repo: "./a\\0b"}}}', r"repo: './a\\x00b' is no folder"),
+        ('fps: "\\e[31m"', r"fps: .*\(it is '\\x1b\[31m'\)"),
+    ],
+)
+def test_what_would_hang_or_fill_memory_is_refused_with_one_line(write, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        Pipeline.load(write(f"extends: show1\n{text}\n"))
+    assert all(len(line) < 500 for line in str(caught.value).splitlines())
+
+
+@pytest.mark.parametrize("repo", ["~nosuchuser", '"/a\\0b"', "/", "/proc/self"])
+def test_a_folder_that_can_be_no_checkpoint_is_refused(tiny, repo):
+    with pytest.raises(CheckpointError):
+        Pipeline.load(tiny, [f"text.checkpoint.repo={repo}"]).resolved()
+
+
+@pytest.mark.parametrize("config", ["[]", "{", "{}", '{"block_out_channels": 7}', "[" * 100_000])
+def test_a_checkpoint_whose_configuration_is_none_is_refused(tiny, tmp_path, config):
+    copy = shutil.copytree(tiny.parent, tmp_path / "elsewhere")
+    next(copy.rglob("unet/config.json")).write_text(config)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        Pipeline.load(copy / "pipeline.yaml")
+
+
+@pytest.mark.parametrize("name", ["a\0b.yaml", "x" * 5000 + ".yaml", "", ".", "/", "~nosuchuser/a.yaml"])
+def test_a_name_that_no_file_can_have_is_no_pipeline(name):
+    with pytest.raises(ConfigError, match="no pipeline"):
+        Pipeline.load(name)
+
+
 def test_every_fault_has_its_line(write):
     path = write("extends: show1\nspeed: 1\nstages: {text: {max_tokens: x}, keyframes: {stepz: 5}}\n")
     with pytest.raises(ConfigError) as caught:
@@ -117,7 +186,11 @@ def test_every_fault_has_its_line(write):
 
 
 def test_a_missing_key_is_named(write):
-    with pytest.raises(ConfigError, match=r"stages\.text: is missing"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml: stages\.text\.checkpoint: is missing"):
+        Pipeline.load(write("stages: {text: {}}"))
+    with pytest.raises(ConfigError, match=r"mine\.yaml: stages: is missing"):
+        Pipeline.load(write("fps: 8"))
+    with pytest.raises(ConfigError, match=r"mine\.yaml: stages: is empty"):
         Pipeline.load(write("stages: {}"))
 
 

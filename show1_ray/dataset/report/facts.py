@@ -136,6 +136,8 @@ class Facts:
         self.timeline = Timeline()
         self.sheet = Sheet()
         self.rendered = 0
+        self.an_hour = 0.0
+        self.seconds_left: float | None = None
         self.failed = 0
         self.failures: list[Failed] = []
         self.lost: deque[LostStation] = deque(maxlen=LOST)
@@ -158,9 +160,10 @@ class Facts:
         self.lost.append(LostStation(station, self.since(now), reason[-ERROR_CHARACTERS:]))
         self.stations_lost += 1
 
-    def working(self, stations: Collection[int]) -> None:
-        """See `Timeline.working`."""
+    def working(self, stations: Collection[int], an_hour: float = 0.0, seconds_left: float | None = None) -> None:
+        """See `Timeline.working`; and how fast the line is, by its own account, which progress displays show too."""
         self.timeline.working(stations)
+        self.an_hour, self.seconds_left = an_hour, seconds_left
 
     def batch_done(
         self,

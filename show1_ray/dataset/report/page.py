@@ -29,7 +29,6 @@ def page(facts: Facts, now: float) -> str:
     """The report as it stands at `now` (seconds since the epoch)."""
     about, seconds = facts.about, facts.since(now)
     up = facts.timeline.up_seconds(seconds)
-    an_hour = 3600 * facts.rendered / seconds if seconds else 0.0
     is_running = facts.state == "running"
     done = about.done_before + facts.rendered
     return _template().render(
@@ -41,8 +40,8 @@ def page(facts: Facts, now: float) -> str:
         seconds=seconds,
         done=done,
         failed=about.failed_before + facts.failed,
-        an_hour=an_hour,
-        seconds_left=3600 * facts.left / an_hour if is_running and an_hour else None,
+        an_hour=facts.an_hour,
+        seconds_left=facts.seconds_left if is_running else None,
         busy=facts.busy_share(now),
         up_seconds=up,
         stages=stage_rows(facts, up),

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 from show1_ray.clip import Clip
 from show1_ray.dataset.background import Background
+from show1_ray.dataset.layout import REPORT
 from show1_ray.dataset.lease import LeaseError
 from show1_ray.dataset.metadata import Row
+from show1_ray.dataset.patience import Retries
 from show1_ray.dataset.report.facts import PROMPT_CHARACTERS, About, Facts, Shown
 from show1_ray.dataset.report.page import page
-from show1_ray.dataset.storage import Retries, Storage, StorageError
+from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
+from show1_ray.notice import Aside
 
-REPORT = "report.html"
 REPORT_SECONDS = 60.0
 """Between two writes, while the job runs."""
 VIDEO_BYTES = 2_000_000
@@ -31,7 +32,7 @@ class Report:
     """Collects what happens and writes it to WHERE/report.html: at once, every minute, and at the end.
 
     A context manager, entered when the job begins. Its methods return at once: a thread counts, draws and writes, in
-    order. Storage that fails raises StorageError at the next call, as a `Dataset` does.
+    order. What fails there is no matter of the clips: it is told to `tell`, once, and everything goes on.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Report:
         *,
         every: float = REPORT_SECONDS,
         clock: Callable[[], float] = time.time,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._storage = storage
         self._every = every
@@ -49,6 +51,7 @@ class Report:
         self._background = Background()
         self._due = -math.inf
         self._ended = False
+        self._aside = Aside(REPORT, tell)
 
     def __enter__(self) -> Self:
         self._write_if_due()
@@ -61,8 +64,7 @@ class Report:
         if error is not None:
             # That error is what the job is to end with. It may be the storage's: it is not asked for long.
             self._storage = replace(self._storage, retries=Retries(attempts=1))
-            with suppress(StorageError):
-                self._close(*_ending(error))
+            self._close(*_ending(error))
         else:
             self._close("done", "")
 
@@ -78,9 +80,11 @@ class Report:
         """A station is gone, or did not come up."""
         self._tell(self._facts.station_lost, station, reason, self._clock())
 
-    def working(self, stations: Collection[int]) -> None:
-        """The stations that are in a batch at this moment. To be called often: the report is written on the way."""
-        self._tell(self._facts.working, stations)
+    def working(self, stations: Collection[int], an_hour: float = 0.0, seconds_left: float | None = None) -> None:
+        """The stations that are in a batch at this moment, the clips an hour, and what is left, as the line tells them.
+        To be called often: the report is written on the way.
+        """
+        self._tell(self._facts.working, stations, an_hour, seconds_left)
 
     def batch_done(
         self,
@@ -118,25 +122,31 @@ class Report:
             self._tell(self._facts.end, "stopped" if stopped else "interrupted", stopped)
 
     def _tell(self, action: Callable[..., None], *args: Any) -> None:
-        self._background.check()
-        self._background.submit(action, *args)
+        self._background.check()  # forgets what is done
+        self._background.submit(self._aside_from_the_job, action, *args)
         self._write_if_due()
 
     def _write_if_due(self) -> None:
         if self._clock() >= self._due:
             self._due = math.inf  # until it is written: a slow storage does not get a queue
-            self._background.submit(self._write)
+            self._background.submit(self._aside_from_the_job, self._write)
 
     def _close(self, state: str, reason: str) -> None:
         try:
             if not self._ended:
                 self._background.submit(self._facts.end, state, reason)
-            self._background.submit(self._write)
+            self._background.submit(self._aside_from_the_job, self._write)
             self._background.wait()
         finally:
             self._background.stop()
 
     # In the thread.
+
+    def _aside_from_the_job(self, action: Callable[..., None], *args: Any) -> None:
+        try:
+            action(*args)
+        except Exception as error:  # whatever it is: a report is not worth a job
+            self._aside.fail(error)
 
     def _clip_done(self, row: Row) -> None:
         self._facts.rendered += 1
@@ -150,8 +160,10 @@ class Report:
         self._facts.sheet.add(Shown(shown, video))
 
     def _write(self) -> None:
-        self._storage.write(REPORT, page(self._facts, self._clock()).encode())
-        self._due = self._clock() + self._every
+        try:
+            self._storage.write(REPORT, page(self._facts, self._clock()).encode())
+        finally:
+            self._due = self._clock() + self._every
 
 
 def _ending(error: BaseException) -> tuple[str, str]:

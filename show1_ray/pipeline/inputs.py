@@ -1,0 +1,186 @@
+"""What a manifest's rows bring besides prompt and seed: a pipeline's `inputs`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from show1_ray.errors import shown
+from show1_ray.stage import FRAMES, PLAIN, Shape
+
+Kind = Literal["text", "int", "float", "image", "video"]
+KINDS: tuple[str, ...] = get_args(Kind)
+FILES = ("image", "video")
+"""Kinds whose values are bytes or URLs, read near the work."""
+TAKEN = ("id", "prompt", "negative_prompt", "seed")
+"""Columns of every manifest."""
+MOST_DIGITS = 20
+
+Value = str | int | float | bytes
+
+
+class InputError(Exception):
+    """A declaration, or a row's value, that cannot be: the reason, for people."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A column of the manifest that is a part of a clip.
+
+    Attributes:
+        name: the column, and the value that stages may take.
+        kind: what it holds: text, int, float, image or video (bytes, or URLs).
+        setting: the key that it sets for its row, such as ("stages", "video", "call", "num_frames"); None: none.
+        default: of rows that leave it empty; None: they may not, unless it sets something, which is then as it is.
+    """
+
+    name: str
+    kind: Kind
+    setting: tuple[str, ...] | None = None
+    default: Value | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is read near the work."""
+        return self.kind in FILES
+
+    @property
+    def shape(self) -> Shape:
+        """As a value that stages may take."""
+        if self.kind == "image":
+            return Shape("h w c", (None, None, 3), "uint8")
+        return Shape(FRAMES, (None, None, None, 3), "uint8") if self.kind == "video" else Shape(PLAIN)
+
+    def read(self, given: Any) -> Value | None:
+        """A row's value in the input's type; None where it is left out and stands for what a setting is anyway.
+
+        Args:
+            given: as a table gives it; None, "" and NaN: nothing. Digits of a CSV file are numbers, whole floats
+                (pandas makes them of integers with gaps) are integers, `{"bytes", "path"}` is how `datasets` keeps
+                files.
+
+        Raises:
+            InputError: another type, or nothing where there is no default; what is wrong, without the name.
+        """
+        if given is None or given == "" or (isinstance(given, float) and math.isnan(given)):
+            if self.default is None and self.setting is None:
+                raise InputError("is empty, and has no default in the pipeline's inputs")
+            return self.default
+        match self.kind:
+            case "text":
+                return _text(given)
+            case "int":
+                return _integer(given)
+            case "float":
+                return _number(given)
+        return _file(given)
+
+    def as_plain(self) -> Any:
+        """As a pipeline file has it."""
+        said: dict[str, Any] = {self.kind: None if self.setting is None else ".".join(self.setting)}
+        return self.kind if self.setting is None and self.default is None else said | _default(self.default)
+
+
+def read_inputs(said: Any) -> tuple[list[Input], list[tuple[tuple[str, ...], str]]]:
+    """Inputs as a pipeline file has them, and what is wrong with them (key and reason)."""
+    if said is None:
+        return [], []
+    if not isinstance(said, Mapping):
+        return [], [(("inputs",), f"must be a mapping of names to types (it is {shown(said)})")]
+    inputs: list[Input] = []
+    faults: list[tuple[tuple[str, ...], str]] = []
+    for name, one in said.items():
+        if one is None:  # an extending file drops it
+            continue
+        try:
+            inputs.append(_input(name, one))
+        except InputError as error:
+            faults.append((("inputs", name), str(error)))
+    return inputs, faults
+
+
+def _input(name: str, said: Any) -> Input:
+    """`image`, or `{int: stages.video.call.num_frames, default: 9}`. Raises InputError."""
+    if not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise InputError("letters, digits and _ make a name")
+    if name in TAKEN:
+        raise InputError(f"is the name of a column that every manifest may have ({', '.join(TAKEN)})")
+    if isinstance(said, str):
+        said = {said: None}
+    if not isinstance(said, Mapping):
+        raise InputError(f"write a type ({', '.join(KINDS)}), or {{TYPE: SETTING, default: …}} (it is {shown(said)})")
+    kinds = [key for key in said if key != "default"]
+    if len(kinds) != 1 or kinds[0] not in KINDS:
+        raise InputError(f"give one type, {', '.join(KINDS)} (there is {', '.join(map(repr, kinds)) or 'none'})")
+    kind, setting = kinds[0], said[kinds[0]]
+    if setting is not None and (not isinstance(setting, str) or not re.fullmatch(r"stages(\.\w+){2,}", setting)):
+        raise InputError(f"a setting is written stages.STAGE.KEY (it is {shown(setting)})")
+    if setting is not None and kind in FILES:
+        raise InputError(f"sets {setting}, but {kind}s are values that stages take, and set nothing")
+    key = None if setting is None else tuple(setting.split("."))
+    default = said.get("default")
+    found = Input(name, kind, key)
+    if default is not None:
+        if isinstance(default, bytes):
+            raise InputError("its default is bytes: give a URL")
+        if isinstance(default, str) and kind in ("int", "float"):
+            raise InputError(f"its default is {shown(default)}, not {_KINDS_SHOWN[kind]}")
+        try:
+            default = found.read(default) if default != "" or kind != "text" else ""
+        except InputError as error:
+            raise InputError(f"its default {error}") from None
+    return Input(name, kind, key, default)
+
+
+_KINDS_SHOWN = {"int": "an integer", "float": "a number"}
+
+
+def _default(default: Value | None) -> dict[str, Any]:
+    return {} if default is None else {"default": default}
+
+
+def _text(given: Any) -> str:
+    if not isinstance(given, str):
+        raise InputError(f"is {shown(given)}, not text")
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise InputError("is not valid Unicode") from None
+    return given
+
+
+def _integer(given: Any) -> int:
+    value = given
+    is_digits = isinstance(given, str) and re.fullmatch(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}", given.strip())
+    if is_digits or (isinstance(given, float) and given.is_integer() and abs(given) < 2**53):
+        value = int(given)
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise InputError(f"is {shown(given)}, not an integer")
+    return value
+
+
+def _number(given: Any) -> float:
+    value = given
+    if isinstance(value, str) and len(value) < 64:
+        try:
+            value = float(value)
+        except ValueError:
+            value = given
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"is {shown(given)}, not a finite number")
+    return float(value)
+
+
+def _file(given: Any) -> str | bytes:
+    if isinstance(given, Mapping):
+        given = given.get("bytes") or given.get("path")
+    if isinstance(given, bytearray | memoryview):
+        given = bytes(given)
+    if isinstance(given, bytes) and given:
+        return given
+    if not isinstance(given, str) or not given.strip():
+        raise InputError(f"is {shown(given)}, neither bytes nor a URL")
+    return _text(given)

@@ -1,0 +1,121 @@
+"""Inputs that set a stage's setting for their row."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from show1_ray.errors import ConfigError, shown
+from show1_ray.pipeline.inputs import Input
+from show1_ray.pipeline.wiring import Fault
+
+if TYPE_CHECKING:
+    from show1_ray.pipeline.pipeline import Pipeline
+
+KEPT = 1024
+"""Combinations of settings that are remembered; rows tend to repeat a few."""
+
+
+class RowSettings:
+    """Pipelines by what a clip's inputs set.
+
+    Args:
+        inputs: of the pipeline.
+    """
+
+    def __init__(self, inputs: tuple[Input, ...]) -> None:
+        self.inputs = tuple(one for one in inputs if one.setting)
+        self._of = lru_cache(KEPT)(self._made)
+
+    def __call__(self, pipeline: Any, inputs: Mapping[str, Any]) -> Any:
+        """See `Pipeline.row`."""
+        said = tuple((one.name, inputs[one.name]) for one in self.inputs if inputs.get(one.name) is not None)
+        if not said:
+            return pipeline
+        found = self._of(pipeline, said)
+        if isinstance(found, str):
+            raise ConfigError(found)
+        return found
+
+    def __reduce__(self) -> Any:
+        return RowSettings, (self.inputs,)
+
+    def _made(self, pipeline: Pipeline, said: tuple[tuple[str, Any], ...]) -> Any:
+        """The pipeline, or the reason why there is none."""
+        parts = {part.name: part for part in pipeline.parts}
+        settings = {one.name: one.setting or () for one in self.inputs}
+        for name, value in said:
+            _, stage, *key = settings[name]
+            try:
+                parts[stage] = replace(parts[stage], settings=_changed(parts[stage].settings, key, value))
+            except ValidationError as error:
+                fault = error.errors()[0]
+                return f"{name!r} is {shown(value)}: {fault['msg']}"
+        changed = replace(pipeline, parts=tuple(parts.values()), inputs=pipeline.inputs)
+        for key_of, reason in changed.faults():
+            values = ", ".join(f"{name!r} is {shown(value)}" for name, value in said)
+            return f"{values}: {'.'.join(key_of)}: {reason}"
+        return changed
+
+
+def faults_of_settings(pipeline: Pipeline) -> Iterator[Fault]:
+    """Inputs that set what is not there, or what a stage cannot take from row to row."""
+    parts = {part.name: part for part in pipeline.parts}
+    seen: dict[tuple[str, ...], str] = {}
+    for one in pipeline.inputs:
+        if one.setting is None:
+            continue
+        place = ("inputs", one.name, one.kind)
+        _, stage, *key = one.setting
+        path = ".".join(one.setting)
+        if stage not in parts:
+            yield place, f"{path}: there is no stage {stage!r}; there is {', '.join(parts)}"
+            continue
+        cls = parts[stage].cls
+        if not _is_there(cls.Settings, key):
+            yield place, f"{path}: {stage} has no such setting"
+        elif not any(_begins(key, allowed.split(".")) for allowed in cls.row_settings):
+            allowed = ", ".join(f"stages.{stage}.{name}" for name in sorted(cls.row_settings)) or "none"
+            yield place, f"{path}: is the same for all clips; settings that a row may change: {allowed}"
+        elif one.setting in seen:
+            yield place, f"{path}: {seen[one.setting]!r} sets it, too"
+        elif one.default is not None:
+            try:
+                _changed(parts[stage].settings, key, one.default)
+            except ValidationError as error:
+                yield ("inputs", one.name, "default"), f"{error.errors()[0]['msg']} (it is {shown(one.default)})"
+        seen.setdefault(one.setting, one.name)
+
+
+def _begins(key: list[str], allowed: list[str]) -> bool:
+    return key[: len(allowed)] == allowed
+
+
+def _changed(settings: Any, key: list[str], value: Any) -> Any:
+    """Settings with another value, checked. Raises ValidationError."""
+    first, *rest = key
+    if isinstance(settings, BaseModel):
+        inner = getattr(settings, first)
+        return type(settings).model_validate({**dict(settings), first: _changed(inner, rest, value) if rest else value})
+    inner = settings.get(first) if isinstance(settings, Mapping) else None
+    return {**(settings or {}), first: _changed(inner, rest, value) if rest else value}
+
+
+def _is_there(kind: Any, key: list[str]) -> bool:
+    """Whether settings have a key: a field, of a field, or anything in a mapping."""
+    if not key:
+        return True
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        field = kind.model_fields.get(key[0])
+        return field is not None and _is_there(field.annotation, key[1:])
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return any(_is_there(one, key) for one in get_args(kind))
+    if origin is not None and hasattr(kind, "__metadata__"):  # Annotated
+        return _is_there(get_args(kind)[0], key)
+    return kind in (Any, dict, Mapping) or origin in (dict, Mapping) or kind is Any
