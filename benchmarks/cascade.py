@@ -145,7 +145,7 @@ def measure(
     def run() -> None:
         if isinstance(stage, Text | LatentSuperResolution):
             stage.encoder.forget()
-        noise = [seeded_noise(clip.seed, stage.dtype) for clip in clips]
+        noise = [seeded_noise(clip.generator_seed, stage.dtype) for clip in clips]
         with torch.inference_mode():
             if mode == "as published":
                 run_as_published(stage, clips, tensors, device)
@@ -192,14 +192,14 @@ def run_as_published(
     """As the published script: one clip, window after window; weights come to the device for one pipeline call and go
     home after it, as accelerate's model offloading lets them. Call it within `as_published`.
     """
-    noise = [seeded_noise(clips[0].seed, stage.dtype)]
+    noise = [seeded_noise(clips[0].generator_seed, stage.dtype)]
     if isinstance(stage, Interpolation):
         keyframes = tensors[0]["keyframes"]
         pairs = [keyframes[:, i : i + 2] for i in range(keyframes.shape[1] - 1)]
         given = []
         for pair in pairs:
             with on_device(stage.networks.values(), stage, device):
-                window_noise = [seeded_noise(clips[0].seed, stage.dtype)]
+                window_noise = [seeded_noise(clips[0].generator_seed, stage.dtype)]
                 given += stage.run(clips, [{**tensors[0], "keyframes": pair}], window_noise)
         return [{"frames": torch.cat([given[0]["frames"], *(g["frames"][:, 1:] for g in given[1:])], dim=1)}]
     if isinstance(stage, SuperResolution):

@@ -26,8 +26,8 @@ from torch import Tensor
 from show1_ray.clip import Clip
 from show1_ray.errors import UserError
 from show1_ray.pipeline import Pipeline
+from show1_ray.planning.costs import count_stages
 from show1_ray.show1.cascade import load_stages, render
-from show1_ray.stages.operations import count_stages
 from training.measure import ATTRIBUTES, sample_prompts, score
 
 GOAL = -2.0

@@ -17,11 +17,11 @@ from torch.profiler import ProfilerActivity, profile
 from show1_ray.clip import Clip
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.checkpoints import published_or_local_config
+from show1_ray.planning.costs import count_stages
 from show1_ray.show1.settings import Execution
 from show1_ray.show1.super_resolution import SuperResolution
 from show1_ray.stages.compilation import prepare
 from show1_ray.stages.noise import seeded_noise
-from show1_ray.stages.operations import count_stages
 from show1_ray.stages.stage import Stage, Tensors
 
 FEATURES: dict[str, dict[str, Any]] = {
@@ -142,7 +142,7 @@ def run_batch(
         if published_on is not None:
             run_as_published(stage, clips, tensors, published_on)
         else:
-            stage.run(clips, tensors, [seeded_noise(clip.seed, stage.dtype) for clip in clips])
+            stage.run(clips, tensors, [seeded_noise(clip.generator_seed, stage.dtype) for clip in clips])
 
 
 def swap(stage: Stage, device: torch.device) -> dict[str, Any]:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.console import Console, RenderableType
-from rich.table import Table
 
-from show1_ray import pipeline as pipelines_module
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, printable, shown, without_secrets
 from show1_ray.pipeline import Pipeline
-from show1_ray.pipeline.checkpoints import resolve
+from show1_ray.pipeline.commands import CodeOption, SetOption, check, fetch, pipelines, schema, stages
 
 if TYPE_CHECKING:
     from show1_ray.job import Control
@@ -40,17 +40,15 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+SHOWN_REJECTIONS = 20
+"""Of `status`."""
+
 app = typer.Typer(
-    help="Render text-to-video datasets: the Show-1 cascade as an assembly line on Ray.",
+    help="Render text-to-video datasets: pipelines of stages as an assembly line on Ray.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a setting of the pipeline."),
-]
 
 GpusOption = Annotated[
     str | None,
@@ -76,13 +74,18 @@ def render(
     max_failures: Annotated[int, typer.Option(min=1, help="Stop if this many fail before one is done.")] = 20,
     verify: Annotated[bool, typer.Option("--verify", help="Read all clips; render damaged ones again.")] = False,
     changes: SetOption = None,
+    code: CodeOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, render nothing.")] = False,
     log: Annotated[
         LogFormat, typer.Option(help="A table, or a JSON object a line with job and clip ids.")
     ] = LogFormat.TEXT,
     json_output: Annotated[bool, typer.Option("--json", help="The summary as JSON on standard output.")] = False,
 ) -> None:
-    """Render a manifest to a dataset. Run it again to render what is missing."""
+    """Render a manifest to a dataset. Run it again to render what is missing.
+
+    Exit codes: 0 all rendered, 1 some clips failed, 2 bad input or storage that fails, 3 the cluster is gone (run it
+    again), 130 interrupted (run it again).
+    """
     from show1_ray.cluster.connection import job_name  # Ray, which takes a second
     from show1_ray.job import Control, Summary
     from show1_ray.job import render as render_manifest
@@ -94,7 +97,7 @@ def render(
 
     def observe(event: object) -> None:
         if isinstance(event, Summary):
-            console.print(summary_lines(event, before=True), highlight=False, markup=False, soft_wrap=True)
+            console.print(printable(summary_lines(event, before=True)), highlight=False, markup=False, soft_wrap=True)
         else:
             progress.observe(event)
 
@@ -105,6 +108,7 @@ def render(
             out,
             pipeline,
             overrides=changes or (),
+            code=code,
             address=address,
             gpus=None if gpus is None else stations_of(gpus),
             limit=limit,
@@ -120,9 +124,9 @@ def render(
             control=control,
         )
     if json_output:
-        print(json.dumps(summary.as_dict()))
+        print(without_secrets(json.dumps(summary.as_dict())))
     elif not dry_run:
-        console.print(summary_lines(summary), highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(summary_lines(summary)), highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(summary.exit_code)
 
 
@@ -150,7 +154,7 @@ def submit(
         refuse_extra(context)
     if status is not None:
         job = Cluster(address).job(status)
-        print(f"{job.id}: {job.status}{'' if job.exit_code is None else f' (exit code {job.exit_code})'}")
+        say(f"{job.id}: {job.status}{'' if job.exit_code is None else f' (exit code {job.exit_code})'}")
         raise typer.Exit(0)
     if stop is not None:
         Cluster(address).stop(stop)
@@ -158,12 +162,12 @@ def submit(
     if follow is None:
         if manifest is None or out is None:
             raise typer.BadParameter("--out is missing")
-        options, pipeline, changes = options_of_render([manifest, "--out", out, *context.args])
-        follow = submit_manifest(manifest, out, address, options, pipeline, changes)
+        options, pipeline, changes, code = options_of_render([manifest, "--out", out, *context.args])
+        follow = submit_manifest(manifest, out, address, options, pipeline, changes, code)
         if detach:
-            print(follow)
+            say(follow)
             raise typer.Exit(0)
-        print(f"job {follow}; Ctrl-C leaves it running, `show1-ray submit --stop {follow}` stops it", file=sys.stderr)
+        say(f"job {follow}; Ctrl-C leaves it running, `show1-ray submit --stop {follow}` stops it", file=sys.stderr)
     raise typer.Exit(Cluster(address).follow(follow, sys.stdout))
 
 
@@ -173,11 +177,11 @@ def refuse_extra(context: typer.Context) -> None:
         raise typer.BadParameter(f"{context.args[0]}: not with --follow, --status or --stop")
 
 
-def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str]]:
+def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str], str | None]:
     """Checks the arguments of a `render` that will run elsewhere.
 
     Returns:
-        The options but for --out, --pipeline and --set; the pipeline; its changes.
+        The options but for --out, --pipeline, --set and --code; the pipeline; its changes; its code.
 
     Raises:
         click.UsageError: `render` would not take them; UserError: a wrong --gpus.
@@ -192,11 +196,12 @@ def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str]]:
     options = []
     for parameter in command.params:
         value = given[parameter.name]
-        if parameter.name in ("manifest", "out", "pipeline", "address", "changes") or value == parameter.default:
+        apart = ("manifest", "out", "pipeline", "address", "changes", "code")
+        if parameter.name in apart or value == parameter.default:
             continue
         flag = parameter.opts[-1]
         options += [flag] if value is True else [flag, value.value if isinstance(value, StrEnum) else str(value)]
-    return options, given["pipeline"], list(given["changes"] or ())
+    return options, given["pipeline"], list(given["changes"] or ()), given["code"]
 
 
 @app.command()
@@ -205,25 +210,35 @@ def status(
     verify: Annotated[bool, typer.Option("--verify", help="Read all clips and compare their checksums.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """What of a dataset is done, what failed and why, what is left. Exit code 1 if --verify finds damage."""
+    """What of a dataset is done, what failed and why, what is left, and what is wrong: then the exit code is 1."""
     from show1_ray.dataset import read_status
 
     status = read_status(where, verify)
     if json_output:
-        print(json.dumps(asdict(status)))
-        raise typer.Exit(1 if status.damaged else 0)
-    print(f"{where}: {status.done} of {status.count} clips done, {len(status.failures)} failed, {status.left} left")
+        print(without_secrets(json.dumps(asdict(status))))
+        raise typer.Exit(0 if status.is_sound else 1)
+    rejected = f"{len(status.rejections)} rejected, " if status.rejections else ""
+    ended = f"{len(status.failures)} failed, {rejected}{status.left} left"
+    say(f"{where}: {status.done} of {status.count} clips done, {ended}")
     if status.others:
-        print(f"{status.others} of these {status.count} are not of the last manifest, {status.manifest}")
-    print(f"pipeline {status.pipeline}, recipe {status.recipe_hash}, {status.format}, {status.bytes / 2**20:.1f} MiB")
+        say(f"{status.others} of these {status.count} are not of the last manifest, {status.manifest}")
+    say(f"pipeline {status.pipeline}, recipe {status.recipe_hash}, {status.format}, {status.bytes / 2**20:.1f} MiB")
     if status.holder is not None:
-        print(f"being written by {status.holder}")
+        say(f"being written by {status.holder}")
     for failure in status.failures:
         reason = failure.error.strip().rpartition("\n")[2]
-        print(f"failed: {failure.id} in {failure.stage} after {failure.attempts} attempts: {reason}")
+        say(f"failed: {failure.id} in {failure.stage} after {failure.attempts} attempts: {reason}")
+    for rejection in status.rejections[:SHOWN_REJECTIONS]:
+        say(f"rejected: {rejection.id} by {rejection.stage}: {rejection.reason}")
+    if len(status.rejections) > SHOWN_REJECTIONS:
+        say(f"… and {len(status.rejections) - SHOWN_REJECTIONS} more: all of them are in rejections/")
+    for lost in status.lost:
+        say(f"lost: {lost}; `render` renders it again")
     for damaged in status.damaged:
-        print(f"damaged: {damaged}; `render --verify` renders it again")
-    raise typer.Exit(1 if status.damaged else 0)
+        say(f"damaged: {damaged}; `render --verify` renders it again")
+    for foreign in status.foreign:
+        say(f"not of this dataset: {foreign}")
+    raise typer.Exit(0 if status.is_sound else 1)
 
 
 @app.command()
@@ -235,29 +250,11 @@ def sheet(
     """A picture of a dataset's clips."""
     from show1_ray.dataset.contact_sheet import write_sheet
 
-    print(f"{out}: {write_sheet(where, out, count)} clips")
+    say(f"{out}: {write_sheet(where, out, count)} clips")
 
 
-@app.command()
-def pipelines() -> None:
-    """The pipelines there are."""
-    table = Table("name", "what it renders", "frames", "size", "weights", box=None, pad_edge=False)
-    for name in pipelines_module.names():
-        pipeline = Pipeline.load(name)
-        frames, height, width, _ = ("?" if size is None else size for size in pipeline.video_shape.sizes)
-        local = all(checkpoint.is_local for checkpoint in pipeline.checkpoints())
-        where = "in the package" if local else f"{len(pipeline.checkpoints())} checkpoints on the hub"
-        table.add_row(name, pipeline.description, str(frames), f"{width}x{height}", where)
-    Console().print(table)
-
-
-@app.command()
-def fetch(pipeline: Annotated[str, typer.Argument(metavar="PIPELINE")], changes: SetOption = None) -> None:
-    """Download everything that a pipeline needs, and print the commits that it is pinned to."""
-    loaded = Pipeline.load(pipeline, changes or ())
-    loaded.fetch()
-    for checkpoint in loaded.checkpoints():
-        print(f"{checkpoint.repo} {resolve(checkpoint)}")
+for command in (pipelines, stages, check, schema, fetch):
+    app.command()(command)
 
 
 @app.command()
@@ -270,11 +267,12 @@ def demo(
     ] = None,
     auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="What the page asks for.")] = None,
     changes: SetOption = None,
+    code: CodeOption = None,
 ) -> None:
     """Serve a page on which people type prompts and watch the cascade work. Needs the extra `demo`."""
     from show1_ray.demo.server import serve
 
-    serve(pipeline, overrides=changes or (), host=host, port=port, address=address, auth=auth)
+    serve(pipeline, overrides=changes or (), code=code, host=host, port=port, address=address, auth=auth)
 
 
 @app.command()
@@ -284,32 +282,35 @@ def profile(
         str, typer.Option(metavar="1,2,4", help="Clips a batch. [default: 1,2,4,8; on a CPU 1]")
     ] = "",
     device: Annotated[str | None, typer.Option(metavar="cpu|cuda:0", help="[default: the first GPU, or cpu]")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each batch.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Timed runs of each batch.")] = 3,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="[default: in profiles/ beside the pipeline file]")
     ] = None,
     changes: SetOption = None,
+    code: CodeOption = None,
 ) -> None:
     """Measure seconds and memory of a pipeline's stages on the GPU at hand, for `plan` and for the start of jobs."""
     from show1_ray.planning.profile import CPU, local_gpu, measure, profile_path, save_profile
     from show1_ray.planning.tables import profile_report
 
-    if not re.fullmatch(r"([1-9]\d*(,[1-9]\d*)*)?", batch_sizes):
-        raise UserError(f"--batch-sizes {batch_sizes}: give numbers of clips with commas between them, such as 1,2,4")
-    loaded = Pipeline.load(pipeline, changes or ())
+    if not re.fullmatch(r"([1-9]\d{0,3}(,[1-9]\d{0,3})*)?", batch_sizes, re.ASCII):
+        raise UserError(
+            f"--batch-sizes {shown(batch_sizes)}: give numbers of clips with commas between them, such as 1,2,4"
+        )
+    loaded = Pipeline.load(pipeline, changes or (), code)
     sizes = [int(size) for size in batch_sizes.split(",") if size]
     found = measure(loaded, device or ("cuda:0" if local_gpu() else CPU), sizes, repeats)
     _print_all(profile_report(found))
     path = out or profile_path(loaded, found.device)
     save_profile(found, path)
-    print(f"kept in {path}")
+    say(f"kept in {path}")
 
 
 @app.command()
 def plan(
     manifest: Annotated[str, typer.Argument(help="Parquet, CSV or JSON Lines; a file, a folder or a glob; any URL.")],
     pipeline: Annotated[str, typer.Option(metavar="NAME|FILE", help="See `show1-ray pipelines`.")] = "nano",
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs; or CPU cores, with --gpu-type cpu.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, max=4096, help="GPUs; or CPU cores, with --gpu-type cpu.")] = 1,
     gpu_type: Annotated[
         str | None, typer.Option(metavar="NAME|cpu", help="Such as A100-80G. [default: this machine's]")
     ] = None,
@@ -320,6 +321,7 @@ def plan(
     limit: Annotated[int | None, typer.Option(min=1, help="Clips at most.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Clips for each row, with different seeds.")] = 1,
     changes: SetOption = None,
+    code: CodeOption = None,
     json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Predict what rendering a manifest takes: hours, GPU-hours, cost; and the best number of GPUs."""
@@ -328,13 +330,15 @@ def plan(
     from show1_ray.planning.profile import CPU, local_gpu, read_profile
     from show1_ray.planning.tables import plan_report
 
-    loaded = Pipeline.load(pipeline, changes or ())
+    loaded = Pipeline.load(pipeline, changes or (), code)
     given = None if profile is None else read_profile(profile)
     gpu_type = gpu_type or (local_gpu() or CPU if given is None else given.gpu_type)
-    clips = open_manifest(manifest, samples=samples, limit=limit).count
+    if price is not None and not math.isfinite(price):
+        raise UserError(f"--price {price}: not a price")
+    clips = open_manifest(manifest, samples=samples, limit=limit, inputs=loaded.input_columns).count
     found = estimate(loaded, clips, gpus, gpu_type, price, given)
     if json_output:
-        print(json.dumps(found.as_dict()))
+        print(without_secrets(json.dumps(found.as_dict())))
     else:
         _print_all(plan_report(found))
 
@@ -345,14 +349,19 @@ def _print_all(parts: Iterable[RenderableType]) -> None:
         console.print(part, highlight=False, markup=False)
 
 
+def say(text: str, file: TextIO | None = None) -> None:
+    """A line of output."""
+    print(printable(text), file=file or sys.stdout)
+
+
 def stations_of(gpus: str) -> int | tuple[int, int]:
     """ "4" or "1:8". Raises UserError."""
-    least, colon, most = gpus.partition(":")
-    if least.isdecimal() and int(least) >= 1 and not colon:
-        return int(least)
-    if least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most):
-        return int(least), int(most)
-    raise UserError(f"--gpus {gpus}: neither a number nor MIN:MAX with 1 <= MIN <= MAX")
+    found = re.fullmatch(r"([1-9]\d{0,4})(?::([1-9]\d{0,4}))?", gpus, re.ASCII)
+    if found and found[2] is None:
+        return int(found[1])
+    if found and int(found[1]) <= int(found[2]):
+        return int(found[1]), int(found[2])
+    raise UserError(f"--gpus {shown(gpus)}: neither a number nor MIN:MAX with 1 <= MIN <= MAX < 100000")
 
 
 @contextmanager
@@ -374,14 +383,19 @@ def stopped_by_signals(control: Control, console: Console) -> Iterator[None]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input and interruption end the program without a traceback: exit codes 2 and 130."""
+    """Bad input, a cluster that goes and interruption end the program without a traceback: exit codes 2, 3 and 130.
+    Errors of ours keep their traceback, in which secrets are hidden.
+    """
     try:
         yield
     except UserError as error:
-        print(f"show1-ray: {error}", file=sys.stderr)
-        sys.exit(2)
+        say(f"show1-ray: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        say(traceback.format_exc().rstrip(), file=sys.stderr)
+        sys.exit(1)
 
 
 def main(command: Callable[[], object] = app) -> None:

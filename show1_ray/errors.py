@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import re
 import unicodedata
+from pathlib import Path
 
 UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of characters that a terminal obeys, hides or cannot write: controls, directions of writing,
 halves of characters, other line breaks."""
+HIDDEN = "***"
+SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|ACCESS_KEY|ACCOUNT_KEY|API_KEY|_AUTH)$")
+"""Variables of the environment that hold one."""
+SHORTEST_SECRET = 8
+"""Shorter ones would hide words of every text."""
+TOKEN_FILES = ("~/.ray/auth_token", "~/.cache/huggingface/token")
+SECRETS = re.compile(
+    r"(?P<before>"
+    r"[a-z][a-z0-9+.-]*://[^\s/:@'\"]*:(?=[^\s/@'\"]*@)"  # user:password@ of a URL
+    r"|[?&](?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|awsaccesskeyid|signature"
+    r"|sig|[a-z_-]*token|[a-z_-]*secret|password|[a-z_-]*key)="
+    r"|\b(?:x-ray-)?authorization['\"]?\s*[:=]\s*['\"]?(?:bearer\s+|basic\s+)?(?=\S{8})"
+    r"|\bbearer\s+(?=\S{16})"
+    r")(?P<secret>[^\s&@'\",;]+)"
+    r"|(?-i:\bhf_[A-Za-z0-9]{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b)",
+    re.IGNORECASE,
+)
+"""What is secret by its place or its form."""
 JOINERS = "\u200c\u200d"
 """Hidden, too, but parts of words and of emoji."""
 
@@ -14,8 +35,10 @@ JOINERS = "\u200c\u200d"
 class UserError(Exception):
     """Bad input or a wrong environment: one line that says what is wrong, where, and what would be right.
 
-    The command line prints it and exits with 2.
+    The command line prints it and exits with `exit_code`.
     """
+
+    exit_code = 2
 
 
 class ConfigError(UserError, ValueError):
@@ -24,9 +47,9 @@ class ConfigError(UserError, ValueError):
 
 def printable(text: object, keep: str = "\n") -> str:
     """Text from outside as it may be printed: what a terminal would obey or could not write is escaped, as in a Python
-    string. Characters of `keep` stay.
+    string, and secrets are hidden. Characters of `keep` stay.
     """
-    text = str(text)
+    text = without_secrets(str(text))
     if text.isascii() and text.replace("\n", "").isprintable() and "\n" in keep:
         return text
     return "".join(
@@ -35,6 +58,35 @@ def printable(text: object, keep: str = "\n") -> str:
         else one
         for one in text
     )
+
+
+def without_secrets(text: str) -> str:
+    """The text with tokens and passwords hidden: those of this process's environment and files, those in URLs and HTTP
+    headers, and what has the form of a hub's or a cloud's.
+    """
+    for secret in _secrets():
+        text = text.replace(secret, HIDDEN)
+    return SECRETS.sub(lambda found: (found["before"] or "") + HIDDEN, text)
+
+
+def _secrets() -> list[str]:
+    """What this process knows, the longest first: one may be a part of another."""
+    values = [value for name, value in os.environ.items() if SECRET_NAME.search(name)]
+    files = [os.environ.get("RAY_AUTH_TOKEN_PATH"), os.environ.get("HF_TOKEN_PATH"), *TOKEN_FILES]
+    values += [_content(file) for file in files if file]
+    return sorted({one.strip() for one in values if len(one.strip()) >= SHORTEST_SECRET}, key=len, reverse=True)
+
+
+def _content(file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text()[:4096]
+    except (OSError, RuntimeError, ValueError):
+        return ""
+
+
+def one_line(error: object) -> str:
+    """An error's message on one line, as it may be printed; its class where it has none."""
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def shown(value: object, most: int = 60) -> str:

@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
 import time
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from show1_ray.cluster.connection import check_shared, checked_address, cluster, job_name
 from show1_ray.dataset import Dataset, Origin, Survey, Weights, look
-from show1_ray.dataset.compaction import read_failures
+from show1_ray.dataset.endings import FAILED, read_endings
 from show1_ray.dataset.patience import LISTENER
+from show1_ray.dataset.place import check_out
 from show1_ray.dataset.report import About, Report
 from show1_ray.dataset.report.page import last_line
+from show1_ray.dataset.seeds import Seeds, seeds_of
 from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.undo import Undo, undone_if_refused
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, without_secrets
+from show1_ray.landing import columns_of, specs
 from show1_ray.line.events import (
     ClipDone,
     ClipFailed,
+    ClipRejected,
     Event,
     Snapshot,
     StageDone,
     StationEnded,
     StationLost,
+    StationShutOut,
     StationUp,
 )
-from show1_ray.line.service import ClipEvent, Service, StoppedError
+from show1_ray.line.line import Line
+from show1_ray.line.running import Running
 from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec
-from show1_ray.manifest import Entry, open_manifest
+from show1_ray.manifest import COUNTED_SEEDS, Entry, Manifest, open_manifest
 from show1_ray.metrics import Metrics
 from show1_ray.notice import Aside, Notice
 from show1_ray.pipeline import Pipeline
-from show1_ray.pipeline.lineup import FRAMES_OF, job_device, memory_for_stages, specs
-from show1_ray.planning.costs import costs_of_job
+from show1_ray.pipeline.lineup import order, saved_frames
+from show1_ray.pipeline.recipe import recipe_hash
+from show1_ray.planning.costs import costs_of_job, job_device
+from show1_ray.planning.gpus import memory_for_stages
 
 LISTED = 100
 """Failures in a summary."""
@@ -53,7 +59,9 @@ class Summary:
     done_before: int = 0
     rendered: int = 0
     failed: int = 0
+    rejected: int = 0
     skipped_failures: int = 0
+    rejected_before: int = 0
     seconds: float = 0.0
     interrupted: bool = False
     stopped: str = ""
@@ -61,10 +69,21 @@ class Summary:
     """Of this run, at most LISTED."""
     failures_before: list[dict[str, str]] = field(default_factory=list)
     """Of earlier ones, skipped in this run, at most LISTED."""
+    notes: list[str] = field(default_factory=list)
+    """What whoever starts the job should know, a line each."""
+
+    @property
+    def left(self) -> int:
+        """Clips to render, when the job began."""
+        return self.total - self.done_before - self.skipped_failures - self.rejected_before
+
+    def is_hopeless(self, max_failures: int) -> bool:
+        """Whether so many clips have failed, and none was done or judged."""
+        return self.failed >= max_failures and not (self.rendered or self.rejected or self.stopped)
 
     @property
     def exit_code(self) -> int:
-        """0: all rendered; 1: some failed; 130: interrupted, and to be resumed by the same command."""
+        """0: all rendered or rejected; 1: some failed; 130: interrupted, and to be resumed by the same command."""
         if self.interrupted:
             return 130
         return 1 if self.failed or self.skipped_failures or self.stopped else 0
@@ -77,9 +96,9 @@ class Summary:
 
     def count_before(self, survey: Survey, storage: Storage) -> None:
         """What is there already."""
-        self.done_before, self.skipped_failures = survey.done, survey.failed
+        self.done_before, self.skipped_failures, self.rejected_before = survey.done, survey.failed, survey.rejected
         if survey.skipped:
-            known = {failure["id"]: failure for failure in read_failures(storage)}
+            known = {failure["id"]: failure for failure in read_endings(storage, FAILED)}
             told = [known[clip_id] for clip_id in survey.skipped if clip_id in known]
             self.failures_before = [
                 {"id": one["id"], "stage": one["stage"], "error": last_line(one["error"])} for one in told
@@ -99,10 +118,10 @@ class Control:
 
     def __init__(self) -> None:
         self.asked = False
-        self._line: Service | None = None
+        self._line: Running | None = None
 
     @contextmanager
-    def over(self, line: Service) -> Iterator[None]:
+    def over(self, line: Running) -> Iterator[None]:
         """`render` hands its line over as long as it runs."""
         self._line = line
         try:
@@ -128,6 +147,7 @@ def render(
     pipeline: str | Pipeline = "nano",
     *,
     overrides: Sequence[str] = (),
+    code: str | Path | None = None,
     address: str | None = None,
     gpus: int | tuple[int, int] | None = None,
     limit: int | None = None,
@@ -150,6 +170,7 @@ def render(
         out: the dataset, a folder at any fsspec URL; see `Dataset`.
         pipeline: a pipeline, its name, or a pipeline file.
         overrides: `stage.key=value` changes to the pipeline; see `Pipeline.load`.
+        code: a Python file, a folder or a module, whose stages the pipeline may use; stations get it with their stages.
         address: a Ray cluster, "auto" or HOST:PORT. None: what RAY_ADDRESS says, or this machine.
         gpus: stations, a GPU each; (least, most): as many as the work that is left can use, asked of the cluster's
             autoscaler and given back; None: all GPUs of the cluster, also those that join, or its CPU cores where
@@ -158,7 +179,7 @@ def render(
         samples: clips for each row, with different seeds.
         seed: rows without a seed get one derived from this one and their id.
         format: single video files, or WebDataset shards.
-        save_stages: stages whose frames are saved too, under `__stages__/`; see `FRAMES_OF`.
+        save_stages: stages whose frames are saved too, under `__stages__/`: any that gives frames.
         retry_failed: render again what failed in an earlier job.
         max_failures: the job stops if this many clips fail before the first one is done.
         verify: read all clips that are there and render again those whose checksum is wrong; else only their sizes are
@@ -176,21 +197,24 @@ def render(
         UserError: bad input, refused before anything is rendered; a dataset of another recipe or with another writer;
             storage that fails.
     """
+    check_out(out, manifest)
     if not isinstance(pipeline, Pipeline):
-        pipeline = Pipeline.load(pipeline, overrides)
-    for stage in save_stages:
-        if stage not in FRAMES_OF:
-            raise UserError(f"--save-stages {stage}: no such stage; there are {', '.join(FRAMES_OF)}")
+        pipeline = Pipeline.load(pipeline, overrides, code)
+    saved_frames(pipeline, list(save_stages))  # refuses others
     address = checked_address(address)
-    entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit)
+    entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit, inputs=pipeline.input_columns)
     pipeline = pipeline.resolved()
+    seeds = seeds_of(out, entries.has_large_seeds)
+    if seeds.rule == "low":
+        entries = entries.with_low_seeds()
     # A cluster may have no GPU yet, and make nodes with some when they are asked for.
     owns_gpu = True if gpus is not None and address != "local" else None
     settings = line or LineSettings(stations=gpus, gpus=owns_gpu, measure_memory=memory_for_stages)
     began = time.monotonic()
     summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
+    summary.notes += seed_notes(entries, seeds)
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
-    place: dict[str, Any] = {"origin": origin(pipeline), "format": format, "columns": entries.columns}
+    place: dict[str, Any] = {"origin": origin(pipeline, seeds), "format": format, "columns": entries.columns}
     if dry_run:
         survey = look(out, entries, retry_failed=retry_failed, verify=verify, **place)
         summary.count_before(survey, Storage.at(out))
@@ -207,12 +231,15 @@ def render(
         costs = costs_of_job(pipeline, job_device(address, settings))
         stages = specs(pipeline, dataset.lander, save_stages, costs)
         subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
-        with cluster(address):
+        with cluster(address) as watch:
             check_shared(out)
             with Report(dataset.lander.storage, subject, tell=tell) as report:
                 watched = watching(observe, report, measured(job_name() or out, tell), undo)
-                running = Service(stages, settings, max_waiting=math.inf, observe=watched, total=left)
-                fill(dataset, running, dataset.missing(entries, retry_failed), summary, control, max_failures)
+                running = Running(
+                    Line(stages, settings), orders_of(pipeline, dataset.missing(entries, retry_failed)), summary.left
+                )
+                watch.when_gone(running.end)
+                fill(dataset, running, summary, control, max_failures, watched)
                 report.end(interrupted=control.asked, stopped=summary.stopped)
 
     control = control or Control()
@@ -223,9 +250,8 @@ def render(
     ):
         if not dataset.is_new:
             summary.count_before(dataset.survey(entries, retry_failed), dataset.lander.storage)
-        left = summary.total - summary.done_before - summary.skipped_failures
         observe(summary)
-        if left:
+        if summary.left:
             run(dataset, undo, control)
         summary.interrupted = control.asked
         summary.seconds = time.monotonic() - began
@@ -236,69 +262,54 @@ def render(
 
 def fill(
     dataset: Dataset,
-    line: Service,
-    entries: Iterable[Entry],
+    line: Running,
     summary: Summary,
     control: Control,
     max_failures: int = 20,
+    observe: Callable[[Event], None] = lambda event: None,
 ) -> None:
-    """Renders `entries` into the dataset, through a line of its own, which is begun and ended here.
+    """Runs a line, and records in the dataset how its clips end.
+
+    Args:
+        dataset: that is written.
+        line: with what is to be rendered.
+        summary: counts what ends.
+        control: stops the line.
+        max_failures: the line stops if so many clips fail before the first one is done.
+        observe: is told each event, before what it says is recorded.
 
     Raises:
-        UserError: what stopped the line, or the dataset's storage fails.
+        UserError: what stopped the line, the manifest has changed, or the dataset's storage fails.
     """
-    with line, control.over(line):
-        _wait_for(_follow_all(line, entries, dataset, summary, max_failures), line)
-    if isinstance(line.error, FatalError):
-        raise UserError(str(line.error)) from line.error
-    if line.error is not None:
-        raise line.error
-
-
-async def _follow_all(
-    line: Service, entries: Iterable[Entry], dataset: Dataset, summary: Summary, max_failures: int
-) -> None:
-    """Follows each clip to its end; all end early if the line does."""
-
-    async def follow(events: AsyncIterable[ClipEvent]) -> None:
-        with suppress(StoppedError):
-            async for event in events:
-                match event:
-                    case ClipDone():
-                        dataset.record(event.result["row"])
-                        summary.rendered += 1
-                    case ClipFailed():
-                        dataset.record_failure(event.clip, event.stage, event.attempts, event.error)
-                        summary.count_failure(event)
-                        if summary.failed >= max_failures and not summary.rendered and not summary.stopped:
-                            failed = f"the first {summary.failed} clips failed"
-                            summary.stopped = f"{failed}; the last with: {event.reason}"
-                            line.stop()
-
     try:
-        async with asyncio.TaskGroup() as clips:
-            with suppress(StoppedError):
-                for entry in entries:
-                    await line.room()
-                    clips.create_task(follow(line.render(Order(entry.clip, {"extra": entry.extra}))))
-            line.close()
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        with control.over(line):
+            for event in line.events():
+                observe(event)
+                take_note(event, dataset, summary)
+                if isinstance(event, ClipFailed) and summary.is_hopeless(max_failures):
+                    summary.stopped = f"the first {summary.failed} clips failed; the last with: {event.reason}"
+                    line.stop()
+    except FatalError as error:
+        raise UserError(str(error)) from error
 
 
-def _wait_for(following: Coroutine[Any, Any, None], line: Service) -> None:
-    """Runs it to its end, also where an asyncio loop runs already, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(following)
-        return
-    with ThreadPoolExecutor(1) as thread:
-        try:
-            thread.submit(asyncio.run, following).result()
-        except BaseException:  # Ctrl-C comes here, not there
-            line.stop(now=True)
-            raise
+def orders_of(pipeline: Pipeline, entries: Iterable[Entry]) -> Iterator[Order]:
+    """What the line is given of each clip."""
+    return (order(pipeline, entry.clip, {"extra": entry.extra}) for entry in entries)
+
+
+def take_note(event: Event, dataset: Dataset, summary: Summary) -> None:
+    """Records how a clip has ended."""
+    match event:
+        case ClipDone():
+            dataset.record(event.result["row"])
+            summary.rendered += 1
+        case ClipRejected():
+            dataset.record_rejection(event.clip, event.stage, event.reason, columns_of(event.values))
+            summary.rejected += 1
+        case ClipFailed():
+            dataset.record_failure(event.clip, event.stage, event.attempts, event.error)
+            summary.count_failure(event)
 
 
 def report_subject(
@@ -307,7 +318,7 @@ def report_subject(
     """What the report is about; `began` is of the monotonic clock."""
     return About(
         out=summary.out,
-        manifest=manifest,
+        manifest=without_secrets(manifest),
         pipeline=origin.name,
         recipe_hash=origin.recipe_hash,
         format=format,
@@ -316,6 +327,7 @@ def report_subject(
         began=time.time() - (time.monotonic() - began),
         done_before=summary.done_before,
         failed_before=summary.skipped_failures,
+        rejected_before=summary.rejected_before,
         job=job_name(),
     )
 
@@ -360,6 +372,8 @@ def tell_report(report: Report, event: Event) -> None:
             report.station_up(event.station)
         case StationLost():
             report.station_lost(event.station, event.reason)
+        case StationShutOut():
+            report.station_shut_out(event.station, event.text)
         case StationEnded():
             report.station_ended(event.station)
         case StageDone():
@@ -368,19 +382,36 @@ def tell_report(report: Report, event: Event) -> None:
             report.clip_done(event.result["row"])
         case ClipFailed():
             report.clip_failed(event.clip, event.stage, event.attempts, event.error)
+        case ClipRejected():
+            report.clip_rejected(event.clip, event.stage, event.reason, columns_of(event.values))
         case Snapshot():
             at_work = [station.number for station in event.stations if station.doing is not None]
             report.working(at_work, event.clips_an_hour, event.seconds_left)
 
 
-def origin(pipeline: Pipeline) -> Origin:
+def seed_notes(entries: Manifest, seeds: Seeds) -> list[str]:
+    """What should be known of a manifest's seeds."""
+    notes = []
+    if seeds.rule == "low" and entries.has_large_seeds:
+        notes.append("seeds from 2**32 on: this dataset was begun when only their low 32 bits counted, and keeps to it")
+    shared = entries.shared_seeds()
+    if shared:
+        about = "about " if entries.unseeded > COUNTED_SEEDS else ""
+        notes.append(f"{about}{shared:,} clips without a seed get the noise of another one: seeds have 32 bits")
+    return notes
+
+
+def origin(pipeline: Pipeline, seeds: Seeds | None = None) -> Origin:
     """What a dataset keeps of the pipeline that makes it; `pipeline` must be resolved."""
+    seeds = seeds or Seeds()
+    recipe = seeds.recipe(pipeline.recipe())
     weights = [Weights(one.name, one.revision or "", one.licence or "") for one in pipeline.checkpoints()]
     return Origin(
         name=pipeline.name,
         pipeline={"name": pipeline.name, **pipeline.document(portable=True)},
-        recipe=pipeline.recipe(),
-        recipe_hash=pipeline.recipe_hash(),
+        recipe=recipe,
+        recipe_hash=recipe_hash(recipe),
         fps=pipeline.fps,
         weights=weights,
+        seed_rule=seeds.rule,
     )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from show1_ray.cluster.connection import checked_address, cluster
 from show1_ray.line import LineSettings, Service
 from show1_ray.line.events import Event
 from show1_ray.pipeline import Pipeline
-from show1_ray.pipeline.lineup import job_device, memory_for_stages, stage_specs
-from show1_ray.planning.costs import costs_of_job
+from show1_ray.pipeline.lineup import order_of_anybody, stage_specs
+from show1_ray.pipeline.wiring import VIDEO
+from show1_ray.planning.costs import costs_of_job, job_device
+from show1_ray.planning.gpus import memory_for_stages
 
 
 @contextmanager
@@ -19,6 +22,7 @@ def open_line(
     pipeline: str | Path | Pipeline = "nano",
     *,
     overrides: Sequence[str] = (),
+    code: str | Path | None = None,
     address: str | None = None,
     max_waiting: int = 64,
     settings: LineSettings | None = None,
@@ -31,13 +35,14 @@ def open_line(
                 ...
 
     See `show1_ray.line.Service`, which it gives, for the events. Tensors on the way are "keyframes", "frames" (of
-    interpolation) and "frames_sr" (of super-resolution): arrays C F H W in [−1, 1], which `pipeline.lineup.to_uint8`
+    interpolation) and "frames_sr" (of super-resolution): arrays C F H W in [−1, 1], which `pipeline.arrays.to_uint8`
     makes frames to look at. `ClipDone.result["video"]` is the clip: F H W 3, uint8. It has the same frames as the one
     that `show1_ray.render` makes of the same prompt, negative prompt and seed.
 
     Args:
         pipeline: its name, a pipeline file, or one that is loaded.
         overrides: `stage.key=value` changes to it; see `Pipeline.load`.
+        code: a Python file, a folder or a module, whose stages the pipeline may use.
         address: a Ray cluster, as for `render`; a connection that is there is used, and stays.
         max_waiting: clips that may wait for their first stage; more are refused with `FullError`.
         settings: of the line; default: a station for each GPU, or CPU core, which loads its stages before they are
@@ -47,12 +52,14 @@ def open_line(
     Raises:
         UserError: bad input, no cluster there, or stages that do not fit.
     """
-    loaded = pipeline if isinstance(pipeline, Pipeline) else Pipeline.load(pipeline, overrides)
+    loaded = pipeline if isinstance(pipeline, Pipeline) else Pipeline.load(pipeline, overrides, code)
     loaded = loaded.resolved()
     address = checked_address(address)
     loaded.fetch() if address == "local" else loaded.check_access()
     settings = settings or LineSettings(warm=True, measure_memory=memory_for_stages)
-    with cluster(address):
-        specs = stage_specs(loaded, costs_of_job(loaded, job_device(address, settings)))
-        with Service(specs, settings, max_waiting, observe) as line:
+    with cluster(address) as watch:
+        specs = stage_specs(loaded, costs_of_job(loaded, job_device(address, settings)), deliver=True)
+        orders = partial(order_of_anybody, loaded)
+        with Service(specs, settings, max_waiting, observe, results=(VIDEO,), order=orders) as line:
+            watch.when_gone(line.end)
             yield line

@@ -8,7 +8,19 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from show1_ray.line.events import ClipDone, ClipFailed, Snapshot, StageDone, StationEnded, StationLost, StationUp
+from show1_ray.errors import without_secrets
+from show1_ray.line.events import (
+    ClipDone,
+    ClipFailed,
+    ClipRejected,
+    Snapshot,
+    StageDone,
+    StationEnded,
+    StationLost,
+    StationShutOut,
+    StationTriedAgain,
+    StationUp,
+)
 from show1_ray.notice import Notice
 
 SNAPSHOT_SECONDS = 30.0
@@ -42,6 +54,11 @@ class Log:
                 self.write("station up", station=event.station, node=event.node)
             case StationLost():
                 self.write("station lost", station=event.station, error=event.reason)
+            case StationShutOut():
+                what = {"station": event.station, "node": event.node, "place": event.place, "stage": event.stage}
+                self.write("station shut out", **what, seconds=event.seconds, error=event.reason)
+            case StationTriedAgain():
+                self.write("station tried again", station=event.station, place=event.place, stage=event.stage)
             case StationEnded():
                 self.write("station ended", station=event.station)
             case StageDone():
@@ -52,13 +69,16 @@ class Log:
             case ClipFailed():
                 what = {"clip": event.clip.id, "stage": event.stage, "attempts": event.attempts}
                 self.write("clip failed", **what, error=event.error)
+            case ClipRejected():
+                self.write("clip rejected", clip=event.clip.id, stage=event.stage, reason=event.reason)
             case Snapshot() if time.monotonic() >= self._next_snapshot:
                 self._next_snapshot = time.monotonic() + SNAPSHOT_SECONDS
-                counts = {"done": event.done, "failed": event.failed, "total": event.total}
+                counts = {"done": event.done, "failed": event.failed, "rejected": event.rejected, "total": event.total}
                 self.write("progress", **counts, in_flight=event.in_flight, busy_share=round(event.busy_share, 3))
 
     def write(self, event: str, **about: Any) -> None:
         """One line."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self.file.write(json.dumps({"time": now, "job": self.job, "event": event, **about}) + "\n")
+        line = json.dumps({"time": now, "job": self.job, "event": event, **about})
+        self.file.write(without_secrets(line) + "\n")
         self.file.flush()

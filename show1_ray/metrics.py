@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from show1_ray.line.events import ClipDone, ClipFailed, Snapshot, StageDone
+from show1_ray.line.events import ClipDone, ClipFailed, ClipRejected, Snapshot, StageDone
 
 CLIPS = "show1_clips_total"
 STAGE_CLIPS = "show1_stage_clips"
@@ -27,8 +27,8 @@ class Metrics:
     """What the line's events say, as metrics with the label `run` (Prometheus keeps `job` for itself). Ray has to be
     initialized.
 
-    Clips done and failed, in all and by stage; clips that wait and run, by stage; seconds a batch; the busy share of
-    the stations (0 to 1), their number, those asked for; clips in flight; bytes of videos landed.
+    Clips done, failed and rejected, in all and by stage; clips that wait and run, by stage; seconds a batch; the busy
+    share of the stations (0 to 1), their number, those asked for; clips in flight; bytes of videos landed.
     """
 
     def __init__(self, run: str) -> None:
@@ -37,7 +37,7 @@ class Metrics:
         def keys(*names: str) -> dict[str, Any]:
             return {"tag_keys": ("run", *names)}
 
-        self._clips = Counter(CLIPS, "Clips that left the line, done or failed.", **keys("state"))
+        self._clips = Counter(CLIPS, "Clips that left the line: done, failed or rejected.", **keys("state"))
         self._stage_clips = Gauge(STAGE_CLIPS, "Clips before a stage, or in it.", **keys("stage", "state"))
         self._stage_done = Counter(STAGE_DONE, "Clips that a stage has done.", **keys("stage"))
         self._batch_seconds = Histogram(
@@ -61,6 +61,8 @@ class Metrics:
             case ClipFailed():
                 self._clips.inc(1, self._with(state="failed"))
                 self._failures.inc(1, self._with(stage=event.stage))
+            case ClipRejected():
+                self._clips.inc(1, self._with(state="rejected"))
             case Snapshot():
                 self._observe_snapshot(event)
 

@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from show1_ray.line.events import ClipFailed, Snapshot, StationLost
+from show1_ray.errors import printable
+from show1_ray.line.events import ClipFailed, Snapshot, StationLost, StationShutOut
 from show1_ray.notice import Notice
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Progress:
 
     def print(self, text: str, style: str | None = None) -> None:
         """A line, which scrolls away above the table."""
-        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
     def observe(self, event: Any) -> None:
         """Shows what is worth it."""
@@ -58,12 +59,15 @@ class Progress:
                 self.print(event.text, style="yellow")
             case StationLost():
                 self.print(f"station {event.station} lost: {event.reason}", style="yellow")
+            case StationShutOut():
+                self.print(f"station {event.station}: {event.text}", style="yellow")
 
 
 def line(snapshot: Snapshot) -> str:
     """A snapshot in one line."""
     queues = ", ".join(f"{stage.name} {stage.waiting}+{stage.running}" for stage in snapshot.stages)
     failed = f", {snapshot.failed} failed" if snapshot.failed else ""
+    failed += f", {snapshot.rejected} rejected" if snapshot.rejected else ""
     return (
         f"{snapshot.done}{of(snapshot.total)} clips{failed}, {snapshot.clips_an_hour:.0f} an hour, "
         f"{left(snapshot.seconds_left)}, {stations(snapshot)} {snapshot.busy_share:.0%} busy; "
@@ -83,6 +87,7 @@ def table(snapshot: Snapshot) -> RenderableType:
         numbers = (str(stage.waiting or "·"), str(stage.running or "·"))
         stages.add_row(stage.name, *numbers, f"{stage.seconds:.2g}", str(stage.batch_size), blocks)
     failed = f"  [red]{snapshot.failed} failed[/]" if snapshot.failed else ""
+    failed += f"  {snapshot.rejected} rejected" if snapshot.rejected else ""
     head = Text.from_markup(
         f"[bold]{snapshot.done}{of(snapshot.total)}[/] clips{failed}  [bold]{snapshot.clips_an_hour:.0f}[/] an hour  "
         f"{left(snapshot.seconds_left)}  {stations(snapshot)} [bold]{snapshot.busy_share:.0%}[/] busy  "
@@ -94,13 +99,15 @@ def table(snapshot: Snapshot) -> RenderableType:
 def summary_lines(summary: Summary, before: bool = False) -> str:
     """What a job is about to do, or what it did."""
     if before:
-        rest = summary.total - summary.done_before - summary.skipped_failures
         failed = f", {summary.skipped_failures} failed before (--retry-failed)" if summary.skipped_failures else ""
-        return f"{summary.out}: {summary.done_before} of {summary.total} clips done{failed}, {rest} to render"
+        failed += f", {summary.rejected_before} rejected before" if summary.rejected_before else ""
+        head = f"{summary.out}: {summary.done_before} of {summary.total} clips done{failed}, {summary.left} to render"
+        return "\n".join([head, *(f"note: {note}" for note in summary.notes)])
     again = (
         f", {summary.skipped_failures} failed before and skipped (--retry-failed)" if summary.skipped_failures else ""
     )
     did = f"{summary.rendered} clips rendered in {summary.seconds:.0f} s, {summary.failed} failed"
+    did += f", {summary.rejected} rejected" if summary.rejected else ""
     lines = [f"{summary.clips}: {did}{again}"]
     lines += _listed("failed", summary.failures, summary.failed)
     lines += _listed("failed before", summary.failures_before, summary.skipped_failures)
@@ -123,9 +130,11 @@ def of(total: int | None) -> str:
 
 
 def stations(snapshot: Snapshot) -> str:
-    """Those that are up, and those that the cluster is asked for."""
-    more = f" ({snapshot.starting} more asked for)" if snapshot.starting else ""
-    return f"{len(snapshot.stations)} stations{more}"
+    """Those that are up, those that the cluster is asked for, and those that get no work."""
+    shut_out = sum(station.shut_out for station in snapshot.stations)
+    more = [f"{snapshot.starting} more asked for"] if snapshot.starting else []
+    more += [f"{shut_out} shut out"] if shut_out else []
+    return f"{len(snapshot.stations)} stations" + (f" ({', '.join(more)})" if more else "")
 
 
 def left(seconds: float | None) -> str:

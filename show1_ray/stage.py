@@ -58,7 +58,7 @@ class StageExecution(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    batch_size: Count = 1
+    batch_size: Count = Field(1, description="clips at a time")
     memory: float = Field(
         0, ge=0, le=10_000, description="GiB on the device: the weights, and the working set of a batch"
     )
@@ -149,6 +149,21 @@ class Reject:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
+class StageError(Exception):
+    """A stage was given, or gave, what it must not. `clip_id` is the clip at fault, `stage` the stage's name."""
+
+    def __init__(self, clip_id: str, stage: str, reason: str) -> None:
+        super().__init__(clip_id, stage, reason)
+        self.clip_id, self.stage, self.reason = clip_id, stage, reason
+
+    def __str__(self) -> str:
+        return f"clip {self.clip_id}: stage {self.stage}: {self.reason}"
+
+
+class NonFiniteError(StageError):
+    """A stage's output has NaN or infinite values."""
+
+
 Fault = tuple[str, str]
 """A key of a stage's settings ("" for the stage itself, "execution.…" for its execution settings) and the reason why
 its value cannot be."""
@@ -158,7 +173,7 @@ class Stage(ABC):
     """One step of a pipeline: named values of a batch of clips in, named values of each clip out.
 
     A clip's result must not depend on the rest of its batch, nor on anything but the clip, its values and the settings;
-    randomness comes from generators that are seeded with `Clip.seed`.
+    randomness comes from generators that are seeded with `Clip.generator_seed`.
 
     A class says what it is before anything is loaded: all class attributes and class methods are asked by the driver,
     so a module that imports torch at its top makes the driver import it too. An instance is made on a station (or for
@@ -172,6 +187,7 @@ class Stage(ABC):
         gives: values that it gives for each clip: name → axes.
         tensors: what arrays come as: "numpy" (read-only), or "torch" (CPU tensors of its own, that it may overwrite).
         relative_seconds: what it costs beside the other stages of its pack, until the line has measured it.
+        working_set: memory that it needs with a batch, as a multiple of its weights', until it has been measured.
         row_settings: settings that an input of the pipeline may set for a single clip, because `run` reads them.
         settings, execution, context: of an instance.
         device: of an instance that has been loaded: "cpu" or "cuda:0".
@@ -184,6 +200,7 @@ class Stage(ABC):
     gives: ClassVar[Mapping[str, Axes]] = {}
     tensors: ClassVar[Literal["numpy", "torch"]] = "numpy"
     relative_seconds: ClassVar[float] = 1.0
+    working_set: ClassVar[float] = 3.0
     row_settings: ClassVar[frozenset[str]] = frozenset()
 
     device: str = "cpu"
@@ -236,6 +253,10 @@ class Stage(ABC):
         """Loads the weights onto a device, "cpu" or "cuda:0"."""
         self.device = device
 
+    def loaded_bytes(self) -> int | None:
+        """Bytes of the weights that it has loaded; None: not known."""
+        return None
+
     def leave(self) -> None:
         """Gives the device back and keeps the weights in host memory, from where `enter` takes them.
 
@@ -273,9 +294,11 @@ __all__ = [
     "Count",
     "Fault",
     "Needs",
+    "NonFiniteError",
     "Reject",
     "Shape",
     "Stage",
+    "StageError",
     "StageExecution",
     "StageSettings",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
@@ -18,10 +17,11 @@ import pytest
 from show1_ray import Pipeline, render
 from show1_ray.dataset import Dataset, read_status
 from show1_ray.dataset.video import decode_video
-from show1_ray.job import Control, Summary, fill, origin
-from show1_ray.line import LineSettings, Service
+from show1_ray.job import Control, Summary, fill, orders_of, origin
+from show1_ray.landing import specs
+from show1_ray.line import Line, LineSettings
+from show1_ray.line.running import Running
 from show1_ray.manifest import open_manifest
-from show1_ray.pipeline.lineup import specs
 from tests.own_ray import own_ray
 
 COUNT, GUILTY = 8, "clip-5"
@@ -81,7 +81,7 @@ def test_one_bad_clip_costs_one_clip(tiny, manifest, undisturbed, tmp_path, faul
     with Dataset.open(str(out), origin=origin(pipeline)) as dataset:
         stages = specs(pipeline, dataset.lander)
         stages[1] = replace(stages[1], build=partial(Faulty, stages[1].build, fault))
-        fill(dataset, Service(stages, settings, math.inf, total=COUNT), entries, summary, Control())
+        fill(dataset, Running(Line(stages, settings), orders_of(pipeline, entries), COUNT), summary, Control())
         dataset.finish()
 
     guilty = [] if fault == "out of memory" else [GUILTY]

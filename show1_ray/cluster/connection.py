@@ -12,53 +12,110 @@ from contextlib import contextmanager
 from types import FrameType
 
 import ray
+from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from show1_ray.cluster.head import check_head
+from show1_ray.cluster.watch import ClusterGoneError, Watch
 from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
+from show1_ray.line import gcs
 
 
 def checked_address(address: str | None) -> str:
     """Where Ray is: `address`, what RAY_ADDRESS says, or "local" for one of our own on this machine.
 
     Raises:
-        UserError: an address of the thin client.
+        UserError: an address of the thin client, or of a dashboard.
     """
+    where = named(address)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
-        raise UserError(f"--address {address}: jobs run on the cluster, not through a client; see `show1-ray submit`")
+        raise UserError(f"{where}: jobs run on the cluster, not through a client; see `show1-ray submit`")
+    if "://" in address:
+        raise UserError(f"{where}: give HOST:PORT of the cluster's head; `show1-ray submit` takes URLs of dashboards")
     return address
 
 
+def named(address: str | None) -> str:
+    """What to call an address in an error: by the option or the variable that it comes from."""
+    if address:
+        return f"--address {address}"
+    given = os.environ.get("RAY_ADDRESS")
+    return f"RAY_ADDRESS={given}" if given else "Ray on this machine"
+
+
 @contextmanager
-def cluster(address: str) -> Iterator[None]:
+def cluster(address: str) -> Iterator[Watch]:
     """Connects to Ray, or starts it on this machine; a connection that was there before stays.
 
     Raises:
         UserError: no cluster there.
+        ClusterGoneError: it was there, and is not any more; in place of whatever the block raised on account of that.
     """
     if ray.is_initialized():
-        yield
+        with watched(address) as watch:
+            yield watch
         return
     try:
         with interrupted_at_the_end():
             connect(address)
-        yield
+        with watched(address) as watch:
+            yield watch
     finally:
         ray.shutdown()
 
 
+@contextmanager
+def watched(address: str) -> Iterator[Watch]:
+    """Watches over the cluster; see `cluster`."""
+    watch = Watch("Ray on this machine" if address == "local" else f"cluster {address}")
+    try:
+        yield watch
+    except ClusterGoneError:
+        raise
+    except Exception as error:
+        if (gone := watch.cause()) is None:
+            raise
+        raise gone from error
+    finally:
+        watch.stop()
+
+
 def connect(address: str) -> None:
     """As `cluster`, for good."""
+    where = named(None) if address in ("local", os.environ.get("RAY_ADDRESS")) else named(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        if address != "local":
+            check_head(_found(address), where)
         dashboard = False if address == "local" else None
         ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+    except UserError:
+        raise
     except Exception as error:  # Ray raises this very class where it does not come up in time
-        raise UserError(f"--address {address}: no Ray cluster there: {' '.join(str(error).split())}") from None
+        what = "it does not start" if address == "local" else "no Ray cluster there"
+        raise UserError(f"{where}: {what}: {' '.join(str(error).split())}") from None
+    _keep_quiet()
     # Ray has put one in its place that ends the process.
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _found(address: str) -> str:
+    """HOST:PORT, also of "auto": the cluster that this machine is a part of."""
+    if address != "auto":
+        return address
+    return str(services.canonicalize_bootstrap_address_or_die(address))
+
+
+def _keep_quiet() -> None:
+    """Ray prints what raylets complain of, dozens of lines of their state among it, to standard output, where a job's
+    summary goes. What of that matters to a job, the line tells by itself.
+    """
+    worker = ray._private.worker
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *args, **options: None
 
 
 @contextmanager
@@ -94,7 +151,7 @@ def check_shared(out: str) -> None:
         UserError: a node does not.
     """
     storage = Storage.at(out)
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["NodeID"] for node in gcs.nodes() if node["Alive"]]
     if not storage.is_local or len(nodes) < 2:
         return
     look = ray.remote(num_cpus=0)(lambda: bool(storage.sizes("")))

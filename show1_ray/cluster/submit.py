@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -19,17 +20,24 @@ import fsspec
 import yaml
 
 import show1_ray
+from show1_ray.cluster.head import WANTS_TOKEN
+from show1_ray.cluster.watch import ClusterGoneError
 from show1_ray.errors import UserError
 from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
+from show1_ray.pipeline.code import Code
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 AGENT_SECONDS = 120.0
 """A head that has just come up has no agent yet that could run a job."""
-LOST_SECONDS = 600.0
+LOST_SECONDS = 50.0
 """How long to ask again where the connection to a cluster is lost."""
 RETRY_SECONDS = 2.0
+REFUSED = r"(?i)\bstatus code 40[13]\b|\b40[13]:? (un|for)|authentication (token|required|failed)|invalidauthtoken"
+"""What a cluster says that wants a token, or another one."""
+CODE = "code"
+"""The folder of a shipment that has code of somebody's own."""
 
 T = TypeVar("T")
 
@@ -42,19 +50,24 @@ class Job:
     status: str
     message: str
     exit_code: int | None
+    driver_exit_code: int | None = None
+    """As Ray knows it: None where the job's process did not end by itself."""
 
 
 @contextmanager
-def shipment(manifest: str, pipeline: str, overrides: Sequence[str]) -> Iterator[tuple[Path, str, str]]:
-    """A folder with what a job needs: this package, the manifest and the pipeline file where they are this machine's.
+def shipment(
+    manifest: str, pipeline: str, overrides: Sequence[str], code: Code | None = None
+) -> Iterator[tuple[Path, str, str]]:
+    """A folder with what a job needs: this package, and the manifest, pipeline file and code that are this machine's.
 
     Yields:
-        The folder, and the names of manifest and pipeline in it (URLs and names of pipelines stay as they are).
+        The folder, and the names of manifest and pipeline in it (URLs and names of pipelines stay as they are); code
+        lies in `CODE`.
 
     Raises:
         UserError: no such manifest, or what `Pipeline.load` raises.
     """
-    Pipeline.load(pipeline, overrides)
+    Pipeline.load(pipeline, overrides, code)
     with tempfile.TemporaryDirectory(prefix="show1-ray") as name:
         folder = Path(name)
         package = Path(show1_ray.__file__).parent
@@ -62,7 +75,9 @@ def shipment(manifest: str, pipeline: str, overrides: Sequence[str]) -> Iterator
         shutil.copytree(package, folder / "show1_ray", ignore=ignored)
         for pipelines in PIPELINE_FOLDERS:
             shutil.copytree(pipelines, folder / "show1_ray" / "pipelines", ignore=ignored, dirs_exist_ok=True)
-        yield folder, _ship_manifest(manifest, folder), _ship_pipeline(pipeline, folder)
+        if code is not None:
+            code.write(folder / CODE)
+        yield folder, _ship_manifest(manifest, folder), _ship_pipeline(pipeline, folder, code)
 
 
 def _ship_manifest(manifest: str, folder: Path) -> str:
@@ -79,11 +94,11 @@ def _ship_manifest(manifest: str, folder: Path) -> str:
     return f"manifest/{Path(path).name}"
 
 
-def _ship_pipeline(pipeline: str, folder: Path) -> str:
+def _ship_pipeline(pipeline: str, folder: Path, code: Code | None) -> str:
     if pipeline in names():
         return pipeline
     # Whole, with absolute paths: what it extends and where it lies are not known there.
-    whole = Pipeline.load(pipeline).document()
+    whole = Pipeline.load(pipeline, code=code).document()
     path = folder / Path(pipeline).name
     path.write_text(yaml.safe_dump(whole, sort_keys=False))
     return path.name
@@ -136,7 +151,8 @@ class Cluster:
     def job(self, job: str) -> Job:
         """How a job stands. Raises UserError if there is none."""
         details: JobDetails = self._patiently(lambda: self._client.get_job_info(job), "", LOST_SECONDS)
-        return Job(job, str(details.status), details.message or "", _exit_code(details))
+        code = details.driver_exit_code
+        return Job(job, str(details.status), details.message or "", _exit_code(details), code)
 
     def stop(self, job: str) -> None:
         """Lets a job end; its dataset can be continued. Raises UserError if there is none."""
@@ -149,17 +165,38 @@ class Cluster:
             Its exit code.
 
         Raises:
-            UserError: the cluster has not answered for `LOST_SECONDS`; the job may go on.
+            ClusterGoneError: the cluster has not answered for `LOST_SECONDS`, and the job may be gone with it or go on;
+                or it knows nothing of the job any more; or the job ended with its node.
+            UserError: the cluster could not begin it.
         """
         shown = 0
         while True:
             shown = asyncio.run(self._tail(job, out, shown))
-            code = self.job(job).exit_code
+            code = self._code(job)
             if code is not None:
                 rest = self._patiently(lambda: self._client.get_job_logs(job), "", LOST_SECONDS)[shown:]
                 print(rest, end="", file=out, flush=True)
                 return code
             time.sleep(RETRY_SECONDS)
+
+    def _code(self, job: str) -> int | None:
+        """A followed job's exit code; see `follow`."""
+        try:
+            stands = self.job(job)
+        except ClusterGoneError as error:
+            again = f"`show1-ray submit --follow {job}` looks for the job again, or submit it again"
+            raise ClusterGoneError(f"{error}; {again}") from None
+        except UserError as error:
+            if "does not exist" not in str(error):
+                raise
+            why = f"it knows nothing of job {job} any more; it has been started anew"
+            raise ClusterGoneError(f"--address {self.address}: {why}; submit the job again") from None
+        if stands.status != "FAILED" or stands.driver_exit_code is not None:
+            return stands.exit_code
+        told = " ".join(stands.message.split())[:300]
+        if "runtime_env" in told:
+            raise UserError(f"--address {self.address}: job {job} could not begin: {told}")
+        raise ClusterGoneError(f"--address {self.address}: job {job} is gone with its node: {told}; submit it again")
 
     async def _tail(self, job: str, out: TextIO, shown: int) -> int:
         """One connection; its log begins anew, so `shown` characters are left out. Returns how many there were."""
@@ -192,8 +229,10 @@ class Cluster:
             except (RuntimeError, ValueError, RayError) as error:
                 problem = f"--address {self.address}: {_explained(error)}"
                 wait = bool(passing) and passing in str(error)
-            if not wait or time.monotonic() > end:
+            if not wait:
                 raise UserError(problem)
+            if time.monotonic() > end:
+                raise ClusterGoneError(problem)
             if not told:
                 print(f"{problem}; trying again", file=sys.stderr, flush=True)
                 told = True
@@ -207,6 +246,7 @@ def submit(
     options: Sequence[str] = (),
     pipeline: str = "nano",
     changes: Sequence[str] = (),
+    code: str | None = None,
 ) -> str:
     """Hands a manifest to a cluster.
 
@@ -216,6 +256,7 @@ def submit(
         address: of the cluster's dashboard, `http://HOST:8265`.
         options: more arguments of `show1-ray render`.
         pipeline: its name, or a pipeline file, which is shipped; `changes` as `--set`.
+        code: a Python file, a folder or a module, whose stages the pipeline may use; it is shipped.
 
     Returns:
         The job's id.
@@ -224,10 +265,13 @@ def submit(
         UserError: bad input, or a cluster that does not take the job.
     """
     cluster = Cluster(address)
-    with shipment(manifest, pipeline, changes) as (folder, manifest_there, pipeline_there):
+    own = None if code is None else Code.at(code)
+    with shipment(manifest, pipeline, changes, own) as (folder, manifest_there, pipeline_there):
         where = out if "://" in out else str(Path(out).expanduser().absolute())
         sets = [argument for change in changes for argument in ("--set", change)]
-        return cluster.submit(folder, [manifest_there, "--out", where, "--pipeline", pipeline_there, *sets, *options])
+        there = [] if own is None else ["--code", f"{CODE}/{own.place}"]
+        arguments = [manifest_there, "--out", where, "--pipeline", pipeline_there, *there, *sets, *options]
+        return cluster.submit(folder, arguments)
 
 
 def _exit_code(details: Any) -> int | None:
@@ -250,11 +294,7 @@ def _use_token() -> None:
 
 def _explained(error: Exception) -> str:
     text = _one_line(error)
-    if any(sign in text for sign in ("401", "403", "nauthorized", "uthentication")):
-        return (
-            "the cluster wants its token: put it into ~/.ray/auth_token or RAY_AUTH_TOKEN (ray get-auth-token shows it)"
-        )
-    return text
+    return WANTS_TOKEN if re.search(REFUSED, text) else text
 
 
 def _one_line(error: Exception) -> str:

@@ -23,9 +23,9 @@ class Background:
         while self._actions and self._actions[0].done():
             self._actions.pop(0).result()
 
-    def wait(self) -> None:
-        """Wait until everything has been run; raise the first error."""
-        while self._actions:
+    def wait(self, down_to: int = 0) -> None:
+        """Wait until everything has been run, or all but the last `down_to` actions; raise the first error."""
+        while len(self._actions) > down_to:
             self._actions.pop(0).result()
 
     def stop(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from show1_ray.dataset.lander import Origin
-from show1_ray.dataset.layout import CLIPS, FAILURES, METADATA_FILE, PIPELINE, SHARDS
+from show1_ray.dataset.layout import CLIPS, FAILURES, METADATA_FILE, PIPELINE, REJECTIONS, SHARDS
 
 LOADING = {
     "mp4": """\
@@ -33,8 +33,8 @@ A clip's key is its id (dots replaced, see `file_name` in `{metadata}`); its row
 }
 
 
-def dataset_card(origin: Origin, format: str, clips: int, size: int, failures: int) -> str:
-    """The card of a finished dataset of so many clips, bytes of video, and clips that failed."""
+def dataset_card(origin: Origin, format: str, clips: int, size: int, failures: int, rejections: int = 0) -> str:
+    """The card of a finished dataset of so many clips, bytes of video, clips that failed and that were rejected."""
     files = [METADATA_FILE, f"{CLIPS}/**/*.mp4"] if format == "mp4" else [f"{SHARDS}/*.tar"]
     front: dict[str, Any] = {
         "license": "other",
@@ -45,6 +45,7 @@ def dataset_card(origin: Origin, format: str, clips: int, size: int, failures: i
     }
     weights = [f"| {w.repo} | {w.revision} | {w.licence or 'not stated'} |" for w in origin.weights]
     failed = f" {failures:,} clips failed: see `{FAILURES}/`." if failures else ""
+    failed += f" {rejections:,} clips were rejected: see `{REJECTIONS}/`." if rejections else ""
     head = yaml.safe_dump(front, sort_keys=False)
     loading = LOADING[format].format(metadata=METADATA_FILE, shards=SHARDS)
     return f"""---

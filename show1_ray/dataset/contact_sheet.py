@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from show1_ray.dataset.inventory import metadata_parts, read_part
+from show1_ray.dataset.parts import metadata_parts, read_part
 from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.video import decode_video
 from show1_ray.errors import UserError

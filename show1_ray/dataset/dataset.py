@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,20 +19,26 @@ import pyarrow as pa
 from show1_ray.clip import Clip
 from show1_ray.dataset.background import Background
 from show1_ray.dataset.card import dataset_card
-from show1_ray.dataset.compaction import common_schema, compact_failures, compact_metadata
+from show1_ray.dataset.compaction import common_schema, compact_metadata
+from show1_ray.dataset.endings import FAILED, REJECTED, Ending, compact_endings, read_endings
 from show1_ray.dataset.identity import Format, check_identity, write_identity
-from show1_ray.dataset.inventory import Inventory, take_inventory
-from show1_ray.dataset.lander import Lander, Origin, row_of_file
-from show1_ray.dataset.layout import CARD, CLIPS, FAILURES, METADATA, SHARDS, clip_path, new_part, shard_number
+from show1_ray.dataset.inventory import Inventory
+from show1_ray.dataset.lander import Lander, Origin
+from show1_ray.dataset.layout import CARD, FAILURES, METADATA, REJECTIONS, new_part
 from show1_ray.dataset.lease import Lease, LeaseError, LeaseTimes
-from show1_ray.dataset.metadata import FAILURES as FAILURE_SCHEMA
-from show1_ray.dataset.metadata import Row, check_columns, to_parquet, to_table
+from show1_ray.dataset.mending import clean, remove_damaged
+from show1_ray.dataset.metadata import Row, check_columns, to_json, to_parquet, to_table
+from show1_ray.dataset.parts import Merger, Part, index_of, list_parts
 from show1_ray.dataset.patience import Retries
-from show1_ray.dataset.shards import read_shard, read_videos, write_shard
+from show1_ray.dataset.shards import write_shard
+from show1_ray.dataset.stock import Stock, take_stock
 from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.dataset.survey import Contents, Survey
-from show1_ray.dataset.verify import find_damaged
+from show1_ray.errors import UserError, without_secrets
 from show1_ray.manifest import Entry
+
+WAITING = 4
+"""Writes that may wait for the one that is going on."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,8 @@ class Settings:
 class Dataset:
     """A dataset that this process writes. Close it, or use it as a context manager.
 
-    `record` and `record_failure` return at once; parts and shards are written by a thread, whose errors the
-    next call raises.
+    `record`, `record_failure` and `record_rejection` return at once; parts and shards are written by a thread, whose
+    errors the next call raises.
     """
 
     def __init__(self, storage: Storage, lease: Lease, origin: Origin, format: Format, settings: Settings) -> None:
@@ -60,12 +70,20 @@ class Dataset:
         self._columns: list[pa.Field] = []
         self._rows: list[Row] = []
         self._bytes = 0  # of these rows' videos
-        self._failures: list[Row] = []
+        self._ended: dict[Ending, list[Row]] = {FAILED: [], REJECTED: []}
         self._flushed = time.monotonic()
         self._background = Background()
-        self._next_shard = 0
-        self._contents = Contents(storage)
+        self._next_shard = 0  # the background's
+        self._stock = Stock(Inventory())
+        self._contents = Contents(storage, origin.recipe_hash, self._stock, [])
         self._about: dict[str, Any] = {}
+        self._news: deque[Part | tuple[Sequence[str], str]] = deque()  # parts written, parts merged, in order
+        self._at_first = self._rendered = self._not_rendered = 0  # clips
+        self._mergers = {
+            METADATA: Merger(storage, self._submit_slowly, lambda old, new: self._news.append((old, new))),
+            FAILURES: Merger(storage, self._submit_slowly),
+            REJECTIONS: Merger(storage, self._submit_slowly),
+        }
 
     @classmethod
     def open(
@@ -133,6 +151,7 @@ class Dataset:
         new dataset use the manifest's own count. Raises as `Contents.survey` does.
         """
         survey = self._contents.survey(entries, retry_failed)
+        self._lease.confirm()
         self._about = self._about | {"others": survey.others, "other_failures": survey.other_failures}
         write_identity(self._storage, self._origin, self._format, self._about)
         return survey
@@ -143,36 +162,41 @@ class Dataset:
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing was there when it was opened: no clip, no failure."""
+        """Whether nothing was there when it was opened: no clip, no failure, no rejection."""
         return self._contents.is_empty
 
     def record(self, row: Row) -> None:
         """Take note of a clip that has landed: the row that the lander gave."""
         self._check()
+        self._rendered += 1
         self._add(row)
         self._flush_if_due()
 
     def record_failure(self, clip: Clip, stage: str, attempts: int, error: str) -> None:
         """Take note of a clip that could not be rendered."""
+        self._record_end(FAILED, clip, {"stage": stage, "attempts": attempts, "error": without_secrets(error)})
+
+    def record_rejection(self, clip: Clip, stage: str, reason: str, values: Mapping[str, Any]) -> None:
+        """Take note of a clip that a stage did not let go on, and of its plain values by the metadata's columns."""
+        said = json.dumps({name: to_json(value) for name, value in values.items()}, ensure_ascii=False)
+        self._record_end(REJECTED, clip, {"stage": stage, "reason": without_secrets(reason), "values": said})
+
+    def _record_end(self, ending: Ending, clip: Clip, row: Row) -> None:
         self._check()
-        failure = {
-            "id": clip.id,
-            "prompt": clip.prompt,
-            "negative_prompt": clip.negative_prompt,
-            "seed": clip.seed,
-        }
-        failure |= {"stage": stage, "attempts": attempts, "error": error}
-        self._failures.append(failure | {"failed": datetime.now(UTC).isoformat(timespec="milliseconds")})
+        self._not_rendered += 1
+        names = ("id", "prompt", "negative_prompt", "seed")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._ended[ending].append({name: getattr(clip, name) for name in names} | row | {ending.when: now})
         self._flush_if_due()
 
     def flush(self) -> None:
         """Write what is recorded. Rows of single clips stay with their files until these are a shard."""
         if self._format == "mp4":
             self._write_rows()
-        if self._failures:
-            failures, self._failures = self._failures, []
-            table = to_table(failures, FAILURE_SCHEMA).select(FAILURE_SCHEMA.names)
-            self._background.submit(self._storage.write, new_part(FAILURES), to_parquet(table))
+        for ending, rows in self._ended.items():
+            if rows:
+                self._submit(partial(self._write_part, ending.folder, ending.table(rows)))
+                self._ended[ending] = []
         self._flushed = time.monotonic()
 
     def close(self) -> None:
@@ -190,90 +214,105 @@ class Dataset:
             self._lease.release()
 
     def finish(self) -> None:
-        """Make one metadata file of all parts, one failures file, the last shard and the card; then close."""
+        """Make one metadata file of all parts, one failures file, the last shard and the card; then close.
+
+        Raises:
+            UserError: clips that had landed are not there any more; the dataset is in order, and can be continued.
+        """
         try:
             self.flush()
             self._write_rest()
-            inventory = self._settle()  # also what tasks of an earlier, killed job have landed meanwhile
-            if self._rows:
-                self._write_rest()
-                inventory = take_inventory(self._storage)
-            compact_metadata(self._storage, inventory)
-            failures = compact_failures(self._storage, inventory.done())
-            card = dataset_card(self._origin, self._format, inventory.count, inventory.bytes, failures)
+            self._learn()
+            expected = self._at_first + self._rendered
+            if self._is_stale():
+                self._settle()  # also what tasks of an earlier, killed job have landed meanwhile
+                if self._rows:
+                    self._write_rest()
+                    self._settle()
+            self._lease.confirm()
+            inventory = self._stock.inventory
+            compact_metadata(self._storage, inventory, self._columns)
+            done = inventory.done()
+            failures, rejections = (compact_endings(self._storage, ending, done) for ending in (FAILED, REJECTED))
+            card = dataset_card(self._origin, self._format, inventory.count, inventory.bytes, failures, rejections)
             self._storage.write(CARD, card.encode())
+            write_identity(self._storage, self._origin, self._format, self._about)  # somebody may have removed it
+            clean(self._storage)
         finally:
             self.abandon()
+        if inventory.count < expected:
+            raise UserError(
+                f"dataset {self._storage.url}: {expected - inventory.count} clips that had landed are not there any "
+                "more; the same command renders them again"
+            )
 
     # Resuming
 
     def _recover(self, verify: bool) -> None:
-        storage = self._storage
-        clip_folders = [f"{CLIPS}/{name}" for name in storage.folders(CLIPS)]
-        storage.clean(["", SHARDS, METADATA, FAILURES, *clip_folders])
+        clean(self._storage)
         if verify:
-            self._remove_damaged()
-        inventory = self._settle()
-        numbers = {shard_number(name) for name in storage.sizes(SHARDS)} | set(inventory.shard_sizes)
-        self._next_shard = 1 + max((n for n in numbers if n is not None), default=-1)
-        self._contents = Contents(storage, inventory, self._rows)
+            self._lease.confirm()
+            remove_damaged(self._storage, self._origin.recipe_hash)
+        self._settle()
+        inventory = self._stock.inventory
+        numbers = {*inventory.shards_there, *inventory.all.shard_sizes}
+        self._next_shard = 1 + max(numbers, default=-1)
+        self._at_first = self._stock.count
+        endings = (read_endings(self._storage, kind, self._mergers[kind.folder]) for kind in (FAILED, REJECTED))
+        self._contents = Contents(self._storage, self._origin.recipe_hash, self._stock, *endings)
 
-    def _remove_damaged(self) -> None:
-        """Remove clips whose checksum is wrong. Of a shard that has one, the others become single files again."""
-        damaged = find_damaged(self._storage, take_inventory(self._storage))
-        for shard in {one.shard for one in damaged if one.shard is not None}:
-            broken = {one.file_name for one in damaged if one.shard == shard}
-            for name, data in read_videos(self._storage, shard):
-                row = None if name in broken else row_of_file(data, self._origin.recipe_hash)
-                if row is not None:
-                    self._storage.write(clip_path(row["id"]), data)
-            self._storage.delete(shard)
-        for one in damaged:
-            if one.shard is None:
-                self._storage.delete(one.file_name)
-
-    def _settle(self) -> Inventory:
+    def _settle(self) -> None:
         """Bring files and rows to agree: adopt what landed without a row, remove what is twice or broken."""
         storage = self._storage
-        inventory = take_inventory(storage)
+        self._learn()
+        self._stock = stock = take_stock(
+            storage,
+            self._origin.recipe_hash,
+            merger=self._mergers[METADATA],
+            known=self._stock.inventory.parts,
+            adopt_shard=self._adopt_shard,
+            adopt=self._adopt,
+        )
+        inventory = stock.inventory
         common_schema(storage, inventory.parts, self._columns)
-        if self._adopt_shards(inventory):
-            inventory = take_inventory(storage)
-        for path in inventory.leftovers:
-            storage.delete(path)
-        changed = self._adopt_clips(inventory) > 0 or bool(inventory.broken_parts)
         if self._format == "mp4":
             self._write_rows()
-        self._wait()
-        for path in inventory.broken_parts:  # only now that their clips have rows again
-            storage.delete(path)
-        return take_inventory(storage) if changed else inventory
+        self._wait()  # what is removed has rows elsewhere by now
+        self._learn(backed=True)
+        if self._format == "mp4":
+            stock.waiting.clear()
+        self._lease.confirm()
+        storage.delete_many([*inventory.leftovers, *inventory.broken_shards, *inventory.broken_parts])
 
-    def _adopt_shards(self, inventory: Inventory) -> bool:
-        """Write the rows of shards without; remove shards that are not whole. Whether anything changed."""
-        for path in inventory.shards_without_row:
-            rows = read_shard(self._storage, path, self._origin.recipe_hash)
-            if not rows:
-                self._storage.delete(path)
+    def _learn(self, backed: bool = False) -> None:
+        """Let the inventory have the parts that were written since; whether their rows count is known or not."""
+        while self._news:
+            news = self._news.popleft()
+            if isinstance(news, Part):
+                self._stock.inventory.extend([news], backed)
             else:
-                self._storage.write(new_part(METADATA), to_parquet(to_table(rows, self._columns)))
-        for path in inventory.broken_shards:
-            self._storage.delete(path)
-        return bool(inventory.shards_without_row or inventory.broken_shards)
+                self._stock.inventory.replace_parts(*news)
 
-    def _adopt_clips(self, inventory: Inventory) -> int:
-        def row_at(path: str) -> Row | None:
-            return row_of_file(self._storage.read(path), self._origin.recipe_hash)
+    def _is_stale(self) -> bool:
+        """Whether there may be other files by now than the inventory tells of. Nobody but this job, or tasks of the
+        one before that was killed, has written any."""
+        if self._rendered or self._not_rendered or self._stock.waiting or self._lease.took_over:
+            return True
+        return self._stock.inventory.paths != list(list_parts(self._storage, METADATA))
 
-        adopted = 0
-        rows = self._storage.map(row_at, inventory.without_row)
-        for path, row in zip(inventory.without_row, rows, strict=True):
-            if row is not None and row["file_name"] == path:
-                self._add(row)
-                adopted += 1
-            if self._format == "mp4" and len(self._rows) >= self._settings.part_rows:
-                self._write_rows()
-        return adopted
+    def _adopt_shard(self, shard: str, rows: list[Row]) -> str:
+        """Write the rows of a shard that has none."""
+        self._lease.confirm()
+        path = new_part(METADATA)
+        self._storage.write(path, to_parquet(to_table(rows, self._columns)))
+        return path
+
+    def _adopt(self, row: Row) -> None:
+        """Take a clip that landed without a row for one that was rendered."""
+        self._add(row)
+        if self._format == "mp4" and len(self._rows) >= self._settings.part_rows:
+            self._write_rows()
+            self._background.wait(down_to=WAITING)
 
     # Writing
 
@@ -293,15 +332,35 @@ class Dataset:
         settings = self._settings
         if self._format == "webdataset":
             self._write_shards(rest=False)
-        rows = len(self._failures) + (len(self._rows) if self._format == "mp4" else 0)
+        rows = sum(map(len, self._ended.values())) + (len(self._rows) if self._format == "mp4" else 0)
         if rows >= settings.part_rows or time.monotonic() - self._flushed >= settings.part_seconds:
             self.flush()
+
+    def _submit(self, action: Callable[[], object]) -> None:
+        """Let the thread do something that only the dataset's writer may do."""
+
+        def act() -> None:
+            self._lease.confirm()
+            action()
+
+        self._background.submit(act)
+
+    def _submit_slowly(self, action: Callable[[], object]) -> None:
+        """As `_submit`; few things wait, so that memory is flat. Not while the line runs, which may not be held up."""
+        self._submit(action)
+        self._background.wait(down_to=WAITING)
 
     def _write_rows(self) -> None:
         rows, self._rows, self._bytes = self._rows, [], 0
         if rows:
-            table = to_table(rows, self._columns)
-            self._background.submit(self._storage.write, new_part(METADATA), to_parquet(table))
+            self._submit(partial(self._write_part, METADATA, to_table(rows, self._columns)))
+
+    def _write_part(self, folder: str, table: pa.Table) -> None:
+        path, data = new_part(folder), to_parquet(table)
+        self._storage.write(path, data)
+        if folder == METADATA:
+            self._news.append(index_of(path, io.BytesIO(data)))
+        self._mergers[folder].written(path, data)
 
     def _write_rest(self) -> None:
         if self._format == "webdataset":
@@ -321,15 +380,16 @@ class Dataset:
                 size += self._rows[take]["bytes"]
                 take += 1
             rows, self._rows, self._bytes = self._rows[:take], self._rows[take:], self._bytes - size
-            self._background.submit(self._write_shard, self._next_shard, rows)
-            self._next_shard += 1
+            self._submit(partial(self._write_shard, rows))
 
-    def _write_shard(self, number: int, rows: list[Row]) -> None:
+    def _write_shard(self, rows: list[Row]) -> None:
         """Shard, then rows, then the single files go: whenever it is interrupted, each clip is whole."""
-        self._lease.check()  # another writer would number its shards alike
         paths = [row["file_name"] for row in rows]
-        there = write_shard(self._storage, number, paths, self._origin.recipe_hash)
-        table = to_table(list(there.values()), self._columns)
-        self._storage.write(new_part(METADATA), to_parquet(table))
-        for path in there:
-            self._storage.delete(path)
+        there = None
+        while there is None:  # a number may have been taken by a writer that was replaced while it wrote
+            there = write_shard(self._storage, self._next_shard, paths, self._origin.recipe_hash)
+            self._next_shard += 1
+        if there:
+            self._write_part(METADATA, to_table(list(there.values()), self._columns))
+            self._lease.confirm()
+            self._storage.delete_many(list(there))

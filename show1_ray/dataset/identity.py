@@ -20,13 +20,14 @@ from show1_ray.dataset.layout import (
     METADATA,
     METADATA_FILE,
     PIPELINE,
+    REJECTIONS,
     REPORT,
     SHARDS,
     STAGES,
     shard_number,
 )
 from show1_ray.dataset.storage import Storage
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, without_secrets
 
 Format = Literal["mp4", "webdataset"]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -48,11 +49,15 @@ class LastManifest(BaseModel):
 
 
 class Identity(BaseModel):
-    """What `dataset.json` says: the recipe and the format that all clips have, and the last job's manifest."""
+    """What `dataset.json` says: the recipe and the format that all clips have, and the last job's manifest.
+
+    `seeds` is `Clip.seed_rule`; None in datasets that were begun when "low" was the only one.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     show1_ray_dataset: Annotated[int, Field(ge=1)]
+    seeds: Literal["mixed"] | None = None
     format: Format
     pipeline: str
     recipe_hash: str
@@ -74,9 +79,8 @@ def check_identity(storage: Storage, origin: Origin, format: str) -> None:
         if foreign:
             raise UserError(f"dataset {storage.url}: holds something else ({foreign}); give an empty one")
         return
-    folders = set(storage.folders(""))
-    if not folders & {CLIPS, SHARDS, METADATA, FAILURES} and METADATA_FILE not in storage.sizes(""):
-        return  # a dry run, or a job that ended before its first clip
+    if not has_begun(storage):
+        return
     if about.format != format:
         raise UserError(f"dataset {storage.url}: its format is {about.format}, not {format}")
     if about.recipe_hash != origin.recipe_hash:
@@ -90,6 +94,15 @@ def check_identity(storage: Storage, origin: Origin, format: str) -> None:
         )
 
 
+def has_begun(storage: Storage) -> bool:
+    """Whether a clip has landed, failed or been rejected: not so after a job that ended before its first clip.
+
+    Raises StorageError.
+    """
+    folders = set(storage.folders(""))
+    return bool(folders & {CLIPS, SHARDS, METADATA, FAILURES, REJECTIONS}) or METADATA_FILE in storage.sizes("")
+
+
 def _foreign(storage: Storage) -> str:
     """What a folder without dataset.json holds that a job does not write; "" for nothing.
 
@@ -97,15 +110,15 @@ def _foreign(storage: Storage) -> str:
     """
     files = {name for name in storage.sizes("") if not name.startswith(".")}
     folders = set(storage.folders(""))
-    ours = folders & {CLIPS, SHARDS, METADATA, FAILURES}
+    ours = folders & {CLIPS, SHARDS, METADATA, FAILURES, REJECTIONS}
     known = {METADATA_FILE, REPORT} | ({PIPELINE, CARD} if ours or METADATA_FILE in files else set())
-    strange = sorted(files - known) + sorted(folders - {CLIPS, SHARDS, METADATA, FAILURES, STAGES})
+    strange = sorted(files - known) + sorted(folders - {CLIPS, SHARDS, METADATA, FAILURES, REJECTIONS, STAGES})
     if CLIPS in ours:
         strange += [f"{CLIPS}/{name}" for name in storage.folders(CLIPS) if not re.fullmatch("[0-9a-f]{2}", name)]
         strange += [f"{CLIPS}/{name}" for name in storage.sizes(CLIPS) if not name.startswith(".")]
     if SHARDS in ours:
         strange += [f"{SHARDS}/{name}" for name in storage.sizes(SHARDS) if shard_number(name) is None]
-    for folder in sorted(ours & {METADATA, FAILURES}):
+    for folder in sorted(ours & {METADATA, FAILURES, REJECTIONS}):
         strange += [f"{folder}/{name}" for name in storage.sizes(folder) if not name.endswith((".parquet", TEMPORARY))]
     return strange[0] if strange else ""
 
@@ -114,13 +127,14 @@ def write_identity(storage: Storage, origin: Origin, format: Format, manifest: M
     """Write down what the dataset is, and the pipeline as it was resolved. Raises StorageError."""
     about = {
         "show1_ray_dataset": VERSION,
+        **({"seeds": "mixed"} if origin.seed_rule == "mixed" else {}),
         "format": format,
         "pipeline": origin.name,
         "recipe_hash": origin.recipe_hash,
         "recipe": origin.recipe,
         "manifest": dict(manifest),
     }
-    storage.write(DATASET, json.dumps(about, indent=2).encode())
+    storage.write(DATASET, without_secrets(json.dumps(about, indent=2)).encode())
     pipeline = yaml.safe_dump(dict(origin.pipeline), sort_keys=False, allow_unicode=True)
     storage.write(PIPELINE, pipeline.encode())
 

@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from show1_ray.dataset.layout import CLIPS, FAILURES, METADATA, METADATA_FILE, SHARDS, shard_number
-from show1_ray.dataset.metadata import content_digest, id_digest
-from show1_ray.dataset.storage import Storage
+from show1_ray.dataset.layout import CLIPS, METADATA, SHARDS, shard_number, shard_path
+from show1_ray.dataset.metadata import Row, content_digest, id_digest
+from show1_ray.dataset.parts import Merger, Part, list_parts, read_indexes
+from show1_ray.dataset.shards import read_shard
+from show1_ray.dataset.storage import Storage, StorageError
 
-COLUMNS = ["id", "prompt", "negative_prompt", "seed", "bytes", "shard", "shard_bytes"]
-BROKEN = (
-    pa.ArrowException,
-    OSError,
-    KeyError,
-)  # what pyarrow raises for a file that is cut or is not Parquet
+LISTINGS = 10
+"""How often metadata is listed that somebody is making less of."""
 
 
 @dataclass
 class Inventory:
-    """Rows of all metadata parts, in order; arrays of one entry a row. 40 bytes a row stay in memory.
+    """The rows of all metadata parts, in order, and the files. 50 bytes a row stay in memory.
 
     `backed` tells the rows that count: the last one of each clip whose file is there with its right size.
     """
 
-    parts: list[str] = field(default_factory=list)
-    part_rows: list[int] = field(default_factory=list)
-    broken_parts: list[str] = field(default_factory=list)
-    ids: np.ndarray = field(default_factory=lambda: np.array([], "S16"))
-    contents: np.ndarray = field(default_factory=lambda: np.array([], "S16"))
-    sizes: np.ndarray = field(default_factory=lambda: np.array([], np.int64))
-    shards: np.ndarray = field(default_factory=lambda: np.array([], np.int64))  # -1 where a clip is a file
+    parts: list[Part] = field(default_factory=list)
     backed: np.ndarray = field(default_factory=lambda: np.array([], bool))
-    shard_sizes: dict[int, int] = field(default_factory=dict)  # as the rows say
-    without_row: list[str] = field(default_factory=list)  # video files
-    leftovers: list[str] = field(default_factory=list)  # video files of clips that a shard holds
-    shards_without_row: list[str] = field(default_factory=list)
+    broken_parts: list[str] = field(default_factory=list)
+    without_row: list[str] = field(default_factory=list)
+    """Video files in their place of which no row tells, or one that tells of another size."""
+    leftovers: list[str] = field(default_factory=list)
+    """Video files of clips that a shard holds."""
+    strange: list[str] = field(default_factory=list)
+    """Files where clips and shards are that cannot be this dataset's."""
     broken_shards: list[str] = field(default_factory=list)
+    """Shards that are not as they were written, and cannot be taken as they are."""
+    shards_there: dict[int, int] = field(default_factory=dict)
+    """Number → bytes."""
+
+    @cached_property
+    def all(self) -> Part:
+        """All rows as those of one part."""
+        return Part.joined("", self.parts)
+
+    @property
+    def paths(self) -> list[str]:
+        """The parts that are whole, oldest first."""
+        return [part.path for part in self.parts]
 
     @property
     def count(self) -> int:
@@ -52,19 +58,43 @@ class Inventory:
     @property
     def bytes(self) -> int:
         """Bytes of these clips' videos."""
-        return int(self.sizes[self.backed].sum())
+        return int(self.all.sizes[self.backed].sum())
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The rows' numbers, sorted by their ids; those of one id in their order."""
+        halves = self.all.ids.view(">u8").reshape(-1, 2).astype(np.uint64)
+        return np.lexsort((halves[:, 1], halves[:, 0]))
+
+    @cached_property
+    def sorted_ids(self) -> np.ndarray:
+        """The rows' ids, sorted."""
+        return self.all.ids[self.order]
 
     def done(self) -> Done:
         """A sorted view of the rows that count."""
-        rows = np.flatnonzero(self.backed)
-        rows = rows[np.argsort(self.ids[rows])]
-        return Done(self.ids[rows], self.contents[rows], rows)
+        rows = self.order[self.backed[self.order]]
+        return Done(self.all.ids[rows], self.all.contents[rows], rows)
 
     def place(self, row: int) -> tuple[str, int]:
         """The part that a row stands in, and its number there."""
-        ends = np.cumsum(self.part_rows)
+        ends = np.cumsum([len(part) for part in self.parts])
         part = int(np.searchsorted(ends, row, side="right"))
-        return self.parts[part], row - int(ends[part]) + self.part_rows[part]
+        return self.parts[part].path, row - int(ends[part]) + len(self.parts[part])
+
+    def extend(self, parts: Sequence[Part], backed: bool = False) -> None:
+        """More rows: all count, or none yet."""
+        self.parts += parts
+        self.backed = np.concatenate([self.backed, np.full(sum(map(len, parts)), backed)])
+        for name in ("all", "order", "sorted_ids"):
+            self.__dict__.pop(name, None)
+
+    def replace_parts(self, old: Sequence[str], new: str) -> None:
+        """Parts that follow one another have become one."""
+        first = next((i for i, part in enumerate(self.parts) if part.path == old[0]), None)
+        if first is None or [part.path for part in self.parts[first : first + len(old)]] != list(old):
+            return
+        self.parts[first : first + len(old)] = [Part.joined(new, self.parts[first : first + len(old)])]
 
 
 @dataclass(frozen=True)
@@ -91,119 +121,135 @@ class Done:
         return (places >= 0) & (self.contents[places] == np.array(contents, "S16"))
 
 
-def take_inventory(storage: Storage) -> Inventory:
-    """Read all metadata and list all files; changes nothing. Raises StorageError."""
-    inventory = _read_rows(storage)
-    order = np.argsort(inventory.ids, kind="stable")
-    sorted_ids = inventory.ids[order]
-    _back_by_shards(storage, inventory, order, sorted_ids)
-    folders = [f"{CLIPS}/{name}" for name in storage.folders(CLIPS)]
-    for folder, sizes in zip(folders, storage.map(storage.sizes, folders), strict=True):
-        files = {name: size for name, size in sizes.items() if name.endswith(".mp4") and name[0] != "."}
-        digests = np.array([id_digest(name.removesuffix(".mp4")) for name in files], "S16")
-        starts, ends = (np.searchsorted(sorted_ids, digests, side=side) for side in ("left", "right"))
-        for (name, size), start, end in zip(files.items(), starts.tolist(), ends.tolist(), strict=True):
-            path = f"{folder}/{name}"
-            rows = order[start:end]
+def take_inventory(
+    storage: Storage,
+    recipe_hash: str,
+    *,
+    contents: bool = True,
+    merger: Merger | None = None,
+    known: Iterable[Part] = (),
+    adopt_shard: Callable[[str, list[Row]], str] = lambda path, rows: path,
+) -> Inventory:
+    """Read all metadata once and list all files; changes nothing.
+
+    Args:
+        storage: of the dataset.
+        recipe_hash: of the dataset.
+        contents: whether to read what clips are made from.
+        merger: what makes fewer parts of those that were there.
+        known: parts that have been read.
+        adopt_shard: called with the rows of each shard that has none in the metadata, or that is whole and not as these
+            tell; the path of the part that has them then.
+
+    Raises:
+        StorageError.
+    """
+    inventory = Inventory(parts=_read_parts(storage, contents, merger, {part.path: part for part in known}))
+    inventory.broken_parts = [part.path for part in inventory.parts if part.is_broken]
+    inventory.parts = [part for part in inventory.parts if not part.is_broken]
+    inventory.backed = np.zeros(len(inventory.all), bool)
+    _back_by_shards(storage, inventory, recipe_hash, adopt_shard)
+    _back_by_files(storage, inventory)
+    return inventory
+
+
+def _read_parts(storage: Storage, contents: bool, merger: Merger | None, there: dict[str, Part]) -> list[Part]:
+    for attempt in range(LISTINGS):
+        listed = list_parts(storage, METADATA)
+        fresh = {path: size for path, size in listed.items() if path not in there}
+        try:
+            for path, part in read_indexes(storage, fresh, contents, merger):
+                there[path] = part or Part(path, is_broken=True)
+        except FileNotFoundError:  # a job has made one of several since they were listed
+            if attempt == LISTINGS - 1:
+                raise StorageError(f"dataset {storage.url}: its metadata changes faster than it is read") from None
+        else:
+            break
+    if merger is not None:
+        merger.passed()
+    return [there[path] for path in listed]
+
+
+def index_of_rows(path: str, rows: Sequence[Row]) -> Part:
+    """The index that a part of these rows has."""
+    numbers = [shard_number(PurePosixPath(row["shard"]).name) if row.get("shard") else None for row in rows]
+    return Part(
+        path,
+        np.array([id_digest(row["id"]) for row in rows], "S16"),
+        np.array([content_digest(row["prompt"], row["negative_prompt"], row["seed"]) for row in rows], "S16"),
+        np.array([row["bytes"] for row in rows], np.int64),
+        np.array([-1 if number is None else number for number in numbers], np.int64),
+        {number: row["shard_bytes"] for number, row in zip(numbers, rows, strict=True) if number is not None},
+    )
+
+
+def _back_by_shards(
+    storage: Storage, inventory: Inventory, recipe_hash: str, adopt_shard: Callable[[str, list[Row]], str]
+) -> None:
+    """Mark the rows whose shard is there with its right size. Of the other shards, their own rows are read."""
+    expected = inventory.all.shard_sizes
+    for name, size in storage.sizes(SHARDS).items():
+        number = shard_number(name)
+        if number is not None and f"{SHARDS}/{name}" == shard_path(number):
+            inventory.shards_there[number] = size
+        elif not name.startswith("."):
+            inventory.strange.append(f"{SHARDS}/{name}")
+    whole = [number for number, size in inventory.shards_there.items() if expected.get(number) == size]
+    adopted = []
+    for number in sorted(set(inventory.shards_there) - set(whole)):
+        path = shard_path(number)
+        content = read_shard(storage, path, recipe_hash)
+        if content.is_ours:
+            adopted.append(index_of_rows(adopt_shard(path, content.rows), content.rows))
+            if content.others:
+                inventory.strange.append(f"{path}: {content.others} of its videos")
+        elif content.is_foreign and number not in expected:
+            inventory.strange.append(path)
+        else:
+            inventory.broken_shards.append(path)
+    of_adopted = sum(len(part) for part in adopted)
+    inventory.extend(adopted)
+    backed = np.isin(inventory.all.shards, np.array(whole, np.int64))
+    backed[len(backed) - of_adopted :] = True
+    if backed.any():
+        # Of several rows of a clip, the last that is backed counts.
+        order = inventory.order[backed[inventory.order]]
+        ids = inventory.all.ids[order]
+        inventory.backed[order[np.append(ids[1:] != ids[:-1], True)]] = True
+
+
+def _back_by_files(storage: Storage, inventory: Inventory) -> None:
+    """Mark the rows whose video file is there with its right size, and tell of the files that have none."""
+    sizes, shards = inventory.all.sizes, inventory.all.shards
+    for folder, files in _video_files(storage, inventory):
+        names = list(files)
+        digests = np.array([id_digest(name.removesuffix(".mp4")) for name in names], "S16")
+        starts, ends = (np.searchsorted(inventory.sorted_ids, digests, side=side) for side in ("left", "right"))
+        for name, start, end in zip(names, starts.tolist(), ends.tolist(), strict=True):
+            path = f"{CLIPS}/{folder}/{name}"
+            rows = inventory.order[start:end]
             if inventory.backed[rows].any():
                 inventory.leftovers.append(path)
                 continue
-            fitting = rows[(inventory.sizes[rows] == size) & (inventory.shards[rows] < 0)]
+            fitting = rows[(sizes[rows] == files[name]) & (shards[rows] < 0)]
             if len(fitting):
                 inventory.backed[fitting[-1]] = True
             else:
                 inventory.without_row.append(path)
-    return inventory
 
 
-def read_part(storage: Storage, path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file, in batches. Raises one of BROKEN where it is not whole."""
-    with storage.local_copy(path) as local, pq.ParquetFile(local) as parquet:
-        yield from parquet.iter_batches(8192, columns=columns)
-
-
-def metadata_parts(storage: Storage) -> list[str]:
-    """The metadata's Parquet files, oldest first."""
-    whole = [METADATA_FILE] if METADATA_FILE in storage.sizes("") else []
-    return whole + _parquet(storage, METADATA)
-
-
-def failure_parts(storage: Storage) -> list[str]:
-    """The Parquet files with failures, oldest first."""
-    return _parquet(storage, FAILURES)
-
-
-def _parquet(storage: Storage, folder: str) -> list[str]:
-    return [f"{folder}/{n}" for n in sorted(storage.sizes(folder)) if n.endswith(".parquet") and n[0] != "."]
-
-
-def _read_rows(storage: Storage) -> Inventory:
-    inventory = Inventory()
-    ids, contents = bytearray(), bytearray()
-    sizes: list[np.ndarray] = []
-    shards: list[int] = []
-    for path in metadata_parts(storage):
-        part = _Part()
-        try:
-            for batch in read_part(storage, path, COLUMNS):
-                part.add(batch)
-        except BROKEN:
-            inventory.broken_parts.append(path)
-            continue
-        inventory.parts.append(path)
-        inventory.part_rows.append(len(part.ids) // 16)
-        ids += part.ids
-        contents += part.contents
-        sizes += part.sizes
-        shards += part.shards
-        inventory.shard_sizes |= part.shard_sizes
-    inventory.ids = np.frombuffer(bytes(ids), "S16")
-    inventory.contents = np.frombuffer(bytes(contents), "S16")
-    inventory.sizes = np.concatenate([np.array([], np.int64), *sizes])
-    inventory.shards = np.array(shards, np.int64)
-    inventory.backed = np.zeros(len(inventory.ids), bool)
-    return inventory
-
-
-class _Part:
-    def __init__(self) -> None:
-        self.ids, self.contents = bytearray(), bytearray()
-        self.sizes: list[np.ndarray] = []
-        self.shards: list[int] = []
-        self.shard_sizes: dict[int, int] = {}
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        values = (batch[name].to_pylist() for name in COLUMNS[:4])
-        for clip_id, prompt, negative_prompt, seed in zip(*values, strict=True):
-            self.ids += id_digest(clip_id)
-            self.contents += content_digest(prompt, negative_prompt, seed)
-        self.sizes.append(pc.fill_null(batch["bytes"], 0).to_numpy(zero_copy_only=False))
-        if "shard" not in batch.schema.names:
-            self.shards += [-1] * len(batch)
-            return
-        for shard, size in zip(batch["shard"].to_pylist(), batch["shard_bytes"].to_pylist(), strict=True):
-            number = None if shard is None else shard_number(PurePosixPath(shard).name)
-            self.shards.append(-1 if number is None else number)
-            if number is not None:
-                self.shard_sizes[number] = size
-
-
-def _back_by_shards(storage: Storage, inventory: Inventory, order: np.ndarray, sorted_ids: np.ndarray) -> None:
-    """Mark the rows whose shard is there with its right size."""
-    there = {shard_number(name): size for name, size in storage.sizes(SHARDS).items()}
-    there.pop(None, None)
-    for number, size in sorted((n, s) for n, s in there.items() if n is not None):
-        path = f"{SHARDS}/shard-{number:06}.tar"
-        if number not in inventory.shard_sizes:
-            inventory.shards_without_row.append(path)
-        elif inventory.shard_sizes[number] != size:
-            inventory.broken_shards.append(path)
-        else:
-            inventory.backed |= inventory.shards == number
-    if not inventory.backed.any():
-        return
-    # Of several rows of a clip, the last that is backed counts.
-    backed = inventory.backed[order]
-    rows, ids = order[backed], sorted_ids[backed]
-    inventory.backed[:] = False
-    inventory.backed[rows[np.append(ids[1:] != ids[:-1], True)]] = True
+def _video_files(storage: Storage, inventory: Inventory) -> Iterator[tuple[str, dict[str, int]]]:
+    """The files of each folder of clips that are in their place; the others are told as strange."""
+    folders = storage.folders(CLIPS)
+    listings = storage.map(lambda name: storage.sizes(f"{CLIPS}/{name}"), folders)
+    for folder, listing in zip(folders, listings, strict=True):
+        files: dict[str, int] = {}
+        for name, size in listing.items():
+            if name.startswith("."):
+                continue
+            in_place = name.endswith(".mp4") and id_digest(name.removesuffix(".mp4")).hex()[:2] == folder
+            if in_place:
+                files[name] = size
+            else:
+                inventory.strange.append(f"{CLIPS}/{folder}/{name}")
+        yield folder, files

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from show1_ray.clip import Clip
+from show1_ray.clip import Clip, SeedRule
 from show1_ray.dataset.layout import clip_path, stage_path
 from show1_ray.dataset.metadata import Row, to_json
 from show1_ray.dataset.storage import Storage
@@ -37,7 +37,7 @@ class Origin:
     """What makes the clips of a dataset.
 
     `pipeline` is the whole resolved pipeline as JSON's types (its `execution` may change from run to run),
-    `recipe` the part that says what a clip is, `recipe_hash` identifies it.
+    `recipe` the part that says what a clip is, `recipe_hash` identifies it. `seed_rule` see `Clip.seed_rule`.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Origin:
     recipe_hash: str
     fps: float
     weights: Sequence[Weights] = ()
+    seed_rule: SeedRule = "mixed"
 
 
 @dataclass(frozen=True)

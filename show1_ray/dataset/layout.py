@@ -17,6 +17,7 @@ SHARDS = "shards"
 METADATA = "metadata"  # parts, while the dataset grows
 METADATA_FILE = "metadata.parquet"  # all of it, at the end
 FAILURES = "failures"
+REJECTIONS = "rejections"
 STAGES = "__stages__"
 
 
@@ -28,6 +29,13 @@ def clip_path(clip_id: str) -> str:
 def new_part(folder: str) -> str:
     """The path of a new part of metadata or failures; names sort by time."""
     return f"{folder}/part-{time.time_ns():020}-{uuid.uuid4().hex[:8]}.parquet"
+
+
+def merged_part(last: str) -> str:
+    """The path of a new part with the rows of parts that follow one another, of which `last` is the last: it sorts
+    behind what comes before them, and before what comes after them."""
+    base = re.sub(r"(-m[0-9a-f]{8})?\.parquet$", "", last)
+    return f"{base}-m{uuid.uuid4().hex[:8]}.parquet"
 
 
 def stage_path(stage: str, clip_id: str) -> str:

@@ -31,13 +31,14 @@ class LeaseError(UserError):
 class LeaseTimes:
     """Seconds between renewals, after which silence means death, and between writing the lease and reading it back.
 
-    `stale` leaves room for the longest that a living holder may be silent: the 10 s between renewals, a store that
-    hangs for a minute and is asked again, with 16 s of waits in between, and a process that stands still for a while.
+    `stale` leaves room for the longest that a living holder may be silent: the 10 s between renewals, a store that says
+    nothing until it is given up (`patience.SILENT_SECONDS`) and is asked again, and a process that stands still for a
+    while.
     `settling` is for filesystems that know no conditional writes.
     """
 
     renewal: float = 10
-    stale: float = 150
+    stale: float = 180
     settling: float = 0.3
 
 

@@ -55,6 +55,18 @@ FAILURES = pa.schema(
         ("failed", pa.timestamp("ms", "UTC")),
     ]
 )
+REJECTIONS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("values", pa.string()),  # JSON: plain values, `<stage>_<name>` → value
+        ("rejected", pa.timestamp("ms", "UTC")),
+    ]
+)
 # Columns that `datasets` takes for its own.
 TAKEN = {"video", "videos", "file_names", "label"}
 
@@ -112,12 +124,17 @@ def to_parquet(table: pa.Table) -> bytes:
 
 def id_digest(clip_id: str) -> bytes:
     """16 bytes that stand for an id."""
-    return hashlib.sha256(clip_id.encode()).digest()[:16]
+    return digest(clip_id)
 
 
 def content_digest(prompt: str, negative_prompt: str | None, seed: int) -> bytes:
     """16 bytes that stand for what a clip is made from, besides the recipe."""
-    return hashlib.sha256(json.dumps([prompt, negative_prompt, seed]).encode()).digest()[:16]
+    return digest(json.dumps([prompt, negative_prompt, seed]))
+
+
+def digest(text: str) -> bytes:
+    """16 bytes that stand for a text."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]  # file names may hold anything
 
 
 def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:

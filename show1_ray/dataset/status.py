@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from show1_ray.dataset.compaction import read_failures
+from show1_ray.dataset.endings import FAILED, REJECTED, Ending, read_endings
 from show1_ray.dataset.identity import read_identity
-from show1_ray.dataset.inventory import take_inventory
 from show1_ray.dataset.lease import Holder, read_holder
 from show1_ray.dataset.metadata import id_digest
+from show1_ray.dataset.stock import Stock, take_stock
 from show1_ray.dataset.storage import Storage
-from show1_ray.dataset.verify import without_damaged
 from show1_ray.errors import UserError
 
 
@@ -27,13 +27,26 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Rejection:
+    """A clip that a stage did not let go on; `values` are its plain values, as JSON."""
+
+    id: str
+    prompt: str
+    stage: str
+    reason: str
+    values: str
+    rejected: str
+
+
+@dataclass(frozen=True)
 class Status:
     """How a dataset stands.
 
     `done` clips have landed (of these `without_row` have no row in the metadata yet: the next run adopts them),
-    `failures` have not, `left` are neither: together `count`, the clips of the last manifest and the `others` that
-    the dataset held before it. `damaged` are there but not as they were written, and count as left; looked for only
-    when asked.
+    `failures` have not, `rejections` were not let go on, `left` are none of these: together `count`, the clips of the
+    last manifest and the `others` that the dataset held before it. What is wrong is told in lines, as in `Stock`:
+    `render` renders `lost` clips again, `render --verify` also `damaged` ones, which are looked for only when asked;
+    both count as left. `foreign` files count for nothing.
     `bytes` are those of clips with rows. `holder` is the job that writes to it, if one does.
     """
 
@@ -48,8 +61,16 @@ class Status:
     others: int
     bytes: int
     failures: list[Failure]
+    rejections: list[Rejection]
+    lost: list[str]
     damaged: list[str]
+    foreign: list[str]
     holder: Holder | None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing of what is there is wrong; failures and what is left are no damage."""
+        return not (self.lost or self.damaged or self.foreign)
 
 
 def read_status(url: str, verify: bool = False) -> Status:
@@ -61,22 +82,16 @@ def read_status(url: str, verify: bool = False) -> Status:
     about = read_identity(storage)
     if about is None:
         raise UserError(f"dataset {url}: there is none")
-    inventory = take_inventory(storage)
-    damaged = without_damaged(storage, inventory) if verify else []
-    done = inventory.done()
-    last = {failure["id"]: failure for failure in read_failures(storage)}
-    landed = {path.rpartition("/")[2].removesuffix(".mp4") for path in inventory.without_row}
-    there = done.find([id_digest(clip_id) for clip_id in last]) >= 0
-    failures = [
-        Failure(**{name: failure[name] for name in Failure.__dataclass_fields__})
-        for failure, is_there in zip(last.values(), there.tolist(), strict=True)
-        if not is_there and failure["id"] not in landed
-    ]
-    clips = inventory.count + len(landed)
+    stock = take_stock(storage, about.recipe_hash, verify=verify, contents=False)
+    rejections = [Rejection(**row) for row in _standing(storage, stock, REJECTED, Rejection)]
+    judged = {one.id for one in rejections}
+    failures = [Failure(**row) for row in _standing(storage, stock, FAILED, Failure) if row["id"] not in judged]
+    ended = len(failures) + len(rejections)
+    clips = stock.count
     last_job = about.manifest
     others = 0 if last_job.count is None else last_job.others + last_job.other_failures
     # More than are known of: somebody has put files there.
-    count = max((last_job.count or 0) + others, clips + len(failures))
+    count = max((last_job.count or 0) + others, clips + ended)
     holder = read_holder(storage)
     return Status(
         pipeline=about.pipeline,
@@ -85,11 +100,28 @@ def read_status(url: str, verify: bool = False) -> Status:
         manifest=last_job.url,
         count=count,
         done=clips,
-        without_row=len(landed),
-        left=count - clips - len(failures),
+        without_row=len(stock.waiting),
+        left=count - clips - ended,
         others=others,
-        bytes=inventory.bytes,
+        bytes=stock.inventory.bytes,
         failures=failures,
-        damaged=[str(one) for one in damaged],
+        rejections=rejections,
+        lost=stock.lost.told(),
+        damaged=stock.damaged.told(),
+        foreign=stock.foreign.told(),
         holder=None if holder is None or holder.is_dead else holder,
     )
+
+
+def _standing(
+    storage: Storage, stock: Stock, ending: Ending, kind: type[Failure] | type[Rejection]
+) -> list[dict[str, Any]]:
+    """Of each clip that has ended so and is not there after all, the last row, as `kind` names its columns."""
+    last = {row["id"]: row for row in read_endings(storage, ending)}
+    digests = [id_digest(clip_id) for clip_id in last]
+    there = stock.inventory.done().find(digests) >= 0
+    return [
+        {name: row[name] for name in kind.__dataclass_fields__}
+        for row, key, is_there in zip(last.values(), digests, there.tolist(), strict=True)
+        if not is_there and key not in stock.waiting
+    ]

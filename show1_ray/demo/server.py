@@ -31,6 +31,7 @@ def serve(
     pipeline: str = "nano",
     *,
     overrides: Sequence[str] = (),
+    code: str | Path | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     address: str | None = None,
@@ -41,6 +42,7 @@ def serve(
     Args:
         pipeline: its name, or a pipeline file.
         overrides: `stage.key=value` changes to it; see `Pipeline.load`.
+        code: a Python file, a folder or a module, whose stages the pipeline may use.
         host: where to listen; another one than loopback without `auth` is warned of.
         port: where to listen; 0: any that is free.
         address: a Ray cluster, as for `render`.
@@ -50,7 +52,7 @@ def serve(
         UserError: bad input, a port that is taken, Gradio is not there, or the line stopped.
     """
     account = checked_auth(auth)
-    loaded = Pipeline.load(pipeline, overrides).resolved()
+    loaded = Pipeline.load(pipeline, overrides, code).resolved()
     address = checked_address(address)
     try:
         from show1_ray.demo import page  # Gradio, which takes seconds

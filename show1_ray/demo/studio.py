@@ -25,7 +25,9 @@ from show1_ray.errors import UserError
 from show1_ray.line.events import ClipDone, ClipFailed
 from show1_ray.line.service import Began, Ended, Queued, Repeated, Service
 from show1_ray.pipeline import STAGES, Pipeline
-from show1_ray.pipeline.lineup import FRAMES_OF, to_uint8
+from show1_ray.pipeline.arrays import turned
+from show1_ray.pipeline.lineup import frames_of
+from show1_ray.stage import FRAMES
 
 MAX_PROMPT = 500
 MAX_CLIPS = 4
@@ -127,6 +129,7 @@ class Studio:
         self.gallery: deque[Take] = deque(maxlen=GALLERY)
         self.visitors: dict[str, Visitor] = {}
         self._kept: deque[Take] = deque()
+        self._axes = dict(frames_of(pipeline, deliver=True).values())
 
     def visitor(self, visitor_id: str | None) -> Visitor:
         """The visitor of this id; a new one if there is none, or none any more."""
@@ -179,7 +182,7 @@ class Studio:
     async def _make(self, visitor: Visitor, take: Take) -> None:
         """Follow a clip through the line."""
         try:
-            async with aclosing(self.line.render(take.clip, tuple(FRAMES_OF.values()))) as events:
+            async with aclosing(self.line.render(take.clip, tuple(self._axes))) as events:
                 async for event in events:
                     await self._hear(take, event)
                     await visitor.tell()
@@ -211,8 +214,9 @@ class Studio:
             case Ended():
                 step = step_of(take, event.stage)
                 step.state, step.seconds, step.clips = "done", event.seconds, event.clips
-                for tensor in event.tensors.values():
-                    step.picture = await asyncio.to_thread(self._preview, to_uint8(tensor))
+                for name, tensor in event.tensors.items():
+                    frames = turned(tensor, self._axes[name], FRAMES)
+                    step.picture = await asyncio.to_thread(self._preview, frames)
             case ClipDone():
                 take.path = await asyncio.to_thread(self._land, event)
                 step_of(take, STAGES[-1]).picture = await asyncio.to_thread(self._preview, event.result["video"])

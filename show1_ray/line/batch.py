@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import ray
 
 from show1_ray.clip import Clip
+from show1_ray.line.faults import failure, shortened
 from show1_ray.line.flight import Flight
 from show1_ray.line.load import Assignment, StageLoad
+from show1_ray.line.report import Report
 from show1_ray.line.spec import LineSettings, StageSpec
-from show1_ray.line.station import Failure, Report, is_out_of_memory, returns, run_task
+from show1_ray.line.station import returns, run_task
+
+REPORT_SECONDS = 5.0
+"""A report is small, and comes with the answer; this is for one that does not."""
 
 
 @dataclass
@@ -30,10 +36,9 @@ class Batch:
     def read(self) -> Report:
         """Its report, once it has ended by itself. Raises RayError if its process or node ended instead."""
         try:
-            return ray.get(self.report)
+            return ray.get(self.report, timeout=REPORT_SECONDS)
         except ray.exceptions.RayTaskError as error:
-            cause = error.cause or error
-            return Report(failure=Failure("memory" if is_out_of_memory(cause) else "error", str(error)))
+            return Report(failure=replace(failure(error), text=shortened(str(error))))
 
     def has_begun(self) -> bool:
         """Whether the batch found its station alive."""
@@ -60,13 +65,18 @@ class Batch:
         return shown
 
 
-def patience(settings: LineSettings, load: StageLoad, assignment: Assignment, key: Hashable) -> float:
-    """Seconds after which a batch counts as one that never returns; clips of another key may take much longer."""
+def patience(
+    settings: LineSettings, load: StageLoad, assignment: Assignment, key: Hashable, is_new_size: bool = False
+) -> float:
+    """Seconds after which a batch counts as one that never returns; clips of another key may take much longer.
+
+    `is_new_size`: the station's process has not had such a batch of the stage yet, and may have to compile for it.
+    """
     cost = load.on(assignment.kind)
     a_clip = max(cost.seconds, load.by_key.get(key, 0.0))
     seconds = max(settings.deadline_floor, settings.deadline_factor * a_clip * assignment.clips)
     # CPU tasks wait for storage, which may be slow and has retries of its own.
-    is_new = not cost.measured or (key is not None and key not in load.by_key)
+    is_new = is_new_size or not cost.measured or (key is not None and key not in load.by_key)
     if assignment.price or is_new or assignment.station is None:
         seconds += settings.first_deadline
     return seconds
@@ -80,11 +90,17 @@ def on_station(actor: Any, spec: StageSpec, assignment: Assignment, flights: lis
     return _batch(assignment, flights, refs, deadline, began)
 
 
+@cache
+def _task() -> Any:
+    """Made once: Ray exports each new one to all workers, and keeps it."""
+    return ray.remote(run_task)
+
+
 def as_task(
     spec_ref: ray.ObjectRef, spec: StageSpec, assignment: Assignment, flights: list[Flight], deadline: float
 ) -> Batch:
     """Run a batch of a "cpu" stage, on any node."""
-    task = ray.remote(run_task).options(
+    task = _task().options(
         num_cpus=0, num_returns=returns(spec, len(flights)), max_retries=0, scheduling_strategy="SPREAD"
     )
     return _batch(assignment, flights, task.remote(spec_ref, *_contents(spec, flights)), deadline)

@@ -37,6 +37,36 @@ class StationEnded:
 
 
 @dataclass(frozen=True)
+class StationShutOut:
+    """A station failed where others did not, also with a new process: it gets no work for a time.
+
+    `place` names its GPU and node for people; `stage` None: in no stage.
+    """
+
+    station: int
+    node: str
+    place: str
+    stage: str | None
+    seconds: float
+    reason: str
+
+    @property
+    def text(self) -> str:
+        """For people, in one line."""
+        what = "all stages" if self.stage is None else self.stage
+        return f"{self.place} is shut out of {what} for {self.seconds:.0f} s: {self.reason}"
+
+
+@dataclass(frozen=True)
+class StationTriedAgain:
+    """A station that was shut out (of `stage`; None: of all) gets work again."""
+
+    station: int
+    place: str
+    stage: str | None
+
+
+@dataclass(frozen=True)
 class StageBegan:
     """A batch begins. `seconds` is what it is expected to take, `load_seconds` what the stage's loading is before."""
 
@@ -151,6 +181,8 @@ class StationView:
     holds: tuple[str, ...]
     doing: str | None
     clips: int
+    shut_out: bool = False
+    """It gets no work for a time, because it failed where others did not."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +210,8 @@ Event = (
     StationUp
     | StationLost
     | StationEnded
+    | StationShutOut
+    | StationTriedAgain
     | StageBegan
     | StageRepeated
     | StageDone
@@ -201,6 +235,8 @@ __all__ = [
     "StageView",
     "StationEnded",
     "StationLost",
+    "StationShutOut",
+    "StationTriedAgain",
     "StationUp",
     "StationView",
 ]

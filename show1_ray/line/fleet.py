@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-import math
-import socket
+import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
 from show1_ray.errors import UserError
 from show1_ray.line import plan
+from show1_ray.line.care import Place
+from show1_ray.line.faults import Failure, is_host_kill
+from show1_ray.line.health import Starts
+from show1_ray.line.load import Assignment
+from show1_ray.line.nodes import Nodes
 from show1_ray.line.spec import LineSettings, StageSpec
-from show1_ray.line.station import Failure, StationInfo, is_out_of_memory, start_station
+from show1_ray.line.station import StationInfo, start_station
 
-GONE_LATELY = 60.0
-"""Seconds within which tasks die, or are noticed to have died, of a node that went away."""
+LANDING_SHARE = 0.25
+"""Share of the cluster's CPUs, one at least, that stages with stations of their own leave to what lands clips."""
+
+NEWS_SECONDS = 3.0
+"""What a station has taken that came up so lately may not be seen yet."""
+
+
+class Slot(NamedTuple):
+    """The place of a station in the fleet: of the stage that it is for (None: of those for all), and which."""
+
+    own: int | None
+    number: int
 
 
 @dataclass
@@ -26,11 +41,37 @@ class StationHandle:
     """A station as the driver sees it. `info` is None until it is up; `slot` passes to the one that replaces it."""
 
     number: int
-    slot: int
+    slot: Slot
     actor: Any
+    where: ray.ObjectRef
+    asked_at: float = 0.0
+    died_before: bool = False
+    """The one that it replaces died before it did anything."""
     info: StationInfo | None = None
     up_since: float = 0.0
     has_worked: bool = False
+    ran: set[tuple[int, int, Hashable]] = field(default_factory=set)
+    """Stages, batch sizes and clips' keys that its process has run since it loaded them: what is compiled."""
+
+    def has_run(self, assignment: Assignment, key: Hashable) -> bool:
+        """Whether its process has had such a batch already."""
+        return (assignment.stage, assignment.clips, key) in self.ran
+
+    def worked(self, assignment: Assignment, key: Hashable) -> None:
+        """It has done a batch, or loaded a stage."""
+        self.has_worked = True
+        if assignment.price:
+            self.ran = {one for one in self.ran if one[0] != assignment.stage}
+        self.ran.add((assignment.stage, assignment.clips, key))
+
+    @property
+    def place(self) -> Place:
+        """Where it stands; without GPUs, stations of a node are told apart by their slots."""
+        assert self.info is not None
+        gpu = f"GPU {self.info.gpu}" if self.info.gpu else ""
+        address = f"{self.info.address} ({self.info.node[:8]})"
+        card = self.info.gpu or "slot " + "/".join(str(part) for part in self.slot if part is not None)
+        return Place(f"{self.info.node}/{card}", gpu, self.info.node, address)
 
 
 @dataclass
@@ -47,35 +88,91 @@ class Fleet:
     ended_seconds: float = 0.0
     least: int = 1
     most: int = 1
+    own: dict[int, int] = field(default_factory=dict)
+    """Stages that have stations of their own, and the CPUs of one."""
+    later: list[tuple[float, Slot]] = field(default_factory=list)
+    """Slots whose next station is asked for at a time, because the last one died at once."""
+    judged: set[Slot] = field(default_factory=set)
+    """Slots whose station died before it was up, until it is known why."""
+    nodes: Nodes = field(default_factory=Nodes)
+    starts: Starts = field(default_factory=Starts)
     _specs_ref: Any = None
     _numbers: int = 0
-    _gone_since: dict[str, float] = field(default_factory=dict)
 
     def start(self) -> None:
         """Ask for all stations. Raises UserError if the cluster has nothing to make one of."""
-        resources, wanted = ray.cluster_resources(), self.settings
+        self.nodes.start()
+        resources, wanted = self.nodes.view.resources, self.settings
         self.gpus = resources.get("GPU", 0) >= 1 if wanted.gpus is None else wanted.gpus
+        self._settle_own()
         self._set_bounds()
         if self.least < 1:
             what = "GPU" if self.gpus else f"{wanted.threads} CPUs"
             raise UserError(f"cluster: no {what} for a station; it has {_short(resources)}")
         self._specs_ref = ray.put(self.specs)
-        self._gone_since = {node["NodeID"]: -math.inf for node in ray.nodes() if not node["Alive"]}
-        self.scale(self.least, (), time.monotonic())
+        now = time.monotonic()
+        self.scale(self.least, (), now)
+        self.scale_own(dict.fromkeys(self.own, 1), (), now)
 
-    def scale(self, wanted: int, idle: Sequence[int], now: float) -> list[int]:
+    def _settle_own(self) -> None:
+        """Which stages have stations of their own: where the others are CPU cores as well, none."""
+        if not self.gpus or not any(spec.on == "station" for spec in self.specs):
+            self.gpus = False
+            self.specs[:] = [replace(spec, on="station") if spec.on == "cpus" else spec for spec in self.specs]
+        self.own = {index: spec.cpus for index, spec in enumerate(self.specs) if spec.on == "cpus"}
+        nodes = [node for node in self.nodes.view.nodes.values() if node["Alive"]]
+        most = max((node["Resources"].get("CPU", 0) for node in nodes), default=0)
+        for index, cpus in self.own.items():
+            if cpus > most and not isinstance(self.settings.stations, tuple):
+                raise UserError(f"stage {self.specs[index].name}: no node has {cpus} CPUs; {most:g} are the most")
+
+    def scale(self, wanted: int, idle: Sequence[int], now: float, benched: int = 0) -> list[int]:
         """Have `wanted` stations, within the bounds: ask for more, or take requests back and end stations of `idle`.
 
-        Ray's autoscaler sees what is asked for as actors that wait; they go with the driver. Returns those that ended.
+        Of `benched` stations, which get no work, as many are made good as the cluster has room for. Ray's autoscaler
+        sees what is asked for as actors that wait; they go with the driver. Returns those that ended.
         """
         self._set_bounds()
         self.size = min(max(wanted, self.least), self.most)
-        taken = {handle.slot for handle in (*self.stations.values(), *self.starting.values())}
-        free = (slot for slot in count() if slot not in taken)
-        for _ in range(self.size - len(taken)):
-            self.ask(next(free))
-        surplus = len(taken) - self.size
-        for ref in reversed(list(self.starting)):
+        if benched and self.settings.stations is not None:
+            room = int(self.nodes.view.free.get(self._unit, 0) // self._each)
+            self.size += min(benched, max(0, len(self._taken(None)) - self.size) + room)
+        return self._resize(None, self.size, idle, now)
+
+    def scale_own(self, wanted: Mapping[int, int], idle: Sequence[int], now: float) -> list[int]:
+        """The same for the stages that have stations of their own, of which each can use so many."""
+        resources, free = self.nodes.view.resources, self.nodes.view.free
+        lately = (one for one in self.stations.values() if now - one.up_since < NEWS_SECONDS)
+        slots = [handle.slot for handle in (*self.starting.values(), *lately)]
+        unseen = sum(self.own[slot.own] for slot in slots if slot.own is not None)
+        sizes = plan.stations_of_stages(
+            list(wanted.values()),
+            [len(self._taken(stage)) for stage in wanted],
+            [self.own[stage] for stage in wanted],
+            free.get("CPU", 0) - unseen,
+            max(1.0, LANDING_SHARE * resources.get("CPU", 0)),
+        )
+        ended = []
+        for stage, size in zip(wanted, sizes, strict=True):
+            its = [number for number in idle if self.stations[number].slot.own == stage]
+            ended += self._resize(stage, size, its, now)
+        return ended
+
+    def _taken(self, own: int | None) -> set[Slot]:
+        """The slots of a stage's stations (None: of those for all) that have one, or get one."""
+        there = [handle.slot for handle in (*self.stations.values(), *self.starting.values())]
+        return {slot for slot in (*there, *self.judged, *(slot for _, slot in self.later)) if slot.own == own}
+
+    def _resize(self, own: int | None, size: int, idle: Sequence[int], now: float) -> list[int]:
+        taken = self._taken(own)
+        free = (slot for slot in (Slot(own, number) for number in count()) if slot not in taken)
+        for _ in range(size - len(taken)):
+            self.ask(next(free), now)
+        surplus = len(taken) - size
+        for due in [one for one in reversed(self.later) if one[1].own == own][: max(0, surplus)]:
+            self.later.remove(due)
+            surplus -= 1
+        for ref in [ref for ref, handle in reversed(self.starting.items()) if handle.slot.own == own]:
             if surplus <= 0:
                 return []
             ray.kill(self.starting.pop(ref).actor, no_restart=True)
@@ -88,19 +185,65 @@ class Fleet:
     def _set_bounds(self) -> None:
         match self.settings.stations:
             case None:
-                resources = ray.cluster_resources()
-                each = 1 if self.gpus else self.settings.threads
-                self.least = self.most = int(resources.get("GPU" if self.gpus else "CPU", 0) // each)
+                self.least = self.most = int(self.nodes.view.resources.get(self._unit, 0) // self._each)
             case int(number):
                 self.least = self.most = number
             case (least, most):
                 self.least, self.most = least, most
 
-    def ask(self, slot: int) -> None:
+    @property
+    def _unit(self) -> str:
+        return "GPU" if self.gpus else "CPU"
+
+    @property
+    def _each(self) -> int:
+        return 1 if self.gpus else self.settings.threads
+
+    def ask(self, slot: Slot, now: float, died_before: bool = False) -> None:
         """Ask for one station."""
-        actor, info = start_station(self._specs_ref, self.settings, self.gpus)
-        self.starting[info] = StationHandle(self._numbers, slot, actor)
+        self.judged.discard(slot)
+        actor, where, info = start_station(
+            self._specs_ref, self.settings, self.gpus, None if slot.own is None else self.own[slot.own]
+        )
+        self.starting[info] = StationHandle(self._numbers, slot, actor, where, now, died_before)
         self._numbers += 1
+
+    def ask_later(self, slot: Slot, node: str, now: float) -> float:
+        """A station died before it did anything: ask for the next one after a pause, which grows by node.
+
+        Returns the seconds.
+        """
+        self.judged.discard(slot)
+        pause = self.starts.count(node, now)
+        self.later.append((now + pause, slot))
+        return pause
+
+    def ask_due(self, now: float) -> None:
+        """Ask for those whose pause is over."""
+        due = [one for one in self.later if one[0] <= now]
+        self.later = [one for one in self.later if one[0] > now]
+        for _, slot in due:
+            self.ask(slot, now, died_before=True)
+
+    def coming(self, now: float, patience: float) -> int:
+        """How many stations are on their way that are likely to come: asked for so many seconds ago at
+        most, or to be asked for as soon."""
+        asked = [*(at for at, _ in self.later), *(handle.asked_at for handle in self.starting.values())]
+        return len(self.judged) + sum(abs(now - at) < patience for at in asked)
+
+    @property
+    def all_died(self) -> bool:
+        """Whether none is up that is for a stage, and each that is asked for replaces one that died at once."""
+        return any(
+            not any(handle.slot.own == own for handle in self.stations.values())
+            and all(handle.died_before for handle in self.starting.values() if handle.slot.own == own)
+            for own in (None, *self.own)
+        )
+
+    @property
+    def lonely(self) -> bool:
+        """Whether none is up of those for all, or of those for one stage."""
+        return {handle.slot.own for handle in self.stations.values()} != {None, *self.own}
 
     def up(self, ref: ray.ObjectRef, now: float) -> StationHandle:
         """A station has answered. Raises RayError if it died instead; it is forgotten then."""
@@ -113,7 +256,8 @@ class Fleet:
     def lose(self, number: int, now: float) -> StationHandle:
         """End a station (if it has not ended by itself) and forget it."""
         handle = self.stations.pop(number)
-        self.ended_seconds += now - handle.up_since
+        if handle.slot.own is None:
+            self.ended_seconds += now - handle.up_since
         ray.kill(handle.actor, no_restart=True)
         return handle
 
@@ -123,6 +267,8 @@ class Fleet:
             ray.kill(handle.actor, no_restart=True)
         self.stations.clear()
         self.starting.clear()
+        self.later.clear()
+        self.nodes.stop()
 
     def host_memory(self, handle: StationHandle) -> int:
         """Bytes of host memory for stages that a station has to put aside: half of its share of the node."""
@@ -133,7 +279,7 @@ class Fleet:
         stations = resources.get("GPU", 1) if self.gpus else resources.get("CPU", 1) / self.settings.threads
         return int(resources.get("memory", 0) / max(1.0, stations) / 2)
 
-    def pins(self, slot: int, memory: int) -> tuple[int, ...]:
+    def pins(self, slot: Slot, memory: int) -> tuple[int, ...]:
         """What the plan pins to the station of a slot: all stations are taken to be like this one."""
         stations = [index for index, spec in enumerate(self.specs) if spec.on == "station"]
         pins = plan.pin(
@@ -141,10 +287,12 @@ class Fleet:
             [self.specs[index].memory for index in stations],
             [memory] * self.size,
         )
-        return tuple(stations[index] for index in pins[slot])
+        return tuple(stations[index] for index in pins[slot.number])
 
     def kind(self, handle: StationHandle) -> str:
         """The kind of GPU of a station, as Ray calls it ("A100"); "" where there is none."""
+        if handle.slot.own is not None:
+            return ""
         assert handle.info is not None
         prefix = "accelerator_type:"
         kinds = (name for name in self.node(handle.info.node).get("Resources", {}) if name.startswith(prefix))
@@ -152,46 +300,57 @@ class Fleet:
 
     def node(self, node: str) -> dict[str, Any]:
         """What Ray knows of a node."""
-        return next((known for known in ray.nodes() if known["NodeID"] == node), {})
+        return self.nodes.view.nodes.get(node, {})
 
-    def death(self, station: int | None, error: Exception, begun: bool, now: float) -> Failure:
+    def death(self, number: int | None, error: Exception, begun: bool) -> Future[Failure]:
         """Why a batch ended with its station's process (None: a task's); `begun`: whether that was alive before."""
-        if begun and is_out_of_memory(error):
-            return Failure("memory", str(error))
-        if self.node_went_away(now) if station is None else self._is_gone(self.stations[station], error):
+        node = None if number is None else self.stations[number].place.node
+        return self.nodes.inquire(lambda: self._why(node, error, begun))
+
+    def stillborn(self, handle: StationHandle, error: Exception) -> Future[tuple[str, Failure]]:
+        """Where a station died before it was up ("": nobody knows), and why: "gone" is nobody's fault."""
+        self.judged.add(handle.slot)
+
+        def why() -> tuple[str, Failure]:
+            node = _node_of(handle, error)
+            known = node in self.nodes.view.nodes
+            if getattr(error, "preempted", False) or (known and not self.nodes.is_there(node)):
+                return node, Failure("gone", str(error))
+            return node, Failure("death", str(error))
+
+        return self.nodes.inquire(why)
+
+    def overdue(self) -> Future[Failure]:
+        """Why a batch did not return in time: what went away with a node is waited for in vain."""
+        text = "it did not return in time"
+        return self.nodes.inquire(lambda: Failure("gone" if self.nodes.went_away() else "deadline", text))
+
+    def _why(self, node: str | None, error: Exception, begun: bool) -> Failure:
+        if is_host_kill(error):
+            return Failure("host" if begun else "idle", str(error))
+        if getattr(error, "preempted", False):
+            return Failure("gone", str(error))
+        if self.nodes.went_away() if node is None else not self.nodes.is_there(node):
             return Failure("gone", str(error))
         if not begun:
             return Failure("idle", f"the process had died while it had nothing to do: {error}")
         return Failure("death", f"the process died: {error}")
 
-    def _is_gone(self, handle: StationHandle, error: Exception) -> bool:
-        """Whether a station was lost with its node, or was preempted: no fault of what it ran."""
-        if getattr(error, "preempted", False):
-            return True
-        return handle.info is not None and not _answers(self.node(handle.info.node))
-
-    def node_went_away(self, now: float) -> bool:
-        """Whether a node went away lately: what a task that died then ran is not at fault."""
-        for node in ray.nodes():
-            if not _answers(node):
-                self._gone_since.setdefault(node["NodeID"], now)
-        return any(now - since < GONE_LATELY for since in self._gone_since.values())
-
     def busy_share(self, now: float) -> float:
-        """Share of the stations' time that went into batches."""
-        up = self.ended_seconds + sum(now - handle.up_since for handle in self.stations.values())
+        """Share of the stations' time that went into batches; of those that are for one stage nobody asks."""
+        ordinary = [handle for handle in self.stations.values() if handle.slot.own is None]
+        up = self.ended_seconds + sum(now - handle.up_since for handle in ordinary)
         return min(1.0, self.busy_seconds / up) if up > 0 else 0.0
 
 
-def _answers(node: dict[str, Any]) -> bool:
-    """Whether a node is there. Ray itself takes a while to notice that one is not."""
-    if not node.get("Alive", False):
-        return False
+def _node_of(handle: StationHandle, error: Exception) -> str:
+    """The node of a station that never came up: what it said itself, or its address in Ray's words, or ""."""
     try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=5.0).close()
-    except OSError:
-        return False
-    return True
+        where: StationInfo = ray.get(handle.where, timeout=0)
+        return where.node
+    except ray.exceptions.RayError:
+        found = re.search(r"\bip: (\S+)", str(error))
+        return found[1] if found else ""
 
 
 def _short(resources: dict[str, float]) -> str:

@@ -39,6 +39,14 @@ class Flight:
     """By a stage's name: it shares batches there with clips of the same key."""
     failures: int = 0
     """Times that it failed alone in its batch."""
+    tries: int = 0
+    """Times that it failed alone in this stage, whoever was at fault."""
+    sound: set[str] = field(default_factory=set)
+    """Cards where it failed alone in this stage although they had done well."""
+    alone: set[str] = field(default_factory=set)
+    """Cards where it failed alone in this stage."""
+    avoid: set[str] = field(default_factory=set)
+    """Cards where a batch failed in this stage that it was in."""
     losses: int = 0
     """Times that a tensor of it was lost."""
     outputs: frozenset[str] = frozenset()
@@ -52,6 +60,13 @@ class Flight:
         values = {**self.given, **self.plain, RENDERING: record, ALL_PLAIN: self.plain}
         tensors = {name: self.tensors[name] for name in spec.takes}
         return tensors | {name: values[name] for name in spec.values}
+
+    def begin_stage(self) -> None:
+        """It is at another stage: where it failed before does not matter there."""
+        self.tries = 0
+        self.sound.clear()
+        self.alone.clear()
+        self.avoid.clear()
 
     def move(self, state: State, stage: int | None = None) -> None:
         """Change the state (and the stage). Raises ValueError if there is no such transition."""

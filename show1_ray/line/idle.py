@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from show1_ray.line.load import StationLoad
@@ -17,15 +18,21 @@ class IdleStations:
         self.all: Group = {}
         self.freed: Group = {}
         """Those that nothing was decided for since they became idle."""
-        self.blank: Group = {}
-        """Those that hold no stage."""
         self.small: Group = {}
         """Those that have no room for some stage."""
+        self._of_stage: Counter[int | None] = Counter()
+        # By stage, those that it is for, and that …
         self._holding: list[Group] = [{} for _ in range(stages)]
         self._hosting: list[Group] = [{} for _ in range(stages)]
+        self._blank: list[Group] = [{} for _ in range(stages)]
+        self._lacking: list[Group] = [{} for _ in range(stages)]
 
     def __len__(self) -> int:
         return len(self.all)
+
+    def count(self, own: int | None) -> int:
+        """How many there are of those that are for one stage (None: for all that have no stations of their own)."""
+        return self._of_stage[own]
 
     def __contains__(self, station: StationLoad) -> bool:
         return station.number in self.all
@@ -33,24 +40,28 @@ class IdleStations:
     def add(self, station: StationLoad, now: float) -> None:
         """A station is idle from `now`."""
         station.idle_since = now
+        self._of_stage[station.own] += station.number not in self.all
         for group in self._groups(station):
             group[station.number] = station
 
     def remove(self, station: StationLoad) -> None:
         """A station is not idle any more (if it was). What it holds must still be what it held as it came."""
         station.idle_since = None
+        self._of_stage[station.own] -= station.number in self.all
         for group in self._groups(station):
             group.pop(station.number, None)
 
-    def candidates(self, stage: int) -> Iterator[StationLoad]:
-        """Stations that may run `stage`, the cheapest kind first and one of each kind.
+    def candidates(self, stage: int, suits: Callable[[StationLoad], bool]) -> Iterator[StationLoad]:
+        """Stations that `suits` says may run `stage`, the cheapest kind first and one of each kind.
 
         The kinds: it holds the stage, has it in host memory, holds nothing, has to make room.
         """
-        for group in (self._holding[stage], self._hosting[stage], self.blank):
-            yield from islice((one for one in group.values() if one.may_run(stage)), 1)
-        others = (one for one in self.all.values() if stage not in one.held and stage not in one.hosted)
-        yield from islice((one for one in others if one.may_run(stage)), 1)
+        for kind in (self._holding, self._hosting, self._blank, self._lacking):
+            yield from islice(filter(suits, kind[stage].values()), 1)
+
+    def blank(self, stage: int) -> StationLoad | None:
+        """One that holds nothing and may run `stage`."""
+        return next((one for one in self._blank[stage].values() if one.may_run(stage)), None)
 
     def since(self, time: float) -> list[int]:
         """Numbers of those that have been idle since `time` or longer, the longest first."""
@@ -60,9 +71,14 @@ class IdleStations:
     def _groups(self, station: StationLoad) -> Iterator[Group]:
         yield self.all
         yield self.freed
-        if not station.held:
-            yield self.blank
         if station.too_big:
             yield self.small
-        yield from (self._holding[stage] for stage in station.held)
-        yield from (self._hosting[stage] for stage in station.hosted)
+        for stage in filter(station.is_for, range(len(self._holding))):
+            if stage in station.held:
+                yield self._holding[stage]
+            elif stage in station.hosted:
+                yield self._hosting[stage]
+            else:
+                yield self._lacking[stage]
+            if not station.held:
+                yield self._blank[stage]

@@ -38,6 +38,7 @@ class Inbox:
     def __next__(self) -> Order:
         with self._changed:
             for clip_id in self._orders:
+                self._changed.notify_all()
                 return self._orders.pop(clip_id)
         raise StopIteration
 
@@ -50,6 +51,11 @@ class Inbox:
             self._orders[order.clip.id] = order
             self._to_come = max(0, self._to_come - 1)
             self._tell()
+
+    def wait_for_room(self, most: int, seconds: float) -> bool:
+        """Sleep until fewer than `most` clips wait here, for so long at most; whether fewer do."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._orders) < most or self.closed, seconds)
 
     def cancel(self, clip_id: str) -> bool:
         """Take a clip back. True if the line had not taken it yet; else the line is told."""

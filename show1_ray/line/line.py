@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import replace
+from functools import partial
 from types import TracebackType
 
 import ray
 
 from show1_ray.clip import Clip
 from show1_ray.errors import UserError
-from show1_ray.line import events, plan
+from show1_ray.line import events
+from show1_ray.line.arrivals import Arrivals, Result
 from show1_ray.line.batch import Batch, as_task, on_station, patience
+from show1_ray.line.care import BLAMELESS, RECYCLED
+from show1_ray.line.faults import Failure, last_line
 from show1_ray.line.fleet import Fleet, StationHandle
 from show1_ray.line.flight import Flight
+from show1_ray.line.floor import Floor
+from show1_ray.line.health import FailureRate
 from show1_ray.line.inbox import Inbox
-from show1_ray.line.load import Assignment, load_of
-from show1_ray.line.schedule import Schedule
+from show1_ray.line.load import Assignment
+from show1_ray.line.report import Report
 from show1_ray.line.snapshot import Progress
 from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec, check
-from show1_ray.line.station import Failure, Report
-from show1_ray.line.traffic import GivenUp, Traffic
+from show1_ray.line.traffic import GivenUp
 
 POLL_SECONDS = 0.05
 """How soon an open line that waits for a batch notices that a clip has come: `ray.wait` cannot be woken."""
 
 SCALING_SECONDS = 1.0
 """How often the line asks itself how many stations it should have."""
+COMING_SECONDS = 60.0
+"""A station that was asked for so long ago is not waited for any more by what has failed on all others."""
+MANY = 4
+"""A stage that has not loaded so many times as often as it may does not load anywhere."""
 
 
 class Line:
@@ -64,7 +72,11 @@ class Line:
         self._events: deque[events.Event] = deque()
         self._inbox: Inbox | None = None
         self._next_scaling = 0.0
-        self._dead_starts = 0
+        self._dead_starts: Counter[str] = Counter()
+        """Of each stage, failures to load in a row; of "", stations that died before they did anything."""
+        self._arrivals = Arrivals()
+        self._rate = FailureRate()
+        self._stopped_because = ""
         self._alone_since = time.monotonic()
         self._stopping = False
         self._stopping_now = False
@@ -72,12 +84,11 @@ class Line:
     def __enter__(self) -> Line:
         self.fleet.start()
         self._spec_refs = [ray.put(spec) for spec in self.specs]
-        store = self.settings.store_bytes
-        self.store_bytes = int(ray.cluster_resources()["object_store_memory"] / 2) if store is None else store
-        self.schedule = Schedule([load_of(spec) for spec in self.specs], max(self.settings.cpu_tasks, self.fleet.size))
-        self.schedule.warm = self.settings.warm
-        self.traffic = Traffic(self.specs, self.schedule, self.settings.max_attempts, self.results)
-        self._set_limits()
+        self.store_bytes = self._store_bytes()
+        slots = max(self.settings.cpu_tasks, self.fleet.size)
+        self.floor = Floor(self.specs, self.settings, slots, self.results)
+        self.schedule, self.traffic, self.care = self.floor.schedule, self.floor.traffic, self.floor.care
+        self.floor.limit(self.fleet.size, self.store_bytes)
         self._alone_since = time.monotonic()
         return self
 
@@ -104,8 +115,9 @@ class Line:
         `total` is the number of clips, if it is known (it is asked of `clips` if that knows). A line that was
         stopped, or whose events were not read to the end, cannot run again.
 
-        Raises FatalError if a stage did, if stages do not load or no station comes up; UserError if a stage does
-        not fit a station; ValueError if two clips in the line have the same id.
+        Raises FatalError if a stage did, if stages do not load or no station comes up, or, when what runs has landed,
+        if suddenly far more clips fail than before; UserError if a stage does not fit a station; ValueError if two
+        clips in the line have the same id.
         """
         self._inbox = clips if isinstance(clips, Inbox) else None
         if isinstance(clips, Inbox):
@@ -128,17 +140,21 @@ class Line:
                 if self._ended():
                     break
                 self._wait()
+                self._hear()
                 self._expire()
             yield from self._tell(last=True)
+            if self._stopped_because:
+                raise FatalError(self._stopped_because)
         finally:
             self._abandon()
 
     def wait_for_stations(self) -> None:
         """Block until every station is up. `run` does not need it: it begins with the first one."""
-        while self.fleet.starting:
+        while self.fleet.starting or self.fleet.later:
             done, _ = ray.wait(list(self.fleet.starting), timeout=1.0)
             for ref in done:
                 self._station_up(ref)
+            self._hear()
             self._expire()
 
     # From the manifest to the stations.
@@ -151,7 +167,8 @@ class Line:
     def _admit(self, source: Iterator[Clip | Order]) -> None:
         """Pull clips as there is room. That the source of an open line ends says nothing: the inbox does."""
         self._expect()
-        self.traffic.admit(source)
+        if len(self._arrivals.results) < self.schedule.stages[-1].limit:
+            self.traffic.admit(source)
         self._expect()
 
     def _expect(self) -> None:
@@ -168,25 +185,42 @@ class Line:
         if now < self._next_scaling or self._stopping:
             return
         self._next_scaling = now + SCALING_SECONDS
+        self.floor.health.coming = self.fleet.coming(now, COMING_SECONDS)
+        self.care.tick(now)
+        self._heed(now)
+        self.fleet.ask_due(now)
         before = self.fleet.size
         idle = self.schedule.idle.since(now - self.settings.idle_seconds)
-        for number in self.fleet.scale(self.schedule.useful_stations(), idle, now):
-            self.schedule.remove_station(number)
+        ordinary = [number for number in idle if self.fleet.stations[number].slot.own is None]
+        useful = self.schedule.useful_stations()
+        ended = self.fleet.scale(useful, ordinary, now, len(self.care.benched))
+        wanted = {stage: self.schedule.useful_stations(stage) for stage in self.fleet.own}
+        for number in (*ended, *self.fleet.scale_own(wanted, idle, now)):
+            self.care.leave(number)
             self._events.append(events.StationEnded(number))
-        if self.fleet.size != before:
-            tasks = self.settings.cpu_tasks
-            self.schedule.cpu_free += max(tasks, self.fleet.size) - max(tasks, before)
-            self._set_limits()
+        store = self._store_bytes()
+        if self.fleet.size != before or store != self.store_bytes:
+            self.store_bytes = store
+            self.schedule.cpu_slots = max(self.settings.cpu_tasks, self.fleet.size)
+            self.floor.limit(self.fleet.size, self.store_bytes)
+
+    def _store_bytes(self) -> int:
+        """Of the object store, for clips in flight; it grows and shrinks with the cluster."""
+        if self.settings.store_bytes is not None:
+            return self.settings.store_bytes
+        return int(self.fleet.nodes.view.resources.get("object_store_memory", 0) / 2)
 
     def _start(self, assignment: Assignment) -> None:
         spec, load = self.specs[assignment.stage], self.schedule.stages[assignment.stage]
         flights = self.traffic.take(assignment)
-        deadline = time.monotonic() + patience(self.settings, load, assignment, self.traffic.key(flights))
-        if assignment.station is None:
+        handle = None if assignment.station is None else self.fleet.stations[assignment.station]
+        key = self.traffic.key(flights)
+        is_new = handle is not None and not handle.has_run(assignment, key)
+        deadline = time.monotonic() + patience(self.settings, load, assignment, key, is_new)
+        if handle is None:
             batch = as_task(self._spec_refs[assignment.stage], spec, assignment, flights, deadline)
         else:
-            actor = self.fleet.stations[assignment.station].actor
-            batch = on_station(actor, spec, assignment, flights, deadline)
+            batch = on_station(handle.actor, spec, assignment, flights, deadline)
         self.batches[batch.report] = batch
         if flights:
             ids = tuple(flight.clip.id for flight in flights)
@@ -205,13 +239,15 @@ class Line:
         )
         refs = [*self.batches, *self.fleet.starting]
         timeout = max(0.0, min(until - now, 1.0))
+        if not refs and self._arrivals:
+            timeout = min(timeout, POLL_SECONDS)
         if self._inbox is not None and not refs:
             self._inbox.wait(timeout)
             return
         if not refs:
             time.sleep(timeout)
             return
-        if self._inbox is not None:
+        if self._inbox is not None or self._arrivals:
             timeout = min(timeout, POLL_SECONDS)
         done, _ = ray.wait(refs, num_returns=1, timeout=timeout, fetch_local=False)
         if done:
@@ -223,35 +259,54 @@ class Line:
                 self._station_up(ref)
 
     def _station_up(self, ref: ray.ObjectRef) -> None:
-        handle = self.fleet.starting[ref]
         now = time.monotonic()
+        handle = self.fleet.starting[ref]
         try:
             self.fleet.up(ref, now)
         except ray.exceptions.RayError as error:
-            self._count_dead_start(f"a station did not start: {error}")
-            self._events.append(events.StationLost(handle.number, _last_line(str(error))))
-            self.fleet.ask(handle.slot)
+            self._arrivals.ask(self.fleet.stillborn(handle, error), partial(self._did_not_start, handle))
             return
         assert handle.info is not None
-        memory = handle.info.memory if handle.info.memory is not None else 1 << 60
-        pins = self.fleet.pins(handle.slot, memory) if self.settings.pinned else None
+        memory, own = handle.info.memory, handle.slot.own
+        if memory is None or own is not None:
+            memory = 1 << 60
+        place = handle.place
+        pins = self.fleet.pins(handle.slot, memory) if self.settings.pinned and own is None else None
         kind, host_memory = self.fleet.kind(handle), self.fleet.host_memory(handle)
-        self.schedule.add_station(handle.number, memory, host_memory, now, pins, kind)
+        self.schedule.add_station(handle.number, memory, host_memory, now, pins, kind, place.card, own)
+        self.care.arrive(handle.number, place, now)
         homeless = [self.specs[index] for index in self.schedule.homeless()]
         if homeless and not self.fleet.starting:
             most = max(station.memory for station in self.schedule.stations.values())
             names = ", ".join(f"{spec.name} ({spec.memory / 1e9:.1f} GB)" for spec in homeless)
             raise UserError(f"stations: {most / 1e9:.1f} GB, the most that one has, are too little for {names}")
-        self._events.append(events.StationUp(handle.number, handle.info.node, handle.info.pid, memory))
+        stage = None if own is None else self.specs[own].name
+        self._events.append(events.StationUp(handle.number, handle.info.node, handle.info.pid, memory, stage))
+
+    def _did_not_start(self, handle: StationHandle, found: tuple[str, Failure]) -> None:
+        node, failure = found
+        self._events.append(events.StationLost(handle.number, f"it did not start: {failure.last_line}"))
+        if failure.cause == "gone":
+            self.fleet.ask(handle.slot, time.monotonic())
+            return
+        self.fleet.ask_later(handle.slot, node, time.monotonic())
+        self._count_dead_start("", f"a station did not start: {failure.last_line}")
 
     def _settle(self, batch: Batch) -> None:
-        """A batch has ended by itself: read its report."""
+        """A batch has ended by itself: read its report, or let it be found out why there is none."""
         try:
             report = batch.read()
         except ray.exceptions.RayError as error:
-            begun, station = batch.has_begun(), batch.assignment.station
-            report = Report(failure=self.fleet.death(station, error, begun, time.monotonic()))
+            why = self.fleet.death(batch.assignment.station, error, batch.has_begun())
+            self._arrivals.ask(why, partial(self._conclude_failed, batch))
+            return
         self._conclude(batch, report)
+
+    def _hear(self) -> None:
+        """Answers that have come, and results of clips."""
+        self._arrivals.answer()
+        for result in self._arrivals.arrived(time.monotonic()):
+            self._finish(result)
 
     def _expire(self) -> None:
         """End what has passed its deadline, and give up if there has been no station for too long."""
@@ -259,44 +314,60 @@ class Line:
         for ref in [ref for ref, batch in self.batches.items() if batch.deadline < now]:
             batch = self.batches.pop(ref)
             batch.cancel()
-            waits_for_a_node = self.fleet.node_went_away(now)
-            failure = Failure("gone" if waits_for_a_node else "deadline", "it did not return in time")
-            self._conclude(batch, Report(failure=failure))
-        if self.fleet.stations:
+            self._arrivals.ask(self.fleet.overdue(), partial(self._conclude_failed, batch))
+        if not self.fleet.lonely:
             self._alone_since = now
         elif now - self._alone_since > self.settings.start_deadline:
             raise FatalError(f"no station came up in {self.settings.start_deadline:g} s")
 
+    def _conclude_failed(self, batch: Batch, failure: Failure) -> None:
+        self._conclude(batch, Report(failure=failure))
+
     def _conclude(self, batch: Batch, report: Report) -> None:
         """A batch is over: its clips go on, or back, and its station is idle, or replaced."""
-        assignment, failure = batch.assignment, report.failure
-        self.schedule.end(assignment)
+        assignment, failure, now = batch.assignment, report.failure, time.monotonic()
         if failure is not None:
-            self._fail(batch, failure)
+            if failure.cause == "fatal":
+                raise FatalError(failure.text)
+            self.floor.health.coming = self.fleet.coming(now, COMING_SECONDS)
+            self._tell_given_up(self.floor.failed(assignment, batch.flights, failure, now))
+            self._tell_repeated(batch, f"{failure.cause}: {failure.last_line}")
+            self._count_dead_starts(batch, failure)
         elif report.lost:
-            lost = [flight for flight in batch.flights if flight.clip.id in report.lost]
-            self.traffic.put_back(assignment, [flight for flight in batch.flights if flight not in lost])
-            for flight in lost:
-                self._tell_given_up(self.traffic.rewind(flight, report.lost[flight.clip.id]))
-            self._tell_repeated(batch, "gone: a tensor was lost with its node")
+            self._tell_given_up(self.floor.lost(assignment, batch.flights, report.lost))
+            self._tell_repeated(batch, "gone: a value was lost, or is out of reach")
         else:
-            self._measure(batch, report)
-            self._advance(batch, report)
-            if assignment.station is not None:
-                self.fleet.stations[assignment.station].has_worked = True
+            self._succeed(batch, report, now)
         if assignment.station is None:
             return
-        if failure is None or failure.cause in ("error", "clip"):
-            self.schedule.free(assignment.station, time.monotonic())
+        if failure is not None and failure.cause in RECYCLED:
+            self._replace(assignment.station, f"{failure.cause}: {failure.last_line}", failure.cause not in BLAMELESS)
         else:
-            self._replace(assignment.station, failure)
+            self.care.free(assignment.station, now)
+        self._heed(now)
 
-    def _advance(self, batch: Batch, report: Report) -> None:
-        if not batch.flights:
-            return
-        self._dead_starts = 0
+    def _succeed(self, batch: Batch, report: Report, now: float) -> None:
+        assignment = batch.assignment
+        self._dead_starts[self.specs[assignment.stage].name] = 0
+        if assignment.station is not None:
+            self.fleet.stations[assignment.station].worked(assignment, self.traffic.key(batch.flights))
+        if self.floor.measure(assignment, report, self.traffic.key(batch.flights)):
+            self.floor.limit(self.fleet.size, self.store_bytes)
+        self.floor.done(assignment, batch.flights, report, batch.outputs, now)
+        if batch.flights:
+            self._tell_done(batch, report)
+
+    def _heed(self, now: float) -> None:
+        """Do what is to be done about stations that fail."""
+        for number, reason in list(self.care.to_replace.items()):
+            self._replace(number, reason, troubled=True)
+        self._events.extend(self.care.news)
+        self.care.news.clear()
+
+    def _tell_done(self, batch: Batch, report: Report) -> None:
+        self._dead_starts[""] = 0
         stage, station = batch.assignment.stage, batch.assignment.station
-        if station is not None:
+        if station is not None and self.fleet.stations[station].slot.own is None:
             self.fleet.busy_seconds += report.seconds
         clips = tuple(flight.clip.id for flight in batch.flights)
         self._events.append(
@@ -311,12 +382,11 @@ class Line:
                 report.plain,
             )
         )
-        self.traffic.advance(batch.flights, report, batch.outputs)
         for flight in batch.flights:
             if flight.clip.id in report.rejected:
                 self._reject(flight, report.rejected[flight.clip.id])
             elif stage + 1 == len(self.specs):
-                self._finish(flight)
+                self._await_result(flight)
 
     def _reject(self, flight: Flight, reason: str) -> None:
         if flight.unwanted:
@@ -329,36 +399,45 @@ class Line:
             events.ClipRejected(flight.clip, stage, reason, flight.plain, flight.seconds, flight.batch_sizes, attempts)
         )
 
-    def _finish(self, flight: Flight) -> None:
+    def _await_result(self, flight: Flight) -> None:
+        """A clip is done: its results come to the driver, which goes on with other things."""
         if flight.unwanted:
             self.traffic.drop(flight)
             return
+        refs = [flight.tensors[name] for name in self.results if name in self.traffic.tensors]
+        self._arrivals.expect(flight, refs, time.monotonic())
+
+    def _finish(self, result: Result) -> None:
+        flight, values = result.flight, result.read()
         names = [name for name in self.results if name in self.traffic.tensors]
-        try:
-            values = ray.get([flight.tensors[name] for name in names])
-        except ray.exceptions.RayError:
+        if flight.unwanted:
+            self.traffic.drop(flight)
+            return
+        if values is None:
             self._tell_given_up(self.traffic.rewind(flight, names))
             return
         self.traffic.leave(flight)
         self.progress.count(done=1)
-        result = {**flight.plain, **dict(zip(names, values, strict=True))}
-        result = {name: result[name] for name in self.results}
+        self._rate.count(failed=False)
+        known = {**flight.plain, **dict(zip(names, values, strict=True))}
+        given = {name: known[name] for name in self.results}
         attempts = flight.failures + 1
         self._events.append(
-            events.ClipDone(flight.clip, result, flight.seconds, flight.batch_sizes, attempts, flight.plain)
+            events.ClipDone(flight.clip, given, flight.seconds, flight.batch_sizes, attempts, flight.plain)
         )
 
-    def _fail(self, batch: Batch, failure: Failure) -> None:
-        if failure.cause == "fatal":
-            raise FatalError(failure.text)
-        if failure.cause == "load" or (failure.cause in ("death", "deadline") and not batch.flights):
-            name = self.specs[batch.assignment.stage].name
-            self._count_dead_start(f"stage {name} does not load: {_last_line(failure.text)}")
-        station = batch.assignment.station
-        if failure.cause == "idle" and station is not None and not self.fleet.stations[station].has_worked:
-            self._count_dead_start(f"a station died before it did anything: {_last_line(failure.text)}")
-        self._tell_given_up(self.traffic.fail(batch.assignment, batch.flights, failure))
-        self._tell_repeated(batch, f"{failure.cause}: {_last_line(failure.text)}")
+    def _count_dead_starts(self, batch: Batch, failure: Failure) -> None:
+        stage, number = batch.assignment.stage, batch.assignment.station
+        name = self.specs[stage].name
+        is_of_loading = failure.cause == "load" or failure.loading
+        if is_of_loading or (failure.cause in ("death", "deadline") and not batch.flights):
+            others_do = bool(self.floor.health.candidates(stage))
+            if others_do and self._dead_starts[name] < MANY * self.settings.max_dead_starts:
+                self._dead_starts[name] += 1
+            else:
+                self._count_dead_start(name, f"stage {name} does not load: {failure.last_line}")
+        if number is not None and failure.cause == "idle" and not self.fleet.stations[number].has_worked:
+            self._count_dead_start("", f"a station died before it did anything: {failure.last_line}")
 
     def _tell_repeated(self, batch: Batch, reason: str) -> None:
         ids = tuple(flight.clip.id for flight in batch.flights if flight.state == "queued")
@@ -368,44 +447,41 @@ class Line:
     def _tell_given_up(self, given_up: Sequence[GivenUp]) -> None:
         for clip in given_up:
             self.progress.count(failed=1)
+            self._rate.count(failed=True)
+            self._stop_if_broken(clip.failure)
             flight = clip.flight
             stage, attempts = self.specs[flight.stage].name, max(1, flight.failures)
             self._events.append(events.ClipFailed(flight.clip, stage, attempts, clip.failure.text))
 
-    def _replace(self, number: int, failure: Failure) -> None:
-        self.schedule.remove_station(number)
-        handle: StationHandle = self.fleet.lose(number, time.monotonic())
-        self._events.append(events.StationLost(number, f"{failure.cause}: {_last_line(failure.text)}"))
-        self.fleet.ask(handle.slot)
+    def _stop_if_broken(self, failure: Failure) -> None:
+        alarm = self._rate.alarm()
+        if alarm and not self._stopping:
+            advice = "mend what broke, then run the same command with --retry-failed"
+            self._stopped_because = f"{alarm}, the last with: {failure.last_line}; {advice}"
+            self.stop()
 
-    def _count_dead_start(self, text: str) -> None:
-        self._dead_starts += 1
-        if self._dead_starts >= self.settings.max_dead_starts:
-            raise FatalError(f"{_last_line(text)} ({self._dead_starts} times in a row)")
+    def _replace(self, number: int, reason: str, troubled: bool) -> None:
+        """End a station and ask for another one: at once, or, if it died before it did anything, after a while."""
+        now = time.monotonic()
+        self.care.leave(number, troubled)
+        handle: StationHandle = self.fleet.lose(number, now)
+        self._events.append(events.StationLost(number, reason))
+        if troubled and not handle.has_worked:
+            self.fleet.ask_later(handle.slot, handle.place.node, now)
+        else:
+            self.fleet.ask(handle.slot, now)
 
-    def _measure(self, batch: Batch, report: Report) -> None:
-        """Let what a batch took replace what was guessed."""
-        index, kind = batch.assignment.stage, batch.assignment.kind
-        load = self.schedule.stages[index]
-        if batch.assignment.price:
-            load.measure_load(kind, report.load_seconds, report.from_host)
-        if not batch.flights:
-            return
-        known = load.measured
-        load.measure(kind, report.seconds / len(batch.flights), self.traffic.key(batch.flights))
-        guess = self.specs[index].output_bytes
-        if report.output_bytes > 1.1 * guess or (not known and report.output_bytes < 0.9 * guess):
-            self.specs[index] = replace(self.specs[index], output_bytes=report.output_bytes)
-            self._set_limits()
-
-    def _set_limits(self) -> None:
-        limits = plan.limits(self.specs, self.fleet.size, self.store_bytes)
-        for load, clips in zip(self.schedule.stages, limits.clips, strict=True):
-            load.limit = clips
+    def _count_dead_start(self, what: str, text: str) -> None:
+        """Give up if it has happened too often in a row, and to all: where others do well, it is the cards' fault."""
+        self._dead_starts[what] += 1
+        if self._dead_starts[what] >= self.settings.max_dead_starts and (what or self.fleet.all_died):
+            raise FatalError(f"{last_line(text)} ({self._dead_starts[what]} times in a row)")
 
     # Beginning and end.
 
     def _ended(self) -> bool:
+        if self._arrivals:
+            return False
         if self.schedule.closed:
             return not self.batches
         is_open = self._inbox is not None and not self._inbox.closed
@@ -415,7 +491,7 @@ class Line:
     def is_warm(self) -> bool:
         """Whether every station is up and, with `LineSettings.warm`, idle with all the stages that fit it."""
         stations = self.schedule.stations.values()
-        are_up = bool(stations) and not self.fleet.starting
+        are_up = bool(stations) and not self.fleet.starting and not self.fleet.later
         return are_up and (not self.settings.warm or all(self.schedule.is_full(station) for station in stations))
 
     def _tell(self, last: bool = False) -> Iterator[events.Event]:
@@ -427,15 +503,11 @@ class Line:
         if last or now >= self.progress.next_snapshot:
             self.progress.next_snapshot = now + self.settings.snapshot_seconds
             running = {batch.assignment.station: batch.assignment for batch in self.batches.values()}
-            yield self.progress.snapshot(self.schedule, self.fleet, running, now)
+            yield self.progress.snapshot(self.schedule, self.fleet, running, now, self.care.benched)
 
     def _abandon(self) -> None:
         """Forget what still runs: tasks are cancelled here, stations end when the line does."""
         for batch in self.batches.values():
             batch.cancel()
         self.batches.clear()
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
+        self._arrivals.clear()

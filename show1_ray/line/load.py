@@ -36,6 +36,15 @@ class Cost:
 
 
 @dataclass
+class Group:
+    """Clips that have to run as a batch of their own: what a failed batch was split into."""
+
+    clips: int
+    avoid: frozenset[str] = frozenset()
+    """Cards that this batch is not for: it failed there."""
+
+
+@dataclass
 class StageLoad:
     """One stage: its prices (seconds, replaced by measurements) and the clips that stand before it.
 
@@ -53,13 +62,17 @@ class StageLoad:
     """At most this many clips may be in this stage or beyond it."""
     counts: Counts = field(default_factory=Counts)
     """Clips before it that are free to share batches, by their key."""
-    groups: deque[int] = field(default_factory=deque)
-    """Sizes of batches that have to run by themselves: what a failed batch was split into."""
+    groups: deque[Group] = field(default_factory=deque)
+    """Batches that have to run by themselves."""
+    grouped: int = 0
+    """Clips in `groups`."""
     running: int = 0
     holders: int = 0
     ready_since: float | None = None
     kinds: dict[str, Cost] = field(default_factory=dict)
     """What was measured, by the stations' kind."""
+    own: bool = False
+    """It has stations of its own, on CPUs, and never runs on the others."""
     by_key: dict[Hashable, float] = field(default_factory=dict)
     """Seconds a clip of the clips' keys, as measured last; of the last `KEYS_KNOWN` of them."""
 
@@ -100,7 +113,7 @@ class StageLoad:
     @property
     def queued(self) -> int:
         """Clips before this stage, those in groups of their own included."""
-        return self.waiting + sum(self.groups)
+        return self.counts.total + self.grouped
 
 
 def load_of(spec: StageSpec, limit: int = UNKNOWN_TOTAL) -> StageLoad:
@@ -112,8 +125,9 @@ def load_of(spec: StageSpec, limit: int = UNKNOWN_TOTAL) -> StageLoad:
         spec.load_seconds,
         spec.swap_seconds,
         spec.memory,
-        spec.on == "station",
+        spec.on != "cpu",
         limit,
+        own=spec.on == "cpus",
     )
 
 
@@ -130,15 +144,28 @@ class StationLoad:
     """Of its GPU."""
     too_big: frozenset[int] = frozenset()
     """Stages that do not fit its memory."""
+    own: int | None = None
+    """The stage that it is for, if that has stations of its own."""
+    foreign: frozenset[int] = frozenset()
+    """Stages that belong to stations of another sort."""
     held: dict[int, None] = field(default_factory=dict)
     hosted: dict[int, None] = field(default_factory=dict)
     kept: set[int] = field(default_factory=set)
     """Stages that came back to the device and keep their copy in host memory."""
     idle_since: float | None = None
+    card: str = ""
+    """What it stands on, whatever process runs there: a GPU of a node."""
+    barred: set[int] = field(default_factory=set)
+    """Stages that it is not to run for now, because they failed there."""
 
     def may_run(self, stage: int) -> bool:
-        """Whether the plan allows `stage` here, and it fits."""
-        return stage not in self.too_big and (self.pins is None or stage in self.pins)
+        """Whether the plan allows `stage` here, it fits, and it is not barred."""
+        return stage not in self.barred and self.is_for(stage)
+
+    def is_for(self, stage: int) -> bool:
+        """The same, but for what is barred: as long as the station is up, this does not change."""
+        closed = stage in self.too_big or stage in self.foreign
+        return not closed and (self.pins is None or stage in self.pins)
 
     def hold(self, stage: int, memory: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Put a stage on the device, where it is the last one used. `memory` is that of all stages.
@@ -180,7 +207,8 @@ class Assignment:
     station: int | None
     stage: int
     clips: int
-    isolated: bool = False
+    group: int | None = None
+    """The index of the stage's group that is the batch; None: of the clips that wait."""
     evict: tuple[int, ...] = ()
     drop: tuple[int, ...] = ()
     price: float = 0.0
@@ -188,3 +216,8 @@ class Assignment:
     """Of the station's GPU."""
     key: Hashable = None
     """Of the clips."""
+
+    @property
+    def isolated(self) -> bool:
+        """Whether the batch had to run by itself."""
+        return self.group is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,29 @@ def useful(work: float, clips: int, cost: float) -> int:
         cost: seconds until a new station has loaded a stage and done a clip.
     """
     return max(1, min(clips, math.ceil(work / cost) if cost > 0 else clips))
+
+
+def stations_of_stages(
+    wanted: Sequence[int], have: Sequence[int], cpus: Sequence[int], free: float, kept: float
+) -> list[int]:
+    """How many stations stages get that have their own, on CPUs; one each, whatever there is.
+
+    Args:
+        wanted: by stage, as many as its work can use.
+        have: as many as it has.
+        cpus: of one of them.
+        free: CPUs that nobody has taken.
+        kept: CPUs of those that are to stay free, for what lands clips.
+    """
+    sizes = [max(1, min(want, has)) for want, has in zip(wanted, have, strict=True)]
+    left = free - kept - sum(cpu for cpu, has in zip(cpus, have, strict=True) if not has)
+    while True:
+        short = [at for at, size in enumerate(sizes) if size < wanted[at] and (size < have[at] or cpus[at] <= left)]
+        if not short:
+            return sizes
+        next_one = min(short, key=lambda at: sizes[at] / wanted[at])
+        left -= cpus[next_one]
+        sizes[next_one] += 1
 
 
 def pin(seconds: Sequence[float], memory: Sequence[int], stations: Sequence[int]) -> list[tuple[int, ...]]:
@@ -83,14 +106,14 @@ def pin(seconds: Sequence[float], memory: Sequence[int], stations: Sequence[int]
     return [tuple(sorted(stages)) for stages in pins]
 
 
-def footprint(stages: Sequence[StageSpec]) -> list[tuple[int, int]]:
+def footprint(stages: Sequence[StageSpec], results: Collection[str] = ()) -> list[tuple[int, int]]:
     """Bytes that a clip holds in the object store while each stage runs, and after it.
 
-    A stage's output bytes count until the last stage that takes one of its tensors.
+    A stage's output bytes count until the last stage that takes one of its tensors; to the end, if one is a result.
     """
-    last_use = [
-        max((t for t, s in enumerate(stages) if set(s.takes) & set(given.gives)), default=-1) for given in stages
-    ]
+    takes = [set(stage.takes) for stage in stages]
+    takes[-1].update(results)
+    last_use = [max((at for at, names in enumerate(takes) if names & set(given.gives)), default=-1) for given in stages]
     sizes = []
     for index in range(len(stages)):
         during = sum(stages[g].output_bytes for g in range(index + 1) if g == index or last_use[g] >= index)
@@ -99,14 +122,14 @@ def footprint(stages: Sequence[StageSpec]) -> list[tuple[int, int]]:
     return sizes
 
 
-def limits(stages: Sequence[StageSpec], stations: int, store_bytes: int) -> Limits:
+def limits(stages: Sequence[StageSpec], stations: int, store_bytes: int, results: Collection[str] = ()) -> Limits:
     """How many clips may be in flight.
 
     `n` clips may be where clips are heavy (the first stage after which a clip holds more than an eighth of
     what it holds at most, and all stages behind it), and as many again before. `n` is what the store allows,
     but no more than keeps every station in work and makes swaps cheap, and no less than a batch.
     """
-    sizes = footprint(stages)
+    sizes = footprint(stages, results)
     peak = max(1, max(during for during, _ in sizes))
     heavy = next((index for index, (_, after) in enumerate(sizes) if after > peak / 8), len(stages) - 1)
     light = max((after for _, after in sizes[:heavy]), default=0)

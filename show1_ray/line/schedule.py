@@ -16,10 +16,12 @@ Among several it changes to the one that will keep it busy longest.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 
 from show1_ray.line.idle import IdleStations
-from show1_ray.line.load import UNKNOWN_TOTAL, Assignment, StageLoad, StationLoad
+from show1_ray.line.load import UNKNOWN_TOTAL, Assignment, Group, StageLoad, StationLoad
 from show1_ray.line.plan import shares, useful
 
 # Tuned in simulation, over swap prices from a thousandth of a batch to one batch and 2 to 1,000 stations.
@@ -37,6 +39,9 @@ LONG_QUEUE = 4.0
 TAIL = 0.85
 """The tail begins when what is left for each station is less than this many times a batch of every stage."""
 
+AMPLE = 1.5
+"""A stage gets as many stations of its own as keep up with the others, and half as many again."""
+
 
 class Schedule:
     """Hands out work to idle stations. Tell it what happened, then call `decide` until it gives None.
@@ -47,7 +52,9 @@ class Schedule:
     def __init__(self, stages: Sequence[StageLoad], cpu_slots: int = 4, total: int | None = None) -> None:
         self.stages = list(stages)
         self.stations: dict[int, StationLoad] = {}
-        self.cpu_free = cpu_slots
+        self.cpu_slots = cpu_slots
+        """CPU tasks that may run at the same time."""
+        self.cpu_running = 0
         self.unadmitted = 0
         self.exhausted = False
         self.closed = False
@@ -58,6 +65,8 @@ class Schedule:
         self.wake_at = math.inf
         """When time alone would change the schedule's mind; set by `decide`."""
         self.idle = IdleStations(len(self.stages))
+        self._sizes: Counter[int | None] = Counter()
+        """Stations for one stage each; None: for all that have none of their own."""
         self.open(total)
 
     # What happened.
@@ -103,25 +112,37 @@ class Schedule:
         if clips:
             self.stages[stage].counts.add(clips, key)
 
-    def isolate(self, stage: int, clips: int) -> None:
-        """`clips` wait before `stage` and have to run as a batch of their own."""
-        self.stages[stage].groups.append(clips)
+    def isolate(self, stage: int, clips: int, avoid: frozenset[str] = frozenset()) -> None:
+        """`clips` wait before `stage` and have to run as a batch of their own, not on the cards `avoid`."""
+        self.stages[stage].groups.append(Group(clips, avoid))
+        self.stages[stage].grouped += clips
+
+    def relax(self) -> None:
+        """Batches that no station of the line would take may go where they have failed."""
+        for index, stage in enumerate(self.stages):
+            for group in stage.groups:
+                if group.avoid and not any(
+                    one.may_run(index) and one.card not in group.avoid for one in self.stations.values()
+                ):
+                    group.avoid = frozenset()
 
     def withdraw(self, stage: int, group: int | None, key: Hashable = None) -> None:
         """A clip before `stage` is not wanted any more: one that waits, or one of the group of this index."""
         groups = self.stages[stage].groups
         if group is None:
             self.stages[stage].counts.take(1, key)
-        elif groups[group] == 1:
+            return
+        self.stages[stage].grouped -= 1
+        if groups[group].clips == 1:
             del groups[group]
         else:
-            groups[group] -= 1
+            groups[group].clips -= 1
 
     def end(self, assignment: Assignment) -> None:
         """A batch is over, well or badly; where its clips go from here is told by `add` and `isolate`."""
         self.stages[assignment.stage].running -= assignment.clips
         if assignment.station is None:
-            self.cpu_free += 1
+            self.cpu_running -= 1
 
     def add_station(
         self,
@@ -131,21 +152,39 @@ class Schedule:
         now: float,
         pins: tuple[int, ...] | None = None,
         kind: str = "",
+        card: str = "",
+        own: int | None = None,
     ) -> None:
-        """A station is up; it holds nothing and is idle. Stages that do not fit its memory never go there."""
+        """A station is up; it holds nothing and is idle. Stages that do not fit its memory never go there.
+
+        `own`: the stage that it is for, of those that have stations of their own.
+        """
         too_big = frozenset(
             index for index, stage in enumerate(self.stages) if stage.on_station and stage.memory > memory
         )
-        self.stations[number] = StationLoad(number, memory, host_memory, pins, kind, too_big)
+        foreign = frozenset(index for index, stage in enumerate(self.stages) if self._pool(index) != own)
+        pins = pins if own is None else (own,)
+        self.stations[number] = StationLoad(number, memory, host_memory, pins, kind, too_big, own, foreign, card=card)
+        self._sizes[own] += 1
         self.free(number, now)
         del self.idle.freed[number]
 
-    def remove_station(self, number: int) -> None:
-        """A station is gone, with what it held."""
+    def remove_station(self, number: int) -> StationLoad:
+        """A station is gone, with what it held; `return_station` undoes it."""
         station = self.stations.pop(number)
+        self._sizes[station.own] -= 1
         self.idle.remove(station)
         for stage in station.held:
             self.stages[stage].holders -= 1
+        return station
+
+    def return_station(self, station: StationLoad, now: float) -> None:
+        """A station that was taken out is back, with what it held, and idle."""
+        self.stations[station.number] = station
+        self._sizes[station.own] += 1
+        for stage in station.held:
+            self.stages[stage].holders += 1
+        self.free(station.number, now)
 
     def free(self, number: int, now: float) -> None:
         """A station has ended what it did and is idle from `now`."""
@@ -158,9 +197,9 @@ class Schedule:
         self.wake_at = math.inf
         ready = self._ready(now)
         for stage, clips in ready:
-            if not self.stages[stage].on_station and self.cpu_free:
-                self.cpu_free -= 1
-                return self._take(stage, clips, None)
+            if not self.stages[stage].on_station and self.cpu_running < self.cpu_slots:
+                self.cpu_running += 1
+                return self._take(stage, self._offer(stage, clips, None), None)
         if self.closed:
             return None
         ready = [(stage, clips) for stage, clips in ready if self.stages[stage].on_station]
@@ -175,7 +214,7 @@ class Schedule:
             if chosen is not None:
                 return self._take(*chosen, station)
         for stage, clips in ready:
-            for station in self.idle.candidates(stage):
+            for station in self.idle.candidates(stage, partial(self._suits, stage, clips)):
                 chosen = self._choose(station, [(stage, clips)], wanted, now)
                 if chosen is not None:
                     return self._take(*chosen, station)
@@ -187,17 +226,30 @@ class Schedule:
         return [
             index
             for index, stage in enumerate(self.stages)
-            if stage.on_station and stations and all(index in station.too_big for station in stations)
+            if stage.on_station
+            and any(self._pool(index) == station.own for station in stations)
+            and all(index in station.too_big for station in stations if self._pool(index) == station.own)
         ]
 
-    def useful_stations(self) -> int:
-        """How many stations the work that is left can use, those included that it has; 1 at least."""
-        cost = max(stage.seconds + stage.load_seconds for stage in self.stages if stage.on_station)
-        return useful(sum(self._work()), self.unadmitted + self.in_flight, cost)
+    def useful_stations(self, own: int | None = None) -> int:
+        """How many stations the work that is left can use, those included that it has; 1 at least.
+
+        `own`: of those for a stage that has its own: no more than keep up with the others.
+        """
+        stages = [stage for index, stage in enumerate(self.stages) if stage.on_station and self._pool(index) == own]
+        cost = max((stage.seconds + stage.load_seconds for stage in stages), default=0.0)
+        if not stages:
+            return 1
+        work, others = sum(self._work(own)), self._sizes[None]
+        most = useful(work, self.unadmitted + self.in_flight, cost)
+        pace = sum(self._work()) / others if own is not None and others else 0.0
+        return max(1, min(most, math.ceil(AMPLE * work / pace))) if pace else most
 
     def seconds_left(self) -> float:
         """Seconds of work that is left for each station, if all of them work all the time."""
-        return sum(self._work()) / len(self.stations) if self.stations else math.inf
+        pools = {self._pool(index) for index, stage in enumerate(self.stages) if stage.on_station}
+        left = ((sum(self._work(own)), self._sizes[own]) for own in pools)
+        return max((work / stations if stations else math.inf for work, stations in left), default=0.0)
 
     def price(self, station: StationLoad, stage: int) -> float:
         """Seconds until `stage` is on the station's device: never more from host memory than from disk."""
@@ -206,11 +258,16 @@ class Schedule:
         prices = self.stages[stage].on(station.kind)
         return min(prices.swap_seconds, prices.load_seconds) if stage in station.hosted else prices.load_seconds
 
+    def _pool(self, index: int) -> int | None:
+        """Whose stations run a stage: its own, or (None) those for all."""
+        return index if self.stages[index].own else None
+
     def _ready(self, now: float) -> list[tuple[int, int]]:
-        """Stages with an admissible batch, with its size: the most downstream one first."""
+        """Stages with an admissible batch, with its size (0: only groups are there): the most downstream one first."""
         ready = self._admissible()
+        admissible = {index for index, _ in ready}
         for index, stage in enumerate(self.stages):
-            if not any(index == one for one, _ in ready):
+            if index not in admissible:
                 stage.ready_since = None
             elif stage.ready_since is None:
                 stage.ready_since = now
@@ -224,9 +281,9 @@ class Schedule:
         for index in reversed(range(len(self.stages))):
             stage = self.stages[index]
             at_or_beyond += stage.running
-            size = self._batch(stage, before[index], stage.limit - at_or_beyond, fullness)
+            size = self._batch(index, before[index], stage.limit - at_or_beyond, fullness)
             at_or_beyond += stage.queued
-            if size:
+            if size or stage.groups:
                 ready.append((index, size))
         is_stuck = not self.unadmitted or not self.room()
         if not ready and is_stuck and len(self.idle):
@@ -256,18 +313,20 @@ class Schedule:
         """The clips before a stage that share its next batch, and their key: most, or who has waited for longest."""
         return stage.counts.next() if self.eager else stage.counts.most()
 
-    def _batch(self, stage: StageLoad, before: int, room: int, fullness: float) -> int:
-        """Size of the next batch: a full one, or what there is when nothing more is coming; or 0."""
-        if stage.groups:
-            return stage.groups[0]
+    def _batch(self, index: int, before: int, room: int, fullness: float) -> int:
+        """Size of the next batch: a full one, or what there is when nothing more is coming; or 0.
+
+        Groups, which go first, do not count here; see `_offer`.
+        """
+        stage, pool = self.stages[index], self._pool(index)
         full = max(1, math.ceil(stage.batch_size * fullness))
         alike = self._next(stage)[0]
         possible = min(alike, full, room)
         if self.eager:  # idle stations share what waits
-            return max(0, min(possible, math.ceil(stage.waiting / max(1, len(self.idle)))))
+            return max(0, min(possible, math.ceil(stage.waiting / max(1, self.idle.count(pool)))))
         if before == 0 or (not stage.on_station and possible > 0):
             if fullness < 1.0:
-                possible = min(possible, math.ceil(stage.waiting / len(self.stations)))
+                possible = min(possible, math.ceil(stage.waiting / max(1, self._sizes[pool])))
             return max(0, possible)
         return full if possible == full else 0
 
@@ -279,35 +338,39 @@ class Schedule:
             clips += stage.queued + stage.running
         return before
 
-    def _work(self) -> list[float]:
-        """Seconds of work that is left for each stage on stations (of running batches: half)."""
+    def _work(self, own: int | None = None) -> list[float]:
+        """Seconds of work that is left for each stage on stations (of running batches: half).
+
+        Of stages on stations of another sort (see `add_station`), and in tasks: 0.
+        """
         work, clips = [], float(self.unadmitted)
-        for stage in self.stages:
+        for index, stage in enumerate(self.stages):
             clips += stage.queued + stage.running / 2
-            work.append(clips * stage.seconds if stage.on_station else 0.0)
+            work.append(clips * stage.seconds if stage.on_station and self._pool(index) == own else 0.0)
             clips += stage.running / 2
         return work
 
     def _wanted(self) -> list[float]:
         """For each stage: the number of stations that its share of the work asks for."""
-        return shares(self._work(), len(self.stations))
+        return shares(self._work(), self._sizes[None])
 
     def _fullness(self) -> float:
         """How full batches are to be: 1, and less and less in the tail, so that all stations end together."""
-        if not self.exhausted or not self.stations or self.eager:
+        if not self.exhausted or not self._sizes[None] or self.eager:
             return 1.0
-        path = sum(stage.batch_size * stage.seconds for stage in self.stages if stage.on_station)
-        return min(1.0, sum(self._work()) / (TAIL * path * len(self.stations))) if path else 1.0
+        path = sum(stage.batch_size * stage.seconds for stage in self.stages if stage.on_station and not stage.own)
+        return min(1.0, sum(self._work()) / (TAIL * path * self._sizes[None])) if path else 1.0
 
     def _choose(
         self, station: StationLoad, ready: Sequence[tuple[int, int]], wanted: Sequence[float], now: float
     ) -> tuple[int, int] | None:
         """The stage of `ready` that `station` should run now, with the size of the batch, or None: wait."""
-        own = next((batch for batch in ready if batch[0] in station.held), None)
+        offers = [(index, self._offer(index, size, station)) for index, size in ready if station.may_run(index)]
+        own = next((batch for batch in offers if batch[0] in station.held and batch[1]), None)
         best: tuple[float, tuple[int, int]] | None = None
-        for batch in ready:
+        for batch in offers:
             index = batch[0]
-            if index in station.held or not station.may_run(index):
+            if index in station.held or not batch[1]:
                 continue
             stage = self.stages[index]
             # What this kind of station does well comes first: the same queue counts by what it saves the others.
@@ -322,6 +385,21 @@ class Schedule:
             if pays:
                 best = (run, batch)
         return own if best is None else best[1]
+
+    def _offer(self, index: int, size: int, station: StationLoad | None) -> int:
+        """Size of the batch of a stage that `station` (None: a CPU task) would be given: of a group, or `size`."""
+        group = self._group(index, station)
+        return size if group is None else self.stages[index].groups[group].clips
+
+    def _suits(self, index: int, size: int, station: StationLoad) -> bool:
+        return station.may_run(index) and self._offer(index, size, station) > 0
+
+    def _group(self, index: int, station: StationLoad | None) -> int | None:
+        """The first group of a stage that is not to avoid `station`."""
+        for number, group in enumerate(self.stages[index].groups):
+            if station is None or station.card not in group.avoid:
+                return number
+        return None
 
     def _pays_when_starved(self, station: StationLoad, index: int, wanted: Sequence[float], now: float) -> bool:
         stage = self.stages[index]
@@ -364,8 +442,8 @@ class Schedule:
         for index, stage in enumerate(self.stages):
             coming = before + stage.queued
             before = stage.queued + stage.running
-            station = next((station for station in self.idle.blank.values() if station.may_run(index)), None)
-            if not stage.on_station or station is None:
+            station = self.idle.blank(index) if stage.on_station else None
+            if station is None:
                 continue
             useful = coming / stage.batch_size
             if stage.load_seconds > 0:
@@ -395,16 +473,17 @@ class Schedule:
     def _take(self, index: int, clips: int, station: StationLoad | None) -> Assignment:
         """Book an assignment."""
         stage = self.stages[index]
-        isolated = bool(clips and stage.groups)
+        group = self._group(index, station) if clips else None
         key: Hashable = None
-        if isolated:
-            stage.groups.popleft()
+        if group is not None:
+            stage.grouped -= clips
+            del stage.groups[group]
         elif clips:
             key = self._next(stage)[1]
             stage.counts.take(clips, key)
         stage.running += clips
         if station is None:
-            return Assignment(None, index, clips, isolated, key=key)
+            return Assignment(None, index, clips, group, key=key)
         price = self.price(station, index)
         self.idle.remove(station)
         before = set(station.held)
@@ -412,7 +491,7 @@ class Schedule:
         stage.holders += index not in before
         for left in before.difference(station.held):
             self.stages[left].holders -= 1
-        return Assignment(station.number, index, clips, isolated, evict, drop, price, station.kind, key)
+        return Assignment(station.number, index, clips, group, evict, drop, price, station.kind, key)
 
 
 def _exceeds(stations: float, threshold: tuple[float, float], share: float) -> bool:

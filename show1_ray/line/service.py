@@ -24,6 +24,8 @@ from show1_ray.line.station import FETCH_SECONDS
 
 AHEAD = 64
 """Clips that wait at the line's door, so that it never waits for one."""
+LEFT_SECONDS = 5.0
+"""For the thread of a line that has ended to notice it."""
 ROOM_SECONDS = 0.02
 """How often `room` looks; at most AHEAD clips for each."""
 
@@ -119,6 +121,7 @@ class Service:
         total: how many clips will be submitted before `close`. The line lets batches wait until they are full, and
             splits what is left at the end over its stations; with None, nobody knows, and what waits runs at once.
         results: of the line.
+        order: what the line is given of a clip that is submitted by itself.
     """
 
     def __init__(
@@ -129,9 +132,11 @@ class Service:
         observe: Callable[[events.Event], None] | None = None,
         total: int | None = None,
         results: Sequence[str] = (),
+        order: Callable[[Clip], Order] = Order,
     ) -> None:
         self.line = Line(stages, settings, results)
         self.max_waiting = max_waiting
+        self._order = order
         self._observe = observe or (lambda event: None)
         self.ended = threading.Event()
         """Set when the line has stopped, by itself or at the end of the `with` block."""
@@ -155,8 +160,11 @@ class Service:
     ) -> None:
         self.line.stop(now=True)
         self._inbox.close()
-        self._thread.join()
-        self.line.__exit__(kind, error, trace)
+        while self._thread.is_alive() and not self.ended.wait(1.0):
+            pass
+        self._thread.join(LEFT_SECONDS)  # it may wait for a cluster that does not answer any more: see `end`
+        if not self._thread.is_alive():
+            self.line.__exit__(kind, error, trace)
 
     def render(self, clip: Clip | Order, outputs: Collection[str] = ()) -> AsyncGenerator[ClipEvent]:
         """Submit a clip, at once, and follow it to its end: `async for event in line.render(clip)`.
@@ -174,7 +182,7 @@ class Service:
             StoppedError: the line stopped; raised where events are awaited, too.
             ValueError: a clip of this id is in the line already.
         """
-        order = clip if isinstance(clip, Order) else Order(clip, outputs=frozenset(outputs))
+        order = clip if isinstance(clip, Order) else replace(self._order(clip), outputs=frozenset(outputs))
         return self._follow(order.clip, self._submit(order))
 
     async def _follow(self, clip: Clip, follower: Follower) -> AsyncGenerator[ClipEvent]:
@@ -219,6 +227,11 @@ class Service:
         """Take in nothing more; what runs ends and lands, or, with `now`, does not. May be called from any thread."""
         self.line.stop(now)
 
+    def end(self, error: Exception) -> None:
+        """The line cannot go on, whatever its thread waits for: all clips' followers are told. From any thread."""
+        self.line.stop(now=True)
+        self._end(error)
+
     @property
     def stations(self) -> int:
         """How many stations the line has, those included that are starting."""
@@ -261,17 +274,24 @@ class Service:
                 with self._lock:
                     self._hear(event)
         except BaseException as error:  # it is raised where clips are awaited: every follower gets it
+            self._end(error)
+        else:
+            self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        """What ended the line first counts."""
+        with self._lock:
+            if self.ended.is_set():
+                return
             self.error = error
-        finally:
-            with self._lock:
-                self.ended.set()
-                self.warm.set()  # who waits for it must look at `ended`
-                reason = " ".join(str(self.error or "it was closed").split())
-                for follower in self._in_line.values():
-                    if follower is not None:
-                        follower.tell(StoppedError(f"the line has stopped: {reason}"))
-                self._in_line.clear()
-                self._waiting.clear()
+            self.ended.set()
+            self.warm.set()  # who waits for it must look at `ended`
+            reason = " ".join(str(error or "it was closed").split())
+            for follower in self._in_line.values():
+                if follower is not None:
+                    follower.tell(StoppedError(f"the line has stopped: {reason}"))
+            self._in_line.clear()
+            self._waiting.clear()
 
     def _hear(self, event: events.Event) -> None:
         match event:

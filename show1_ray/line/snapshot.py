@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from show1_ray.line.events import Snapshot, StageView, StationView
 from show1_ray.line.fleet import Fleet
-from show1_ray.line.load import Assignment
+from show1_ray.line.load import Assignment, StationLoad
 from show1_ray.line.schedule import Schedule
 
 
@@ -38,12 +38,17 @@ class Progress:
         return 3600.0 * self.done / (now - self.began) if now > self.began else 0.0
 
     def snapshot(
-        self, schedule: Schedule, fleet: Fleet, running: Mapping[int | None, Assignment], now: float
+        self,
+        schedule: Schedule,
+        fleet: Fleet,
+        running: Mapping[int | None, Assignment],
+        now: float,
+        benched: Mapping[int, StationLoad],
     ) -> Snapshot:
-        """The line at this moment. `running`: what each station does."""
+        """The line at this moment. `running`: what each station does; `benched`: those that get nothing to do."""
         names = [stage.name for stage in schedule.stages]
         stations = []
-        for number, station in sorted(schedule.stations.items()):
+        for number, station in sorted({**schedule.stations, **benched}.items()):
             doing = running.get(number)
             stations.append(
                 StationView(
@@ -51,6 +56,7 @@ class Progress:
                     tuple(names[stage] for stage in station.held),
                     names[doing.stage] if doing else None,
                     doing.clips if doing else 0,
+                    number in benched,
                 )
             )
         share = fleet.busy_share(now)

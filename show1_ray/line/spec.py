@@ -113,19 +113,24 @@ class LineSettings:
     cpu_tasks: int = 4
     """Batches of "cpu" stages that run at the same time, at least; as many as there are stations if these are more."""
     max_attempts: int = 3
-    """Times that a clip may fail alone in its batch before it is given up."""
+    """Times that a clip may fail alone in its batch, on different stations where there are several, before it is given
+    up."""
+    shut_out_seconds: float = 60.0
+    """A card that fails where others do not, also with a new process, gets no work for so long, and twice as long each
+    time that it fails again."""
     deadline_factor: float = 10.0
     """A batch may take this many times the stage's usual time …"""
     deadline_floor: float = 60.0
     """… or this many seconds, whichever is more …"""
     first_deadline: float = 1800.0
-    """… plus this many where the stage is loaded first, or has not been measured yet."""
+    """… plus this many where the stage is loaded first, has not been measured yet, or may have to be compiled, for a
+    batch size that the station has not had."""
     idle_seconds: float = 10.0
     """A station that has had no work for so long ends, if there are more than the work that is left can use."""
     start_deadline: float = 1800.0
     """Seconds that the line goes on without any station before it gives up."""
     max_dead_starts: int = 5
-    """Stations in a row that die or fail to load a stage, with no batch done in between."""
+    """Stations in a row that die or fail to load a stage, with no batch done in between, while no other does well."""
     snapshot_seconds: float = 0.5
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the stations."""

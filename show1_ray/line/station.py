@@ -10,65 +10,35 @@ import gc
 import os
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import ray
 
 from show1_ray.clip import Clip
-from show1_ray.line.spec import FatalError, LineSettings, Rejected, StageObject, StageSpec, Tensors
+from show1_ray.line.faults import failure
+from show1_ray.line.report import Report
+from show1_ray.line.spec import LineSettings, Rejected, StageObject, StageSpec, Tensors
 
 FETCH_SECONDS = 10.0
 """Seconds after which a fetch is asked for again."""
-
-Cause = Literal["error", "memory", "device", "clip", "fatal", "load", "death", "deadline", "gone", "idle"]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a batch was not done.
-
-    "error": the stage raised; "memory": it ran out of memory; "device": the GPU failed, and the process cannot use
-    it any more; "clip": the stage named the clip at fault; "fatal": nothing more can be rendered; "load": the stage
-    could not be loaded; "death": the process died; "deadline": it did not return; "gone": the node went away;
-    "idle": the process had died before the batch came to it. The last two are nobody's fault.
-    """
-
-    cause: Cause
-    text: str
-    clip_id: str | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a station says of a batch: small, and the only thing that the driver fetches."""
-
-    started: float = 0.0
-    """Seconds since the epoch when the batch itself began."""
-    seconds: float = 0.0
-    load_seconds: float = 0.0
-    from_host: bool = False
-    output_bytes: int = 0
-    """Of the clip that gave most."""
-    failure: Failure | None = None
-    lost: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Tensors that are gone, by clip: the batch was not run."""
-    plain: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Plain values that the stage gave, by clip and name."""
-    rejected: dict[str, str] = field(default_factory=dict)
-    """Why clips shall not go on, by clip."""
+STALLED_SECONDS = 45.0
+"""Seconds without a single value arriving, after which those that are missing count as lost. Less than a batch's
+deadline: a value out of reach is neither the clip's fault nor the station's."""
 
 
 @dataclass(frozen=True)
 class StationInfo:
-    """What a station says of itself when it is up."""
+    """What a station says of itself when it is up: its node (Ray's id, address), process, GPU ("" if it has none), and
+    memory."""
 
     node: str
+    address: str
     pid: int
-    memory: int | None
+    gpu: str
+    memory: int | None = None
 
 
 def returns(spec: StageSpec, clips: int) -> int:
@@ -86,11 +56,17 @@ class Station:
         self.hosted: dict[int, StageObject] = {}
 
     def info(self, settings: LineSettings) -> StationInfo:
-        """Node, process and memory."""
+        """Where it is, and its memory."""
         memory = settings.station_memory
         if memory is None and settings.measure_memory is not None:
             memory = settings.measure_memory(self.device)
-        return StationInfo(ray.get_runtime_context().get_node_id(), os.getpid(), memory)
+        return replace(self.where(), memory=memory)
+
+    def where(self) -> StationInfo:
+        """Where it is: asked of one that does not come up."""
+        context = ray.get_runtime_context()
+        gpus = context.get_accelerator_ids().get("GPU", []) if self.device != "cpu" else []
+        return StationInfo(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid(), ",".join(gpus))
 
     def answer(self) -> None:
         """Asked for right before each batch: a process that died before it has not died of the batch."""
@@ -110,7 +86,7 @@ class Station:
         try:
             self._load(stage, evict, drop)
         except Exception as error:
-            return _answer(spec, len(clips), Report(failure=_load_failure(error)), [])
+            return _answer(spec, len(clips), Report(failure=failure(error, loading=True)), [])
         load_seconds = time.monotonic() - begin
         if not clips:
             return Report(time.time(), 0.0, load_seconds, from_host)
@@ -153,7 +129,7 @@ def run_batch(
         outputs = list(stage(clips, tensors))
         _check(spec, clips, outputs)
     except Exception as error:
-        return _answer(spec, len(clips), Report(load_seconds=load_seconds, failure=_failure(error)), [])
+        return _answer(spec, len(clips), Report(load_seconds=load_seconds, failure=failure(error)), [])
     report = Report(
         started,
         time.monotonic() - begin,
@@ -171,34 +147,41 @@ def run_task(spec: StageSpec, clips: list[Clip], inputs: list[dict[str, Any]]) -
     try:
         stage = spec.build("cpu")
     except Exception as error:
-        return _answer(spec, len(clips), Report(failure=_load_failure(error)), [])
+        return _answer(spec, len(clips), Report(failure=failure(error, loading=True)), [])
     return run_batch(spec, stage, clips, inputs)
 
 
 def _fetch(clips: Sequence[Clip], inputs: Sequence[dict[str, Any]]) -> tuple[list[Tensors], dict[str, tuple[str, ...]]]:
+    """Values of the clips, and names of those that are lost: gone, or not to be had."""
     everything = [ref for refs in inputs for ref in refs.values() if isinstance(ref, ray.ObjectRef)]
-    with suppress(ray.exceptions.RayError):  # all at once; which of them is lost is seen below
-        _get(everything)
+    arrived = _arrived(everything)
     tensors: list[Tensors] = []
     lost: dict[str, tuple[str, ...]] = {}
     for clip, refs in zip(clips, inputs, strict=True):
         fetched: Tensors = {}
         for name, ref in refs.items():
             try:
-                fetched[name] = _get(ref) if isinstance(ref, ray.ObjectRef) else ref
+                if isinstance(ref, ray.ObjectRef):
+                    fetched[name] = ray.get(ref, timeout=FETCH_SECONDS if ref in arrived else 0)
+                else:
+                    fetched[name] = ref
             except ray.exceptions.RayError:
                 lost[clip.id] = (*lost.get(clip.id, ()), name)
         tensors.append(fetched)
     return tensors, lost
 
 
-def _get(refs: Any) -> Any:
-    """Fetch. Asks again and again, because a request begun while its node went away may hang for minutes."""
-    while True:
-        try:
-            return ray.get(refs, timeout=FETCH_SECONDS)
-        except ray.exceptions.GetTimeoutError:
-            continue
+def _arrived(refs: Sequence[ray.ObjectRef]) -> set[ray.ObjectRef]:
+    """Those of `refs` that have come here, or failed. Waits as long as some come, and STALLED_SECONDS longer.
+
+    Asks again and again, because a request begun while its node went away may hang for minutes.
+    """
+    left, since = list(dict.fromkeys(refs)), time.monotonic()
+    while left and time.monotonic() - since < STALLED_SECONDS:
+        came, still = ray.wait(left, num_returns=len(left), timeout=FETCH_SECONDS)
+        since = time.monotonic() if came else since
+        left = still
+    return set(refs).difference(left)
 
 
 def _check(spec: StageSpec, clips: Sequence[Clip], outputs: Sequence[Tensors | Rejected]) -> None:
@@ -233,51 +216,39 @@ def _answer(spec: StageSpec, clips: int, report: Report, outputs: Sequence[Tenso
     return (report, *[given.get(name) for given in tensors for name in spec.gives])
 
 
-def _failure(error: Exception) -> Failure:
-    text = "".join(traceback.format_exception(error)).strip()
-    if isinstance(error, FatalError):
-        return Failure("fatal", str(error))
-    if is_out_of_memory(error):
-        return Failure("memory", text)
-    if "CUDA error" in str(error):
-        return Failure("device", text)
-    clip_id = getattr(error, "clip_id", None)
-    return Failure("error" if clip_id is None else "clip", text, clip_id)
-
-
-def _load_failure(error: Exception) -> Failure:
-    if isinstance(error, FatalError):
-        return Failure("fatal", str(error))
-    return Failure("load", "".join(traceback.format_exception(error)).strip())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is the host's, torch's or Ray's out-of-memory error (by name: no torch here)."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"OutOfMemoryError", "MemoryError"})
-
-
 def _size(value: Any) -> int:
     return int(getattr(value, "nbytes", None) or sys.getsizeof(value))
 
 
-def start_station(specs: ray.ObjectRef, settings: LineSettings, gpus: bool) -> tuple[Any, ray.ObjectRef]:
-    """Ask Ray for a station; gives the actor, and the reference to its `StationInfo`.
+@cache
+def _station() -> Any:
+    """Made once: Ray exports each new one to all workers, and keeps it."""
+    return ray.remote(Station)
+
+
+def start_station(
+    specs: ray.ObjectRef, settings: LineSettings, gpus: bool, cpus: int | None = None
+) -> tuple[Any, ray.ObjectRef, ray.ObjectRef]:
+    """Ask Ray for a station; gives the actor, and references to what it says of itself before and after it is up.
+
+    `cpus`: of one that stands on CPUs beside those on GPUs.
 
     The numbers of threads are set before the process imports anything. Ray neither restarts the
     actor nor repeats its work: what runs again is the line's decision.
     """
-    threads = str(settings.threads)
+    gpus = gpus and cpus is None
+    cores = cpus or settings.threads
+    threads = str(cores)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     actor: Any = (
-        ray.remote(Station)
+        _station()
         .options(
             num_gpus=1 if gpus else 0,
-            num_cpus=0 if gpus else settings.threads,
+            num_cpus=0 if gpus else cores,
             max_restarts=0,
             max_task_retries=0,
             runtime_env={"env_vars": {**dict.fromkeys(names, threads), **settings.environment}},
         )
         .remote(specs, "cuda:0" if gpus else "cpu")
     )
-    return actor, actor.info.remote(settings)
+    return actor, actor.where.remote(), actor.info.remote(settings)

@@ -9,15 +9,23 @@ from itertools import islice
 from typing import Any, Literal
 
 from show1_ray.clip import Clip
+from show1_ray.line.faults import Failure
 from show1_ray.line.flight import Flight, halves, restart_stage, still_needed
+from show1_ray.line.health import Health
 from show1_ray.line.keys import LOBBY, Lobby
 from show1_ray.line.load import Assignment
+from show1_ray.line.report import Report
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.spec import Order, StageSpec
-from show1_ray.line.station import Failure, Report
 
 MAX_LOSSES = 20
 """Times that tensors of one clip may be lost with their nodes before it is given up."""
+
+CHARGED = ("error", "clip", "death", "deadline")
+"""Failures that count as attempts of a clip that was alone. Of the others it is given up, too, if it meets them again
+and again, but as a rule they are the card's or the node's."""
+MOST_TRIES = 4
+"""So many times the attempts a clip may fail alone, on cards that are not sound either."""
 
 
 @dataclass
@@ -61,7 +69,12 @@ class Traffic:
     """All clips in the line. Tells the schedule of every move, so that its counts are always right."""
 
     def __init__(
-        self, specs: Sequence[StageSpec], schedule: Schedule, max_attempts: int, results: Collection[str] = ()
+        self,
+        specs: Sequence[StageSpec],
+        schedule: Schedule,
+        max_attempts: int,
+        results: Collection[str] = (),
+        health: Health | None = None,
     ) -> None:
         self.specs = specs
         self.results = frozenset(results or specs[-1].gives)
@@ -69,6 +82,7 @@ class Traffic:
         self.tensors = self.results.intersection(name for spec in specs for name in spec.gives)
         """… of them those that lie in the object store."""
         self.schedule = schedule
+        self.health = health or Health()
         self.max_attempts = max_attempts
         self.queues = [Queue() for _ in specs]
         self.flights: dict[str, Flight] = {}
@@ -154,7 +168,11 @@ class Traffic:
     def take(self, assignment: Assignment) -> list[Flight]:
         """The clips of an assignment leave their queue and run."""
         queue = self.queues[assignment.stage]
-        flights = queue.groups.popleft() if assignment.isolated else queue.take(assignment.clips, assignment.key)
+        if assignment.group is None:
+            flights = queue.take(assignment.clips, assignment.key)
+        else:
+            flights = queue.groups[assignment.group]
+            del queue.groups[assignment.group]
         for flight in flights:
             flight.move("running")
         return flights
@@ -180,6 +198,7 @@ class Traffic:
                 continue
             flight.tensors.update(zip(spec.gives, given, strict=True))
             flight.tensors = {name: ref for name, ref in flight.tensors.items() if name in needed}
+            flight.begin_stage()
             if not is_last:
                 self._queue(flight, index + 1, first=False)
 
@@ -188,15 +207,28 @@ class Traffic:
         flight.move(state)
         self._forget(flight)
 
-    def fail(self, assignment: Assignment, flights: list[Flight], failure: Failure) -> list[GivenUp]:
-        """A batch failed: put its clips back, isolate the one at fault, or give it up."""
-        if failure.cause in ("gone", "idle", "load"):
+    def fail(
+        self,
+        assignment: Assignment,
+        flights: list[Flight],
+        failure: Failure,
+        card: str | None = None,
+        was_sound: bool = True,
+    ) -> list[GivenUp]:
+        """A batch failed on a card (None: as a CPU task): its clips go elsewhere, by halves, or are given up.
+
+        `was_sound`: whether the card had done well until now, which makes it the clips' fault rather than its own.
+        """
+        if failure.cause in ("gone", "idle", "load") or failure.loading:
             self.put_back(assignment, flights)
             return []
         guilty = [flight for flight in flights if flight.clip.id == failure.clip_id]
         if guilty:
             self.put_back(assignment, [flight for flight in flights if flight not in guilty])
-            return [self._give_up(flight, failure) for flight in guilty]
+            flights = guilty
+        for flight in flights:
+            if card is not None:
+                flight.avoid.add(card)
         if len(flights) > 1:
             if failure.cause == "memory":
                 stage = self.schedule.stages[assignment.stage]
@@ -204,14 +236,25 @@ class Traffic:
             for half in halves(flights):
                 self._isolate(half)
             return []
-        given_up = []
-        for flight in flights:
-            flight.failures += 1
-            if flight.failures >= self.max_attempts:
-                given_up.append(self._give_up(flight, failure))
-            else:
-                self._isolate([flight])
-        return given_up
+        return [given_up for flight in flights for given_up in self._fail_alone(flight, failure, card, was_sound)]
+
+    def _fail_alone(self, flight: Flight, failure: Failure, card: str | None, was_sound: bool) -> list[GivenUp]:
+        """A clip is given up when it has failed on so many sound cards, or often enough and there is no other one."""
+        flight.failures += failure.cause in CHARGED
+        flight.tries += 1
+        if card is not None:
+            flight.alone.add(card)
+            flight.sound.update((card,) if was_sound else ())
+        limit = self.max_attempts
+        if failure.cause == "clip":
+            limit = min(limit, 2)
+        elif failure.cause not in CHARGED:
+            limit = max(limit, 2)
+        others = card is not None and self.health.others(flight.stage, flight.alone)
+        if len(flight.sound) >= limit or flight.tries >= MOST_TRIES * limit or (flight.tries >= limit and not others):
+            return [self._give_up(flight, failure)]
+        self._isolate([flight])
+        return []
 
     def rewind(self, flight: Flight, lost: Sequence[str]) -> list[GivenUp]:
         """Tensors of a clip are lost: it goes back to the latest stage from which it can go on."""
@@ -220,6 +263,7 @@ class Traffic:
             return [self._give_up(flight, Failure("gone", f"its tensors were lost {flight.losses} times"))]
         for name in lost:
             flight.tensors.pop(name)
+        self._leave_stage(flight)
         self._queue(flight, restart_stage(self.specs, flight.stage, flight.tensors, self.tensors))
         return []
 
@@ -249,14 +293,32 @@ class Traffic:
         flights = [flight for flight in flights if not flight.unwanted]
         if not flights:
             return
-        self.queues[flights[0].stage].groups.append(flights)
-        self.schedule.isolate(flights[0].stage, len(flights))
+        stage = flights[0].stage
+        self.queues[stage].groups.append(flights)
+        self.schedule.isolate(stage, len(flights), self._to_avoid(stage, flights))
+
+    def _to_avoid(self, stage: int, flights: Sequence[Flight]) -> frozenset[str]:
+        """Cards that a batch is to be kept from: where its clips have failed, and, where better ones are left, those
+        that fail in this stage at present."""
+        alone = {card for flight in flights for card in flight.alone}
+        for failed in ({card for flight in flights for card in flight.avoid}, alone):
+            if failed and self.health.others(stage, failed):
+                better = self.health.candidates(stage, failed)
+                worse = set(self.health.able(stage, failed)).difference(better) if better else set()
+                return frozenset(failed | worse)
+        return frozenset()
 
     def _give_up(self, flight: Flight, failure: Failure) -> GivenUp:
         flight.move("failed")
         self._forget(flight)
         return GivenUp(flight, failure)
 
+    def _leave_stage(self, flight: Flight) -> None:
+        if flight.avoid:
+            self.health.forget(flight.stage, flight.clip.id)
+        flight.begin_stage()
+
     def _forget(self, flight: Flight) -> None:
+        self._leave_stage(flight)
         del self.flights[flight.clip.id]
         flight.tensors.clear()

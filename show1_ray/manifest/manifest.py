@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
-from show1_ray.clip import MAX_SEED, Clip
-from show1_ray.errors import UserError, shown
-from show1_ray.manifest.table import ROWS_AT_ONCE, Row, Table, UnreadableError, find_tables, one_line
+from show1_ray.clip import GENERATOR_SEEDS, MAX_SEED, Clip, SeedRule
+from show1_ray.errors import UserError, one_line, shown
+from show1_ray.manifest.table import ROWS_AT_ONCE, Row, Table, UnreadableError, find_tables
+from show1_ray.pipeline.inputs import NO_INPUTS, Input, InputColumns, InputError, noted
 
 SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 LONGEST_ID = 128
 SHOWN_PROBLEMS = 10
+LONGEST_TEXT = 100_000
+"""Characters of a prompt; encoders take some hundred words."""
+MOST_SAMPLES, MOST_CLIPS = 1_000_000, 1_000_000_000
+"""More than anybody means to render: a slip of the hand."""
+COUNTED_SEEDS = 100_000
+"""Clips whose derived seeds are compared one by one: most of a second's work."""
 
 
 class ManifestError(UserError):
@@ -38,47 +48,100 @@ class Entry:
 class Manifest:
     """A validated table of prompts. Iterating streams it from its files again, in flat memory, as often as wanted.
 
-    `count` is the number of clips, `columns` the arrow fields of the columns that are not the line's own, and
-    `fingerprint` the sha256 of what names and makes its clips.
+    `count` is the number of clips, `columns` the arrow fields of the columns that are not the line's own,
+    `fingerprint` the sha256 of what names and makes its clips, and `has_large_seeds` tells whether it gives a seed from
+    2**32 on, for which the rule of `Clip.seed_rule` matters.
     """
 
-    def __init__(self, tables: list[Table], *, seed: int = 0, samples: int = 1, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        tables: list[Table],
+        *,
+        seed: int = 0,
+        samples: int = 1,
+        limit: int | None = None,
+        inputs: InputColumns = NO_INPUTS,
+    ) -> None:
         """Validate the tables; `open_manifest` says what the options do. Raises ManifestError."""
         self._tables = tables
         self._seed = seed
         self._samples = samples
         self._limit = limit
+        self._inputs = inputs
         self._rows_wanted = None if limit is None else -(-limit // samples)
         self._repeated: frozenset[bytes] = frozenset()
+        self._seed_rule: SeedRule = "mixed"
+        self._unseeded_rows = 0
+        self.has_large_seeds = False
         self._validate()
 
     def __iter__(self) -> Iterator[Entry]:
         return islice(self._entries(), self._limit)
 
+    def with_low_seeds(self) -> Self:
+        """The same rows with the seeds that they had when no rule but "low" was there; see `derived_seed`."""
+        other = copy(self)
+        other._seed_rule = "low"
+        return other
+
+    @property
+    def unseeded(self) -> int:
+        """Clips whose rows give no seed."""
+        return min(self._unseeded_rows * self._samples, self.count)
+
+    def shared_seeds(self) -> int:
+        """How many clips whose rows give no seed get one that another of them has; for more than `COUNTED_SEEDS` such
+        clips it is the number that is to be expected.
+        """
+        if self.unseeded > COUNTED_SEEDS:
+            return round(self.unseeded * -math.expm1(-self.unseeded / GENERATOR_SEEDS))
+        seeds = [
+            self._clip(row, sample, occurrence).generator_seed
+            for row, occurrence in self._rows()
+            if _given_seed(row.seed) is None
+            for sample in range(self._samples)
+        ]
+        return sum(times for times in Counter(seeds).values() if times > 1)
+
     def _entries(self) -> Iterator[Entry]:
+        for row, occurrence in self._rows():
+            for sample in range(self._samples):
+                yield Entry(self._clip(row, sample, occurrence), {**row.extra, **noted(row.inputs)})
+
+    def _rows(self) -> Iterator[tuple[Row, int]]:
+        """Each row, and how many before it are the same and have no id either."""
         occurrences: dict[bytes, int] = {}
-        rows = ((table, row) for table in self._tables for row in _read_again(table))
-        for table, row in islice(rows, self._rows_wanted):
-            problem = _problem(row, self._samples)
+        rows = ((table, row) for table in self._tables for row in _read_again(table, self._inputs))
+        for table, raw in islice(rows, self._rows_wanted):
+            row, problem = self._checked(raw)
             if problem:
-                raise ManifestError(f"manifest {table.url}: row {row.number}: {problem} (it was valid a while ago)")
+                raise ManifestError(f"manifest {table.url}: row {raw.number}: {problem} (it was valid a while ago)")
             occurrence = 0
             if row.id is None and self._repeated:
                 key = _row_digest(row)
                 if key in self._repeated:
                     occurrence = occurrences.get(key, 0)
                     occurrences[key] = occurrence + 1
-            for sample in range(self._samples):
-                yield Entry(self._clip(row, sample, occurrence), row.extra)
+            yield row, occurrence
+
+    def _checked(self, row: Row) -> tuple[Row, str | None]:
+        """A row with its inputs in their types, and what is wrong with it."""
+        problem = _problem(row, self._samples)
+        if problem or not self._inputs.inputs:
+            return row, problem
+        try:
+            return row._replace(inputs=self._inputs.read(row.inputs)), None
+        except InputError as error:
+            return row, str(error)
 
     def _clip(self, row: Row, sample: int, occurrence: int) -> Clip:
         if row.id is None:
             clip_id = derived_id(_row_digest(row), sample, occurrence)
         else:
             clip_id = f"{row.id}-{sample}" if self._samples > 1 else str(row.id)
-        seed = _given_seed(row.seed)
-        seed = derived_seed(clip_id, self._seed) if seed is None else (seed + sample) & MAX_SEED
-        return Clip(clip_id, row.prompt, row.negative_prompt, seed)
+        given, rule = _given_seed(row.seed), self._seed_rule
+        seed = derived_seed(clip_id, self._seed, rule) if given is None else (given + sample) & MAX_SEED
+        return Clip(clip_id, row.prompt, row.negative_prompt, seed, rule, row.inputs)
 
     def _validate(self) -> None:
         problems, ids, columns = _Problems(), _Ids(), _OtherColumns()
@@ -88,15 +151,20 @@ class Manifest:
             if wanted == 0:
                 break
             try:
-                columns.declare(table)
-                for row in islice(table.rows(extra=table.format == "jsonl"), wanted):
-                    problem = _problem(row, self._samples)
+                columns.declare(table, self._inputs)
+                for raw in islice(table.rows(extra=table.format == "jsonl", inputs=self._inputs), wanted):
+                    row, problem = self._checked(raw)
                     if problem:
-                        problems.add(f"{table.url}: row {row.number}: {problem}")
+                        problems.add(f"{table.url}: row {raw.number}: {problem}")
                         continue
                     ids.add(table, row)
                     columns.see(table, row)
-                    content.update(_json(row.id, row.prompt, row.negative_prompt, _given_seed(row.seed)))
+                    seed = _given_seed(row.seed)
+                    if seed is None:
+                        self._unseeded_rows += 1
+                    elif seed + self._samples > GENERATOR_SEEDS:
+                        self.has_large_seeds = True
+                    content.update(_json(row.id, *_content(row)))
                 columns.infer(table)
             except UnreadableError as error:
                 problems.add(str(error))
@@ -105,12 +173,24 @@ class Manifest:
         if not ids.count:
             raise ManifestError(f"manifest {self._tables[0].url}: holds no rows")
         self._repeated = ids.repeated()
-        self.columns: list[pa.Field] = list(columns.schema)
+        self.columns: list[pa.Field] = [*columns.schema, *map(_field, self._inputs.inputs)]
         self.count = min(ids.count * self._samples, self._limit or ids.count * self._samples)
         self.fingerprint = content.hexdigest()
+        if self.count > MOST_CLIPS:
+            raise ManifestError(
+                f"manifest {self._tables[0].url}: {self.count:,} clips with --samples {self._samples}; {MOST_CLIPS:,} are "
+                "the most: give --limit, or fewer --samples"
+            )
 
 
-def open_manifest(url: str, *, seed: int = 0, samples: int = 1, limit: int | None = None) -> Manifest:
+def open_manifest(
+    url: str,
+    *,
+    seed: int = 0,
+    samples: int = 1,
+    limit: int | None = None,
+    inputs: InputColumns = NO_INPUTS,
+) -> Manifest:
     """Validate the manifest at `url` (a file, a folder or a glob, on any fsspec filesystem) in one streaming pass.
 
     Parquet, CSV and JSON Lines, the last two also compressed. `prompt` is required; `id`, `seed` and
@@ -118,38 +198,47 @@ def open_manifest(url: str, *, seed: int = 0, samples: int = 1, limit: int | Non
     mean "not given".
 
     - `samples` > 1 renders each row so often: a given id becomes `<id>-0`, `<id>-1`, …, and a given seed
-      `seed`, `seed + 1`, … (modulo 2**63).
+      `seed`, `seed + 1`, … (modulo 2**63). Seeds from 2**32 on are mixed into the 32 bits that generators take
+      (`Clip.generator_seed`).
     - A missing id is derived from prompt, negative prompt, given seed and sample, identical rows being
       numbered by occurrence (`derived_id`); a missing seed from the id and `seed` (`derived_seed`).
     - `limit` takes the first so many clips, and reads no further.
+    - `inputs` are columns that are a part of each clip (`Pipeline.input_columns`): typed, with defaults, in
+      `Clip.inputs` and among the columns; a missing id is derived from them, too (of bytes, from their content).
 
     Raises ManifestError.
     """
-    if samples < 1:
-        raise ManifestError(f"--samples is {samples}, not an integer from 1")
-    if limit is not None and limit < 1:
-        raise ManifestError(f"--limit is {limit}, not an integer from 1")
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise ManifestError(f"--samples is {shown(samples)}, not an integer from 1 to {MOST_SAMPLES:,}")
+    if limit is not None and not 1 <= limit <= MOST_CLIPS:
+        raise ManifestError(f"--limit is {shown(limit)}, not an integer from 1 to {MOST_CLIPS:,}")
     if not 0 <= seed <= MAX_SEED:
-        raise ManifestError(f"--seed is {seed}, not an integer from 0 to 2**63 - 1")
+        raise ManifestError(f"--seed is {shown(seed)}, not an integer from 0 to 2**63 - 1")
     try:
         tables = find_tables(url)
     except UnreadableError as error:
         raise ManifestError(f"manifest {error}") from error
-    return Manifest(tables, seed=seed, samples=samples, limit=limit)
+    return Manifest(tables, seed=seed, samples=samples, limit=limit, inputs=inputs)
 
 
 def derived_id(row_digest: bytes, sample: int, occurrence: int) -> str:
     """The id of a row that has none: 32 hex digits.
 
     They are the beginning of sha256(JSON [digest, sample, occurrence]), where the digest is the first 32 hex
-    digits of sha256(JSON [prompt, negative prompt, seed]), with null for what is not given.
+    digits of sha256(JSON [prompt, negative prompt, seed]), with null for what is not given; where the row has inputs,
+    these follow as an object, sorted by name, with "sha256:…" in place of bytes.
     """
     return _digest(row_digest.hex(), sample, occurrence).hex()
 
 
-def derived_seed(clip_id: str, seed: int) -> int:
-    """The seed of a row that has none: the first 63 bits of sha256("<seed>:<id>")."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{clip_id}".encode()).digest()[:8], "big") >> 1
+def derived_seed(clip_id: str, seed: int, rule: SeedRule = "mixed") -> int:
+    """The seed of a row that has none, a function of its id and `seed` alone: 32 bits of sha256("<seed>:<id>").
+
+    By the rule "low" it is the first 63 bits, of which generators take the low 32: those that "mixed" gives. So the
+    same row is the same clip by both rules, and only what is written down as its seed differs.
+    """
+    bits = int.from_bytes(hashlib.sha256(f"{seed}:{clip_id}".encode()).digest()[:8], "big") >> 1
+    return bits if rule == "low" else bits % GENERATOR_SEEDS
 
 
 @dataclass
@@ -235,8 +324,8 @@ class _OtherColumns:
         self.schema = pa.schema([])
         self._seen: list[dict[str, Any]] = []
 
-    def declare(self, table: Table) -> None:
-        self._unify(table, table.other_columns())
+    def declare(self, table: Table, inputs: InputColumns) -> None:
+        self._unify(table, table.other_columns(inputs))
 
     def see(self, table: Table, row: Row) -> None:
         if table.format == "jsonl":
@@ -250,7 +339,7 @@ class _OtherColumns:
         for name in dict.fromkeys(name for row in rows for name in row):
             try:
                 kind = pa.array([row.get(name) for row in rows]).type
-            except (pa.ArrowException, OverflowError) as error:
+            except (pa.ArrowException, OverflowError, RecursionError, UnicodeError) as error:
                 raise UnreadableError(f"{table.url}: column {name!r} mixes types: {one_line(error)}") from error
             self._unify(table, pa.schema([(name, kind)]))
 
@@ -261,9 +350,9 @@ class _OtherColumns:
             raise UnreadableError(f"{table.url}: a column has two types: {one_line(error)}") from error
 
 
-def _read_again(table: Table) -> Iterator[Row]:
+def _read_again(table: Table, inputs: InputColumns) -> Iterator[Row]:
     try:
-        yield from table.rows(extra=True)
+        yield from table.rows(extra=True, inputs=inputs)
     except UnreadableError as error:
         raise ManifestError(f"manifest {error}") from error
 
@@ -277,6 +366,8 @@ def _problem(row: Row, samples: int) -> str | None:
             continue
         if not isinstance(text, str):
             return f"{name!r} is {shown(text)}, not text"
+        if len(text) > LONGEST_TEXT:
+            return f"{name!r} has {len(text):,} characters; {LONGEST_TEXT:,} are the most"
         if not text.isascii() and not _encodable(text):
             return f"{name!r} is not valid Unicode"
     if row.prompt is None or not row.prompt.strip():
@@ -316,7 +407,18 @@ def _given_seed(value: Any) -> int | None:
 
 
 def _row_digest(row: Row) -> bytes:
-    return _digest(row.prompt, row.negative_prompt, _given_seed(row.seed))
+    return _digest(*_content(row))
+
+
+def _content(row: Row) -> list[Any]:
+    """What makes a row's clip."""
+    inputs = [dict(sorted(noted(row.inputs).items()))] if row.inputs else []
+    return [row.prompt, row.negative_prompt, _given_seed(row.seed), *inputs]
+
+
+def _field(one: Input) -> pa.Field:
+    """An input's column of the metadata."""
+    return pa.field(one.name, {"int": pa.int64(), "float": pa.float64()}.get(one.kind, pa.string()))
 
 
 def _digest(*values: Any) -> bytes:

@@ -6,10 +6,13 @@ import csv
 import json
 import lzma
 import re
+import tarfile
+import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any, NamedTuple, TextIO
 
 import fsspec
@@ -17,10 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
+from show1_ray.errors import one_line, shown
+from show1_ray.pipeline.inputs import NO_INPUTS, InputColumns
+
 COLUMNS = ("prompt", "negative_prompt", "id", "seed")
 SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 PACKED = (".gz", ".bz2", ".xz")
 ROWS_AT_ONCE = 4096
+MOST_FILES = 100_000
+DATASET = "dataset.json"  # of the folder of a dataset, whose tables are no manifest
 READ_ERRORS = (
     OSError,
     EOFError,
@@ -30,9 +38,16 @@ READ_ERRORS = (
     csv.Error,
     zlib.error,
     lzma.LZMAError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
 )
 CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google")
 """Packages through which fsspec talks to object stores; their errors have no base of the standard library."""
+
+
+FILES_AT_ONCE = 64
+"""Rows, where each may hold an image or a video."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class UnreadableError(Exception):
@@ -49,6 +64,7 @@ class Row(NamedTuple):
     seed: Any
     extra: dict[str, Any]
     problem: str | None = None
+    inputs: Mapping[str, Any] = NOTHING
 
 
 @dataclass(frozen=True)
@@ -58,18 +74,19 @@ class Table:
     url: str
     format: str
 
-    def rows(self, extra: bool) -> Iterator[Row]:
+    def rows(self, extra: bool, inputs: InputColumns = NO_INPUTS) -> Iterator[Row]:
         """The rows in order, without the values of other columns unless `extra`. Raises UnreadableError."""
         read = READERS[self.format]
         try:
-            yield from read(self.url, extra)
+            yield from read(self.url, extra, inputs)
         except Exception as error:
             if not is_read_error(error):
                 raise
             raise self._unreadable(error) from error
 
-    def other_columns(self) -> pa.Schema:
-        """The columns besides COLUMNS that the file declares: those of CSV are strings, JSON Lines declares none.
+    def other_columns(self, inputs: InputColumns = NO_INPUTS) -> pa.Schema:
+        """The columns besides COLUMNS and inputs that the file declares: those of CSV are strings, JSON Lines declares
+        none.
 
         Raises UnreadableError.
         """
@@ -83,10 +100,16 @@ class Table:
             return pa.schema([])
         if "prompt" not in schema.names:
             raise UnreadableError(f"{self.url}: no column 'prompt' (its columns: {', '.join(schema.names) or 'none'})")
+        lacking = [name for name in inputs.needed if name not in schema.names]
+        if lacking:
+            raise UnreadableError(
+                f"{self.url}: no column {lacking[0]!r}, which the pipeline's inputs name "
+                f"(its columns: {', '.join(schema.names)})"
+            )
         twice = [name for name in schema.names if schema.names.count(name) > 1]
         if twice:
             raise UnreadableError(f"{self.url}: two columns are named {twice[0]!r}")
-        return pa.schema([(f.name, _plain(f.type)) for f in schema if f.name not in COLUMNS])
+        return pa.schema([(f.name, _plain(f.type)) for f in schema if f.name not in (*COLUMNS, *inputs.names)])
 
     def _unreadable(self, error: BaseException) -> UnreadableError:
         if isinstance(error, FileNotFoundError):
@@ -99,22 +122,35 @@ def find_tables(url: str) -> list[Table]:
 
     Raises UnreadableError.
     """
+    if not url.strip() or url.strip("/") in ("", "file:"):
+        raise UnreadableError(f"{shown(url)}: give a file, a folder or a glob")
     try:
-        fs, path = url_to_fs(url)
-        if fs.isfile(path):
-            return [_table(url)]
-        if fs.isdir(path):
-            paths = [p for p in fs.find(path) if format_of(p) and not _hidden(p.removeprefix(path))]
-        else:
-            paths = [p for p in fs.glob(path) if fs.isfile(p)] if re.search(r"[*?\[]", path) else []
-    except Exception as error:
-        if not is_read_error(error):
-            raise
+        paths = _paths(url)
+    except Exception as error:  # each filesystem of fsspec has errors of its own, and so has each way to name nothing
         raise UnreadableError(f"{url}: cannot be opened: {one_line(error)}") from error
+    if paths is None:
+        return [_table(url)]
+    dataset = next((p for p in paths if p.rpartition("/")[2] == DATASET), None)
+    if dataset is not None:
+        raise UnreadableError(f"{url}: {dataset} is of a dataset; give its metadata.parquet, or a folder without it")
+    paths = [p for p in paths if format_of(p)]
     if not paths:
         raise UnreadableError(f"{url}: no such file, nor a folder or glob with .parquet, .csv or .jsonl files")
+    if len(paths) > MOST_FILES:
+        raise UnreadableError(f"{url}: {len(paths)} files; {MOST_FILES} are the most: put them together")
+    fs = url_to_fs(url)[0]
     local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
     return [_table(p if local else fs.unstrip_protocol(p)) for p in sorted(paths)]
+
+
+def _paths(url: str) -> list[str] | None:
+    """The files in a folder, or those that a glob matches; None where the URL is that of one file."""
+    fs, path = url_to_fs(url)
+    if fs.isfile(path):
+        return None
+    if fs.isdir(path):
+        return [p for p in fs.find(path) if not _hidden(p.removeprefix(path))]
+    return [p for p in fs.glob(path) if fs.isfile(p)] if re.search(r"[*?\[]", path) else []
 
 
 def format_of(path: str) -> str | None:
@@ -128,11 +164,6 @@ def format_of(path: str) -> str | None:
 def is_read_error(error: BaseException) -> bool:
     """Whether this is the file's or the storage's fault, and not ours."""
     return isinstance(error, READ_ERRORS) or type(error).__module__.partition(".")[0] in CLIENTS
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line; its class where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _table(url: str) -> Table:
@@ -171,26 +202,31 @@ def _csv_text(url: str) -> TextIO:
     return text
 
 
-def _parquet_rows(url: str, extra: bool) -> Iterator[Row]:
+def _parquet_rows(url: str, extra: bool, inputs: InputColumns) -> Iterator[Row]:
     # Buffered column streams: a row group is read bit by bit, however large it is.
     with fsspec.open(url) as file, pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as table:
         names = table.schema_arrow.names
-        own = [name for name in COLUMNS if name in names]
+        own = [name for name in (*COLUMNS, *inputs.names) if name in names]
+        at_once = FILES_AT_ONCE if inputs.has_files else ROWS_AT_ONCE
         number = 0
-        for batch in table.iter_batches(ROWS_AT_ONCE, columns=None if extra else own):
+        for batch in table.iter_batches(at_once, columns=None if extra else own):
             values = [batch[name].to_pylist() if name in own else [None] * len(batch) for name in COLUMNS]
             others = batch.drop_columns(own).to_pylist() if extra else [{}] * len(batch)
-            for prompt, negative_prompt, clip_id, seed, rest in zip(*values, others, strict=True):
+            given = [name for name in inputs.names if name in own]
+            brought = batch.select(given).to_pylist() if given else [NOTHING] * len(batch)
+            for prompt, negative_prompt, clip_id, seed, rest, mine in zip(*values, others, brought, strict=True):
                 number += 1
-                yield Row(number, prompt, negative_prompt, clip_id, seed, rest)
+                yield Row(number, prompt, negative_prompt, clip_id, seed, rest, inputs=mine)
 
 
-def _csv_rows(url: str, extra: bool) -> Iterator[Row]:
+def _csv_rows(url: str, extra: bool, inputs: InputColumns) -> Iterator[Row]:
     with _csv_text(url) as file:
         reader = csv.reader(file, strict=True)
         names = next(reader, [])
         places = [names.index(name) if name in names else len(names) for name in COLUMNS]
-        others = [(i, name) for i, name in enumerate(names) if name not in COLUMNS] if extra else []
+        brought = [(i, name) for i, name in enumerate(names) if name in inputs.names]
+        own = (*COLUMNS, *inputs.names)
+        others = [(i, name) for i, name in enumerate(names) if name not in own] if extra else []
         number = 0
         for values in reader:
             if not values:  # a blank line
@@ -208,10 +244,11 @@ def _csv_rows(url: str, extra: bool) -> Iterator[Row]:
                 clip_id,
                 seed,
                 {name: values[i] or None for i, name in others},
+                inputs={name: values[i] or None for i, name in brought} if brought else NOTHING,
             )
 
 
-def _jsonl_rows(url: str, extra: bool) -> Iterator[Row]:
+def _jsonl_rows(url: str, extra: bool, inputs: InputColumns) -> Iterator[Row]:
     with fsspec.open(url, compression="infer") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -221,18 +258,22 @@ def _jsonl_rows(url: str, extra: bool) -> Iterator[Row]:
             except ValueError as error:
                 yield _broken(number, f"not valid JSON: {one_line(error)}")
                 continue
+            except RecursionError:
+                yield _broken(number, "not valid JSON: nested too deeply")
+                continue
             if not isinstance(values, dict):
                 yield _broken(number, "not a JSON object")
                 continue
             prompt, negative_prompt, clip_id, seed = (values.pop(name, None) for name in COLUMNS)
-            yield Row(number, prompt, negative_prompt, clip_id, seed, values if extra else {})
+            brought = {name: values.pop(name) for name in inputs.names if name in values} if inputs.names else NOTHING
+            yield Row(number, prompt, negative_prompt, clip_id, seed, values if extra else {}, inputs=brought)
 
 
 def _broken(number: int, problem: str) -> Row:
     return Row(number, None, None, None, None, {}, problem)
 
 
-READERS: dict[str, Callable[[str, bool], Iterator[Row]]] = {
+READERS: dict[str, Callable[[str, bool, InputColumns], Iterator[Row]]] = {
     "parquet": _parquet_rows,
     "csv": _csv_rows,
     "jsonl": _jsonl_rows,

@@ -5,25 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HTTPError,  # of whichever HTTP library this version uses
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from show1_ray.errors import UserError, shown
 
@@ -51,9 +39,9 @@ class Checkpoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    repo: str
-    revision: str | None = None
-    licence: str | None = None
+    repo: str = Field(description="owner/name on the hub, or a folder, relative to the pipeline file")
+    revision: str | None = Field(None, description="commit or branch; needed for the hub")
+    licence: str | None = Field(None, description="of the weights")
 
     @model_validator(mode="after")
     def _pinned(self) -> Checkpoint:
@@ -108,9 +96,11 @@ def folder_of(checkpoint: Checkpoint, components: Sequence[str], *, half: bool =
         files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         if not files:
             raise CheckpointError(f"{folder}: no such folder, or nothing in it; give a checkpoint in the hub's layout")
-        _wanted_files(str(checkpoint), files, components, half)
+        wanted_files(str(checkpoint), files, components, half)
         return folder
-    return _fetch(checkpoint, components, half)
+    from show1_ray.pipeline import hub  # here: its client takes a quarter of a second, and local weights go without
+
+    return hub.fetch(checkpoint, components, half)
 
 
 def component_config(folder: Path, component: str) -> dict[str, Any]:
@@ -148,19 +138,6 @@ def published_or_local_config(checkpoint: Checkpoint, component: str) -> dict[st
     return read_json(path) if path.is_file() else None
 
 
-def check_access(checkpoint: Checkpoint) -> None:
-    """Shows the licence of a checkpoint on the hub and sees that this machine's token may read it.
-
-    Raises:
-        CheckpointError: it may not, or there is no such repository.
-    """
-    try:
-        HfApi().auth_check(checkpoint.repo)
-    except (HfHubHTTPError, HTTPError, OSError) as error:
-        raise CheckpointError(_reason(checkpoint, error)) from None
-    print(f"{checkpoint}: licence of the weights: {checkpoint.licence or 'not stated'}", file=sys.stderr)
-
-
 @lru_cache
 def resolve(checkpoint: Checkpoint) -> str:
     """The exact revision: a hub repository's commit, or the fingerprint of a local folder's files.
@@ -170,15 +147,11 @@ def resolve(checkpoint: Checkpoint) -> str:
     """
     if checkpoint.is_local:
         return fingerprint(checkpoint.folder)
-    if _is_commit(checkpoint.revision):
+    if is_commit(checkpoint.revision):
         return str(checkpoint.revision)
-    try:
-        return str(HfApi().model_info(checkpoint.repo, revision=checkpoint.revision).sha)
-    except (HfHubHTTPError, HTTPError, OSError) as error:
-        cached = _cached(checkpoint)
-        if cached is not None and not isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
-            return cached.name
-        raise CheckpointError(_reason(checkpoint, error)) from None
+    from show1_ray.pipeline import hub
+
+    return hub.commit_of(checkpoint)
 
 
 def fingerprint(folder: Path) -> str:
@@ -216,68 +189,7 @@ def _fingerprint(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def _fetch(checkpoint: Checkpoint, components: Sequence[str], half: bool) -> Path:
-    cached = _cached(checkpoint) if _is_commit(checkpoint.revision) else None
-    if cached is not None:  # a commit does not change: a thousand stations need not ask the hub
-        with suppress(CheckpointError):
-            names = [str(path.relative_to(cached)) for path in cached.rglob("*") if path.is_file()]
-            _wanted_files(str(checkpoint), names, components, half)
-            return cached
-    try:
-        info = HfApi().model_info(checkpoint.repo, revision=checkpoint.revision)
-        names = [sibling.rfilename for sibling in info.siblings or []]
-        wanted = _wanted_files(str(checkpoint), names, components, half)
-        if _cached(checkpoint) is None:
-            card = info.card_data
-            licence = checkpoint.licence or (card.get("license") if card else None) or "not stated"
-            print(
-                f"fetching {checkpoint} (commit {info.sha}); licence of the weights: {licence}",
-                file=sys.stderr,
-            )
-        return Path(snapshot_download(checkpoint.repo, revision=checkpoint.revision, allow_patterns=wanted))
-    except (HfHubHTTPError, HTTPError, OSError) as error:
-        cached = _cached(checkpoint)
-        if cached is None or isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
-            raise CheckpointError(_reason(checkpoint, error)) from None
-        names = [str(path.relative_to(cached)) for path in cached.rglob("*") if path.is_file()]
-        _wanted_files(f"{checkpoint} (in the cache; the hub is out of reach)", names, components, half)
-        return cached
-
-
-def _cached(checkpoint: Checkpoint) -> Path | None:
-    """The hub's cache of a revision, if there is one; perhaps not whole."""
-    try:
-        return Path(snapshot_download(checkpoint.repo, revision=checkpoint.revision, local_files_only=True))
-    except LocalEntryNotFoundError as error:  # has the path where the cache is known not to be whole
-        path = getattr(error, "snapshot_path", None)
-        return Path(path) if path else None
-
-
-def _reason(checkpoint: Checkpoint, error: Exception) -> str:
-    """One line: what is wrong and what to do."""
-    page = f"https://huggingface.co/{checkpoint.repo}"
-    match error:
-        case GatedRepoError():
-            return (
-                f"{checkpoint}: gated: accept its licence at {page}, then give your token: "
-                "`hf auth login`, or HF_TOKEN in the environment of each node"
-            )
-        case RevisionNotFoundError():
-            return f"{checkpoint}: no such revision; commits are listed at {page}/commits"
-        case RepositoryNotFoundError():
-            return (
-                f"{checkpoint}: no such repository, or a private one: check its name, or give a token that may read it"
-            )
-        case OfflineModeIsEnabled():
-            return f"{checkpoint}: not in the cache, and HF_HUB_OFFLINE is set: fetch it with `show1-ray fetch` first"
-        case HfHubHTTPError():
-            return f"{checkpoint}: the hub answered: {' '.join(str(error).split())}"
-        case OSError() if error.errno is not None:
-            return f"{checkpoint}: cannot be stored: {error}"
-    return f"{checkpoint}: not in the cache, and the hub cannot be reached: {' '.join(str(error).split())}"
-
-
-def _wanted_files(place: str, names: Iterable[str], components: Sequence[str], half: bool) -> list[str]:
+def wanted_files(place: str, names: Iterable[str], components: Sequence[str], half: bool) -> list[str]:
     """Of a checkpoint's files those that `components` need: configurations, and one form of the weights.
 
     Safetensors before pickles; half precision before single, or the other way round.
@@ -324,5 +236,6 @@ def what_lacks(names: Iterable[str]) -> str:
     return "has no weights (.safetensors or .bin)"
 
 
-def _is_commit(revision: str | None) -> bool:
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a commit, which does not change."""
     return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None

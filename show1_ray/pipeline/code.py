@@ -105,17 +105,19 @@ class Code:
         _FINDER.code = self
         invalidate_caches()
 
-    def write(self, folder: Path) -> Path:
-        """Writes the files below a folder; returns what to give as `--code` there."""
+    def write(self, folder: Path) -> None:
+        """Writes the files below a folder, where `place` is what to give as `--code`."""
         for name, source in self.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(source)
-        first = Path(self.files[0][0])
-        if len(self.files) == 1 and len(first.parts) == 1:
-            return folder / first
-        top = {Path(name).parts[0] for name, _ in self.files}
-        is_package = len(top) == 1 and (folder / next(iter(top)) / "__init__.py").is_file()
-        return folder / next(iter(top)) if is_package else folder
+
+    @property
+    def place(self) -> str:
+        """Below the root: the file, the package's folder, or "." for modules that lie in a folder."""
+        tops = {Path(name).parts[0] for name, _ in self.files}
+        top = next(iter(tops))
+        is_one = len(self.files) == 1 and self.files[0][0] == top
+        return top if is_one or (len(tops) == 1 and f"{top}/__init__.py" in dict(self.files)) else "."
 
 
 class _Loader(SourceLoader):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from show1_ray.errors import shown
+from show1_ray.errors import ConfigError, shown
 from show1_ray.stage import FRAMES, PLAIN, Shape
 
 Kind = Literal["text", "int", "float", "image", "video"]
@@ -82,6 +83,65 @@ class Input:
         """As a pipeline file has it."""
         said: dict[str, Any] = {self.kind: None if self.setting is None else ".".join(self.setting)}
         return self.kind if self.setting is None and self.default is None else said | _default(self.default)
+
+
+@dataclass(frozen=True)
+class InputColumns:
+    """The columns of a manifest that are a part of its clips.
+
+    Attributes:
+        inputs: of the pipeline.
+        check: is given the values of a row; raises ConfigError where they do not go together.
+    """
+
+    inputs: tuple[Input, ...] = ()
+    check: Callable[[Mapping[str, Any]], object] = lambda values: None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all columns."""
+        return tuple(one.name for one in self.inputs)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Of those that a manifest must have."""
+        return tuple(one.name for one in self.inputs if one.default is None and one.setting is None)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether a row may hold whole images or videos."""
+        return any(one.is_file for one in self.inputs)
+
+    def read(self, given: Mapping[str, Any]) -> dict[str, Value]:
+        """A row's values, typed, with defaults; what is left out is not there.
+
+        Raises:
+            InputError: what is wrong, with the column.
+        """
+        values: dict[str, Value] = {}
+        for one in self.inputs:
+            try:
+                value = one.read(given.get(one.name))
+            except InputError as error:
+                raise InputError(f"{one.name!r} {error}") from None
+            if value is not None:
+                values[one.name] = value
+        try:
+            self.check(values)
+        except ConfigError as error:
+            raise InputError(str(error)) from None
+        return values
+
+
+NO_INPUTS = InputColumns()
+
+
+def noted(values: Mapping[str, Value]) -> dict[str, str | int | float]:
+    """Inputs as metadata and identities have them: bytes by their content, "sha256:…"."""
+    return {
+        name: f"sha256:{hashlib.sha256(value).hexdigest()}" if isinstance(value, bytes) else value
+        for name, value in values.items()
+    }
 
 
 def read_inputs(said: Any) -> tuple[list[Input], list[tuple[tuple[str, ...], str]]]:

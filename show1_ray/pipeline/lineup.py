@@ -1,173 +1,183 @@
-"""What stations run: the stages of a pipeline as the line sees them, and the landing of clips behind them."""
+"""The line-up: the stages of a pipeline as the line sees them, from what they declare."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
-
-import numpy as np
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from show1_ray.clip import Clip
-from show1_ray.dataset import Lander, Rendering, StorageError
-from show1_ray.line.spec import RENDERING, FatalError, LineSettings, StageSpec
-from show1_ray.pipeline import STAGES, Pipeline
-from show1_ray.pipeline.checkpoints import published_or_local_config
-from show1_ray.planning.costs import Costs, costs_of_job
-from show1_ray.planning.profile import CPU, local_gpu
+from show1_ray.errors import UserError
+from show1_ray.line.spec import Order, StageSpec
+from show1_ray.pipeline import Pipeline
+from show1_ray.pipeline.adapter import Blueprint, Given, Later, Taken
+from show1_ray.pipeline.inputs import InputError
+from show1_ray.pipeline.wiring import INPUTS, VIDEO, Ref, Wired
+from show1_ray.stage import FLOAT_FRAMES, FRAMES, PLAIN, Axes
 
-STAGES_SHARE = 0.92
-"""The part of a GPU's memory that stages may take; the rest is CUDA's own."""
-
-LAND_SECONDS = 0.05
-"""What it takes to write a clip's file, until the line has measured it."""
-
-FRAMES_OF = {"keyframes": "keyframes", "interpolation": "frames", "super_resolution": "frames_sr"}
-"""Stages whose frames can be saved, and the tensors that hold them."""
+if TYPE_CHECKING:
+    from show1_ray.planning.costs import Costs
 
 
-def specs(
-    pipeline: Pipeline, lander: Lander, save_stages: Sequence[str] = (), costs: Costs | None = None
-) -> list[StageSpec]:
-    """The pipeline's stages as the line sees them, and the landing of clips behind them; costs default to a CPU's."""
-    saved = {stage: FRAMES_OF[stage] for stage in save_stages}
-    land = StageSpec(
-        name="land",
-        build=lambda device: Land(lander, saved),
-        takes=("video", *saved.values()),
-        values=("extra", RENDERING),
-        gives=("row",),
-        on="cpu",
-        seconds=LAND_SECONDS,
-    )
-    return [*stage_specs(pipeline, costs or costs_of_job(pipeline, CPU)), land]
+def stage_specs(pipeline: Pipeline, costs: Costs, deliver: bool = False) -> list[StageSpec]:
+    """The pipeline's stages as the line sees them.
 
-
-def stage_specs(pipeline: Pipeline, costs: Costs) -> list[StageSpec]:
-    """The pipeline's stages as the line sees them."""
-    from show1_ray.show1.cascade import STAGE_CLASSES  # torch, which takes seconds
-
-    sizes = output_bytes(pipeline)
-    return [
-        StageSpec(
-            name=name,
-            build=partial(build_stage, pipeline, name),
-            takes=tuple(STAGE_CLASSES[name].takes),
-            gives=tuple(STAGE_CLASSES[name].gives),
-            batch_size=getattr(pipeline.execution, name).batch_size,
-            seconds=costs[name].seconds,
-            load_seconds=costs[name].load_seconds,
-            swap_seconds=costs[name].swap_seconds,
-            memory=costs[name].memory,
-            output_bytes=sizes[name],
+    Args:
+        pipeline: whose stages they are.
+        costs: of each of them.
+        deliver: the clip is given as `video`, 8-bit frames, whatever the pipeline calls it.
+    """
+    specs = []
+    for stage, blueprint in zip(pipeline.wired(), blueprints(pipeline, deliver), strict=True):
+        cost = costs[stage.name]
+        specs.append(
+            StageSpec(
+                name=stage.name,
+                build=Later(Blueprint.build, blueprint),
+                takes=_lines(taken.line for taken in blueprint.takes.values() if taken.wanted != PLAIN),
+                values=_lines(taken.line for taken in blueprint.takes.values() if taken.wanted == PLAIN),
+                gives=_lines(line for given in blueprint.gives.values() if given.axes != PLAIN for line in given.lines),
+                plain=_lines(line for given in blueprint.gives.values() if given.axes == PLAIN for line in given.lines),
+                batch_size=stage.execution.batch_size,
+                seconds=cost.seconds,
+                load_seconds=cost.load_seconds,
+                swap_seconds=cost.swap_seconds,
+                memory=cost.memory,
+                output_bytes=output_bytes(stage) or 0,
+                on=runs_on(stage),
+                cpus=max(1, stage.execution.cpus),
+            )
         )
-        for name in STAGES
+    return specs
+
+
+def order(pipeline: Pipeline, clip: Clip, given: Mapping[str, Any] | None = None) -> Order:
+    """What the line is given of a clip: plain inputs as values that stages take, and whom it may share batches with.
+
+    Args:
+        pipeline: that renders it.
+        clip: whose inputs have their types and defaults.
+        given: other values for stages.
+    """
+    values = {
+        f"{INPUTS}.{one.name}": clip.inputs[one.name]
+        for one in pipeline.inputs
+        if not one.is_file and one.setting is None and one.name in clip.inputs
+    }
+    return Order(clip, {**values, **(given or {})}, keys=pipeline.batch_keys(clip.inputs))
+
+
+def order_of_anybody(pipeline: Pipeline, clip: Clip) -> Order:
+    """`order` of a clip that comes from no manifest.
+
+    Raises:
+        UserError: an input that the pipeline does not have, one that is missing, or a wrong value.
+    """
+    unknown = [name for name in clip.inputs if name not in pipeline.input_columns.names]
+    if unknown:
+        known = ", ".join(map(repr, pipeline.input_columns.names)) or "none"
+        raise UserError(f"clip {clip.id!r}: {pipeline.name} has no input {unknown[0]!r}; there is {known}")
+    try:
+        return order(pipeline, replace(clip, inputs=pipeline.input_columns.read(clip.inputs)))
+    except InputError as error:
+        raise UserError(f"clip {clip.id!r}: {error}") from None
+
+
+def blueprints(pipeline: Pipeline, deliver: bool = False) -> list[Blueprint]:
+    """What stations know of the pipeline's stages, in their order; see `stage_specs`."""
+    wired = pipeline.wired()
+    axes = given_axes(wired)
+    names = line_names(wired, pipeline.video) if deliver else {}
+    return [
+        replace(_blueprint(stage, axes, names, pipeline.video if deliver else None), rows=pipeline.sets(stage.name))
+        for stage in wired
     ]
 
 
-def output_bytes(pipeline: Pipeline) -> dict[str, int]:
-    """Bytes of what each stage gives for a clip, from the recipe's geometry."""
-    stages, item = pipeline.stages, 4 if pipeline.dtype == "float32" else 2
-    encoder = published_or_local_config(stages.text.checkpoint, "text_encoder") or {"d_model": 4096}
-    pixels = 3 * stages.keyframes.height * stages.keyframes.width
-    last = stages.latent_super_resolution
+def runs_on(stage: Wired) -> Any:
+    """Where the line runs a stage: "station", "cpus" (stations of CPU cores) or "cpu" (tasks without state)."""
+    if stage.execution.device != "cpu":
+        return "station"
+    return "cpus" if stage.execution.cpus else "cpu"
+
+
+def output_bytes(stage: Wired) -> int | None:
+    """Bytes of what a stage gives for a clip; None where it does not say."""
+    sizes = [shape.bytes for shape in stage.shapes.values() if shape.axes != PLAIN]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
+
+
+def frames_of(pipeline: Pipeline, deliver: bool = False) -> dict[str, tuple[str, Axes]]:
+    """Stages whose frames can be saved and shown besides the clip: the line's name of these, and their axes."""
+    wired = pipeline.wired()
+    names = line_names(wired, pipeline.video) if deliver else {}
+    found = {}
+    for stage in wired:
+        for name in stage.frames:
+            if (stage.name, name) != (pipeline.video.stage, pipeline.video.name):
+                line = stage.gives[name]
+                found[stage.name] = (names.get(line, line), stage.shapes[name].axes)
+    return found
+
+
+def saved_frames(pipeline: Pipeline, stages: list[str]) -> dict[str, tuple[str, Axes]]:
+    """`frames_of` the stages that `--save-stages` names.
+
+    Raises:
+        UserError: no such stage, or one that gives no frames.
+    """
+    there = frames_of(pipeline)
+    for name in stages:
+        if name not in there:
+            raise UserError(f"--save-stages {name}: no such stage; there are {', '.join(there) or 'none'}")
+    return {name: there[name] for name in stages}
+
+
+def given_axes(wired: tuple[Wired, ...]) -> dict[tuple[str, str], Axes]:
+    """Axes of all values that stages give, by stage and name."""
     return {
-        "text": 2 * stages.text.max_tokens * encoder["d_model"] * item,
-        "keyframes": stages.keyframes.frames * pixels * item,
-        "interpolation": pipeline.total_frames * pixels * item,
-        "super_resolution": pipeline.total_frames * pixels * stages.super_resolution.scale**2 * item,
-        "latent_super_resolution": pipeline.total_frames * 3 * last.height * last.width,
+        (stage.name, name): axes for stage in wired for name, axes in stage.cls.signature(stage.settings)[1].items()
     }
 
 
-def memory_for_stages(device: str) -> int:
-    """Bytes of a station's device that its stages may take: most of a GPU's; host memory is not counted."""
-    if device == "cpu":
-        return sys.maxsize
-    import torch
-
-    return int(STAGES_SHARE * torch.cuda.get_device_properties(device).total_memory)
-
-
-def build_stage(pipeline: Pipeline, name: str, device: str) -> OnArrays:
-    """Loads a stage on a station."""
-    from show1_ray.show1.cascade import load_stage
-
-    return OnArrays(load_stage(pipeline, name, device))
+def line_names(wired: tuple[Wired, ...], clip: Ref) -> dict[str, str]:
+    """Names on the line that change where the clip is delivered as `video`: what else is called so says whose it is."""
+    if clip.line == VIDEO and clip.axes == FRAMES:
+        return {}
+    whose = next((stage.name for stage in wired if VIDEO in stage.gives.values()), None)
+    return {} if whose is None else {VIDEO: f"{whose}.{VIDEO}"}
 
 
-class OnArrays:
-    """A stage whose tensors come and go as NumPy arrays, which Ray's object store shares without copying."""
-
-    def __init__(self, stage: Any) -> None:
-        self.stage = stage
-
-    def __call__(self, clips: Sequence[Clip], arrays: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """See `Stage.__call__`."""
-        given = [{name: to_tensor(array) for name, array in clip.items()} for clip in arrays]
-        return [{name: to_array(tensor) for name, tensor in clip.items()} for clip in self.stage(clips, given)]
-
-    def to(self, device: str) -> None:
-        """See `Stage.leave` and `Stage.enter`; what the device does not need any more, others may have."""
-        import torch
-
-        if device == "cpu":
-            self.stage.leave()
-        else:
-            self.stage.enter(device)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+def _blueprint(
+    stage: Wired, axes: Mapping[tuple[str, str], Axes], names: Mapping[str, str], clip: Ref | None
+) -> Blueprint:
+    takes, gives = stage.cls.signature(stage.settings)
+    return Blueprint(
+        stage.cls,
+        stage.settings,
+        stage.execution,
+        stage.context,
+        {
+            name: Taken(names.get(ref.line, ref.line), _axes_on_the_line(ref, axes), takes[name], ref.index)
+            for name, ref in stage.takes.items()
+        },
+        {name: _given(stage, name, axes, names, clip) for name, axes in gives.items()},
+        code=stage.code,
+    )
 
 
-def to_tensor(array: Any) -> Any:
-    """The tensor of an array out of the object store, whose memory is read-only; see `to_array`."""
-    import torch
-
-    tensor = torch.from_numpy(array.copy())
-    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
+def _axes_on_the_line(ref: Ref, axes: Mapping[tuple[str, str], Axes]) -> Axes:
+    """Of the whole value, also where one frame of it is meant."""
+    whole = {"h w c": FRAMES, "c h w": FLOAT_FRAMES}.get(ref.axes, ref.axes) if ref.index is not None else ref.axes
+    return axes.get((ref.stage, ref.name), whole)
 
 
-def to_array(tensor: Any) -> Any:
-    """A tensor's array. NumPy has no bfloat16: it travels as the int16 of the same bits."""
-    import torch
-
-    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).contiguous().numpy()
-
-
-def to_uint8(frames: np.ndarray) -> np.ndarray:
-    """C F H W in [−1, 1], of `to_array` → F H W C, uint8, without waiting for torch."""
-    if frames.dtype == np.int16:  # bfloat16 is the upper half of a single
-        frames = (frames.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    levels = (frames.astype(np.float32) * 0.5 + 0.5).clip(0, 1) * 255
-    return levels.astype(np.uint8).transpose(1, 2, 3, 0)
+def _given(stage: Wired, name: str, axes: Axes, names: Mapping[str, str], clip: Ref | None) -> Given:
+    line = names.get(stage.gives[name], stage.gives[name])
+    is_clip = clip is not None and (clip.stage, clip.name) == (stage.name, name)
+    return Given({line: axes, VIDEO: FRAMES} if is_clip else {line: axes}, axes)
 
 
-class Land:
-    """The end of the line: frames become a file of the dataset, and a row."""
-
-    def __init__(self, lander: Lander, saved: Mapping[str, str]) -> None:
-        self.lander, self.saved = lander, saved
-
-    def __call__(self, clips: Sequence[Clip], arrays: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Takes each clip's `video` (F H W 3, uint8), `extra` and `rendering`; gives its `row`.
-
-        Raises:
-            FatalError: the storage fails, after retries.
-        """
-        return [{"row": self._land(clip, given)} for clip, given in zip(clips, arrays, strict=True)]
-
-    def _land(self, clip: Clip, given: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            for stage, name in self.saved.items():
-                self.lander.save_stage(clip, stage, to_uint8(given[name]))
-            return self.lander(clip, given["video"], Rendering(**given[RENDERING]), given["extra"])
-        except StorageError as error:
-            raise FatalError(str(error)) from error
-
-
-def job_device(address: str, settings: LineSettings) -> str | None:
-    """What the stations of a job compute on, as far as this machine knows: for `costs_of_job`."""
-    if settings.gpus is False:
-        return CPU
-    return local_gpu() or (CPU if address == "local" else None)
+def _lines(names: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +12,13 @@ from pydantic import Field, ValidationError
 
 from show1_ray.errors import ConfigError
 from show1_ray.pipeline import recipe as recipes
-from show1_ray.pipeline.checkpoints import Checkpoint, check_access, folder_of, resolve
+from show1_ray.pipeline.checkpoints import Checkpoint, folder_of, resolve
 from show1_ray.pipeline.code import Code
 from show1_ray.pipeline.file import Tree, as_typed, find, parse_override, read
-from show1_ray.pipeline.inputs import Input, read_inputs
+from show1_ray.pipeline.inputs import Input, InputColumns, read_inputs
 from show1_ray.pipeline.parts import Reader
 from show1_ray.pipeline.registry import RegistryError
-from show1_ray.pipeline.rows import RowSettings, faults_of_settings
+from show1_ray.pipeline.rows import RowSettings, batch_keys, faults_of_settings
 from show1_ray.pipeline.wiring import Fault, Part, Ref, Wired, Wiring, wire
 from show1_ray.stage import FRAMES, Context, Needs, Shape, StageSettings
 
@@ -205,11 +205,13 @@ class Pipeline:
         """Shows the licences of checkpoints on the hub and sees that they may be read, without fetching them.
 
         Raises:
-            UserError: see `pipeline.checkpoints.check_access`.
+            UserError: see `pipeline.hub.check_access`.
         """
         for checkpoint in self.checkpoints():
             if not checkpoint.is_local:
-                check_access(checkpoint)
+                from show1_ray.pipeline import hub
+
+                hub.check_access(checkpoint)
 
     def resolved(self) -> Self:
         """The same pipeline with each revision made exact: the hub's commit, or a fingerprint of a local folder.
@@ -260,6 +262,20 @@ class Pipeline:
             ConfigError: settings that cannot be; the reason.
         """
         return self._rows(self, inputs)
+
+    def sets(self, stage: str) -> dict[str, tuple[str, ...]]:
+        """Settings of a stage that inputs set: input → the setting's path within the stage's settings."""
+        setting = {one.name: one.setting for one in self.inputs if one.setting}
+        return {name: path[2:] for name, path in setting.items() if path[1] == stage}
+
+    def batch_keys(self, inputs: Mapping[str, Any]) -> dict[str, Hashable]:
+        """What clips must have in common to share a batch, by stage; see `rows.batch_keys`."""
+        return batch_keys(self, inputs)
+
+    @property
+    def input_columns(self) -> InputColumns:
+        """What a manifest's rows bring for `inputs`."""
+        return InputColumns(self.inputs, self.row)
 
     def faults(self) -> list[Fault]:
         """What does not fit together: keys and reasons."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any
 
 from show1_ray.pipeline.code import Code, is_of_code
@@ -98,6 +99,15 @@ def _of_code(uses: str, code: Code | None) -> type[Stage]:
 def _load(path: str, uses: str, code: Code | None = None) -> Any:
     """What `module:Class` names; imports the module."""
     module, _, name = path.partition(":")
+    found = _imported(module, uses, code)
+    if not hasattr(found, name):
+        classes = [one.__name__ for one in vars(found).values() if isinstance(one, type) and issubclass(one, Stage)]
+        near = difflib.get_close_matches(name, classes, 1) or [one for one in classes if one != Stage.__name__]
+        raise RegistryError(f"{module} has no {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
+    return getattr(found, name)
+
+
+def _imported(module: str, uses: str, code: Code | None) -> ModuleType:
     try:
         found = import_module(module)
     except Exception as error:  # whatever a module does when it is imported
@@ -105,11 +115,26 @@ def _load(path: str, uses: str, code: Code | None = None) -> Any:
     if code is not None and not is_of_code(found):
         place = getattr(found, "__file__", None) or "a module of Python"
         raise RegistryError(f"{uses!r}: the name of the module is taken ({place}): rename yours")
-    if not hasattr(found, name):
-        classes = [one.__name__ for one in vars(found).values() if isinstance(one, type) and issubclass(one, Stage)]
-        near = difflib.get_close_matches(name, classes, 1) or [one for one in classes if one != Stage.__name__]
-        raise RegistryError(f"{module} has no {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
-    return getattr(found, name)
+    return found
+
+
+def own_stages(code: Code) -> list[str]:
+    """Stages of code of one's own, as `module:Class`; modules that say nothing of stages are not imported."""
+    code.install()
+    found = []
+    for module, path in code.modules.items():
+        if b"Stage" not in dict(code.files).get(path, b""):
+            continue
+        try:
+            classes = vars(_imported(module, module, code)).values()
+        except RegistryError:
+            continue
+        found += [
+            f"{module}:{one.__name__}"
+            for one in classes
+            if isinstance(one, type) and issubclass(one, Stage) and one.__module__ == module
+        ]
+    return found
 
 
 def explained(error: BaseException, code: Code | None = None) -> str:

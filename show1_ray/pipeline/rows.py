@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
@@ -61,6 +61,36 @@ class RowSettings:
             values = ", ".join(f"{name!r} is {shown(value)}" for name, value in said)
             return f"{values}: {'.'.join(key_of)}: {reason}"
         return changed
+
+
+def batch_keys(pipeline: Pipeline, inputs: Mapping[str, Any]) -> dict[str, Hashable]:
+    """What clips must have in common to share a batch, by stage.
+
+    These are values of the inputs that set a stage's settings, and sizes of what it takes, where inputs change them.
+    Where sizes are not known, it is the values of inputs that may change them: those of the stages it comes from.
+    """
+    settings = {one.name: one.setting for one in pipeline.inputs if one.setting}
+    if not settings:
+        return {}
+    keys: dict[str, Hashable] = {}
+    reach: dict[str, set[str]] = {}  # inputs that may change what a stage gives
+    for stage in pipeline.row(inputs).wired():
+        own = {name for name, path in settings.items() if path[1] == stage.name}
+        unsure: set[str] = set()
+        sizes = []
+        reach[stage.name] = set(own)
+        for name, ref in stage.takes.items():
+            changing = reach.get(ref.stage, set())
+            reach[stage.name] |= changing
+            shape = stage.taken[name]
+            if changing and not ref.is_plain:
+                if shape.sizes and None not in shape.sizes:
+                    sizes.append((name, shape.sizes))
+                else:
+                    unsure |= changing
+        if own or unsure or sizes:
+            keys[stage.name] = (*(inputs.get(name) for name in sorted(own | unsure)), *sizes)
+    return keys
 
 
 def faults_of_settings(pipeline: Pipeline) -> Iterator[Fault]:

@@ -57,8 +57,6 @@ class Part(Portable):
     takes: Mapping[str, str] = field(default_factory=dict)
     code: Code | None = None
 
-    __reduce__ = Portable.__reduce__
-
     @cached_property
     def signature(self) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
         """What it takes and gives. Raises RegistryError."""
@@ -138,8 +136,6 @@ class Wired(Portable):
     taken: Mapping[str, Shape] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     code: Code | None = None
-
-    __reduce__ = Portable.__reduce__
 
     @property
     def frames(self) -> tuple[str, ...]:

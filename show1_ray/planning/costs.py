@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,18 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from show1_ray.errors import UserError
-from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.line.spec import LineSettings
+from show1_ray.pipeline import Pipeline
+from show1_ray.pipeline.wiring import Wired
 from show1_ray.planning.gpus import GIB, Gpu
-from show1_ray.planning.profile import CPU, Profile, StageProfile, find_profile
+from show1_ray.planning.profile import CPU, Profile, StageProfile, find_profile, local_gpu
 
-RELATIVE_SECONDS = {
-    "text": 0.05,
-    "keyframes": 1.0,
-    "interpolation": 3.0,
-    "super_resolution": 7.0,
-    "latent_super_resolution": 2.5,
-}
-"""What stages cost beside one another, until the line has measured it: the operations of the published demo."""
+LAND_SECONDS = 0.05
+"""What it takes to write a clip's file, until the line has measured it."""
 
 EFFICIENCY = 0.35
 """Share of a GPU's datasheet rate that networks are assumed to reach. The published demo reached 21 % of an A100's
@@ -32,11 +31,6 @@ DISK_RATE = 1e9
 
 HOST_RATE = 10e9
 """Bytes a second between host memory that is not pinned and a GPU, assumed: less than half of PCIe 4."""
-
-WORKING_SET = {"text": 1.2}
-WORKING_SETS = 3.0
-"""A stage's memory as a multiple of its weights, where neither the pipeline file nor a profile says it. The published
-demo's peaks are three times the weights; texts are encoded one at a time."""
 
 ALLOCATOR = 1.1
 """What torch takes of a GPU as a multiple of the peak that it gave out: its cache has gaps."""
@@ -56,14 +50,48 @@ Costs = Mapping[str, StageCost]
 """By stage."""
 
 
+@dataclass(frozen=True)
+class StageCount:
+    """What one stage is made of: floating-point operations a clip, and bytes of its weights."""
+
+    operations: float
+    weights: int
+
+
+def count_stages(pipeline: Pipeline) -> dict[str, StageCount]:
+    """Operations and weights of each stage, as far as it declares them; may import torch.
+
+    Raises:
+        UserError: a stage does not know its own.
+    """
+    counts = {}
+    for stage in pipeline.wired():
+        operations = stage.cls.operations(stage.settings, stage.context, stage.taken)
+        weights = stage.cls.weights(stage.settings, stage.context)
+        if operations is None or weights is None or stage.execution.device == "cpu":
+            what = "operations" if weights is not None else "weights"
+            what = "seconds" if stage.execution.device == "cpu" else what
+            raise UserError(
+                f"{pipeline.name}: the {what} of its stage {stage.name} are not known before it runs: measure the "
+                f"pipeline with `show1-ray profile {pipeline.file or pipeline.name}`"
+            )
+        counts[stage.name] = StageCount(operations, weights)
+    return counts
+
+
+def weights_of(pipeline: Pipeline) -> dict[str, int | None]:
+    """Bytes of each stage's weights; None where it does not know. May import torch."""
+    return {stage.name: stage.cls.weights(stage.settings, stage.context) for stage in pipeline.wired()}
+
+
 def costs_from_profile(pipeline: Pipeline, profile: Profile) -> dict[str, StageCost]:
     """What was measured, at the pipeline's batch sizes; memory that the pipeline file gives goes before."""
     costs = {}
-    for name in STAGES:
-        execution, stage = getattr(pipeline.execution, name), profile.stages[name]
-        seconds, memory = at_batch_size(stage, execution.batch_size)
-        memory = int(execution.memory * GIB) or (int(ALLOCATOR * memory) if profile.memory == "peak" else memory)
-        costs[name] = StageCost(seconds, memory, stage.load_seconds, stage.swap_seconds)
+    for wired in pipeline.wired():
+        stage = profile.stages[wired.name]
+        seconds, memory = at_batch_size(stage, wired.execution.batch_size)
+        memory = int(wired.execution.memory * GIB) or (int(ALLOCATOR * memory) if profile.memory == "peak" else memory)
+        costs[wired.name] = StageCost(seconds, memory, stage.load_seconds, stage.swap_seconds)
     return costs
 
 
@@ -82,31 +110,29 @@ def at_batch_size(stage: StageProfile, size: int) -> tuple[float, int]:
 
 
 def costs_from_operations(pipeline: Pipeline, gpu: Gpu, efficiency: float = EFFICIENCY) -> dict[str, StageCost]:
-    """Operations over the datasheet's rate times `efficiency`; loading at assumed rates. Imports torch.
+    """Operations over the datasheet's rate times `efficiency`; loading at assumed rates. May import torch.
 
     Raises:
         UserError: see `count_stages`.
     """
-    from show1_ray.stages.operations import count_stages
-
     counts = count_stages(pipeline)
-    memory = stage_memory(pipeline, {name: count.weights for name, count in counts.items()})
     return {
-        name: StageCost(
-            count.operations / (gpu.rate(pipeline.dtype) * efficiency),
-            memory[name],
-            count.weights / DISK_RATE,
-            count.weights / HOST_RATE,
+        stage.name: StageCost(
+            counts[stage.name].operations / (gpu.rate(pipeline.dtype) * efficiency),
+            stage_memory(stage, counts[stage.name].weights),
+            counts[stage.name].weights / DISK_RATE,
+            counts[stage.name].weights / HOST_RATE,
         )
-        for name, count in counts.items()
+        for stage in pipeline.wired()
     }
 
 
 def costs_of_job(pipeline: Pipeline, device: str | None) -> dict[str, StageCost]:
     """What a job begins with, until it has measured better: the profile of a device, or guesses.
 
-    Says on standard error which profiles are ignored. Seconds without a profile are in proportion to the published
-    demo's operations; memory is looked at on GPUs only.
+    Says on standard error which profiles are ignored. Seconds without a profile are what stages say of themselves
+    beside one another. Memory is looked at on GPUs only: what the pipeline file says or, where it says nothing, a
+    multiple of the weights; where these are not known either, 0: the line measures it.
 
     Args:
         pipeline: resolved or not.
@@ -120,22 +146,37 @@ def costs_of_job(pipeline: Pipeline, device: str | None) -> dict[str, StageCost]
         print(sentence, file=sys.stderr)
     if profile is not None:
         return costs_from_profile(pipeline, profile)
-    weights = dict.fromkeys(STAGES, 0)
-    if device != CPU and not all(getattr(pipeline.execution, name).memory for name in STAGES):
-        from show1_ray.stages.operations import weights_of
-
-        try:
-            weights = weights_of(pipeline)
-        except UserError as error:
-            print(f"memory of stages is not known, and taken for none: {error}", file=sys.stderr)
-    memory = stage_memory(pipeline, weights)
-    return {name: StageCost(RELATIVE_SECONDS[name], memory[name], 1.0, 1.0) for name in STAGES}
-
-
-def stage_memory(pipeline: Pipeline, weights: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of each stage: what the pipeline file says, or a multiple of its weights' bytes."""
+    wired = pipeline.wired()
+    known = device == CPU or all(stage.execution.memory or stage.execution.device == "cpu" for stage in wired)
+    weights = {} if known else weights_elsewhere(pipeline)
     return {
-        name: int(getattr(pipeline.execution, name).memory * GIB)
-        or int(weights[name] * WORKING_SET.get(name, WORKING_SETS))
-        for name in STAGES
+        stage.name: StageCost(stage.cls.relative_seconds, stage_memory(stage, weights.get(stage.name) or 0), 1.0, 1.0)
+        for stage in wired
     }
+
+
+def weights_elsewhere(pipeline: Pipeline) -> dict[str, int | None]:
+    """`weights_of`, in a process of its own where this one has no torch yet: a job's driver does without it."""
+    if "torch" in sys.modules:
+        return weights_of(pipeline)
+    code = (
+        "import pickle, sys; from show1_ray.planning.costs import weights_of; pipeline = pickle.load(sys.stdin.buffer);"
+        "found = weights_of(pipeline); sys.stdout.buffer.write(pickle.dumps(found))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+    answer = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(pipeline), stdout=subprocess.PIPE, env=environment, check=True
+    )
+    return pickle.loads(answer.stdout)
+
+
+def stage_memory(stage: Wired, weights: int) -> int:
+    """Bytes of a stage on the device: what the pipeline file says, or a multiple of its weights' bytes."""
+    return int(stage.execution.memory * GIB) or int(weights * stage.cls.working_set)
+
+
+def job_device(address: str, settings: LineSettings) -> str | None:
+    """What the stations of a job compute on, as far as this machine knows: for `costs_of_job`."""
+    if settings.gpus is False:
+        return CPU
+    return local_gpu() or (CPU if address == "local" else None)

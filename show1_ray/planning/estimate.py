@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from show1_ray.errors import UserError
@@ -13,9 +13,17 @@ from show1_ray.line.load import load_of
 from show1_ray.line.plan import limits, pin
 from show1_ray.line.simulate import simulate
 from show1_ray.line.spec import StageSpec
-from show1_ray.pipeline import STAGES, Pipeline
-from show1_ray.planning.costs import DISK_RATE, EFFICIENCY, Costs, costs_from_operations, costs_from_profile
-from show1_ray.planning.gpus import GIB, Gpu, find_gpu, known_gpu, same_device
+from show1_ray.pipeline import Pipeline
+from show1_ray.pipeline.lineup import stage_specs
+from show1_ray.planning.costs import (
+    DISK_RATE,
+    EFFICIENCY,
+    LAND_SECONDS,
+    Costs,
+    costs_from_operations,
+    costs_from_profile,
+)
+from show1_ray.planning.gpus import GIB, STAGES_SHARE, Gpu, find_gpu, known_gpu, same_device
 from show1_ray.planning.profile import CPU, Profile, find_profile, mismatch
 
 IMPORT_SECONDS = 12.0
@@ -132,7 +140,8 @@ def estimate(
     """
     basis = find_basis(pipeline, gpu_type, profile)
     check_memory(pipeline, basis)
-    specs = line_specs(pipeline, basis.costs)
+    specs = line_specs(pipeline, basis.costs, cores=basis.room == sys.maxsize)
+    on_stations = [spec for spec in specs if spec.on == "station"]
     choices: dict[int, Choice] = {}
     for count in counts_to_try(gpus, clips):
         tried = predict(specs, clips, count, basis, price)
@@ -140,9 +149,9 @@ def estimate(
         least = min(choice.gpu_hours for choice in choices.values())
         if count >= gpus and tried.gpu_hours > 2 * least:
             break
-    pins = pin([c.seconds for c in basis.costs.values()], [c.memory for c in basis.costs.values()], [basis.room] * gpus)
-    groups = Counter(tuple(STAGES[index] for index in pinned) for pinned in pins)
-    work = sum(cost.seconds for cost in basis.costs.values())
+    pins = pin([spec.seconds for spec in on_stations], [spec.memory for spec in on_stations], [basis.room] * gpus)
+    groups = Counter(tuple(on_stations[index].name for index in pinned) for pinned in pins)
+    work = sum(spec.seconds for spec in on_stations)
     return Estimate(
         pipeline=pipeline.name,
         clips=clips,
@@ -152,8 +161,7 @@ def estimate(
         assumptions=basis.assumptions,
         stages=tuple(
             StageEstimate(spec.name, spec.seconds, spec.seconds / work, spec.batch_size, spec.memory, spec.load_seconds)
-            for spec in specs
-            if spec.on == "station"
+            for spec in on_stations
         ),
         pins=tuple((count, stages) for stages, count in groups.items()),
         asked=choices[gpus],
@@ -198,8 +206,6 @@ def find_basis(pipeline: Pipeline, gpu_type: str, profile: Profile | None = None
 
 
 def _measured_basis(pipeline: Pipeline, profile: Profile, gpu: Gpu | None) -> Basis:
-    from show1_ray.pipeline.lineup import STAGES_SHARE
-
     memory = profile.device_memory or (gpu.memory if gpu else 0)
     start = 2 * profile.import_seconds + RAY_SECONDS
     return Basis(
@@ -213,8 +219,6 @@ def _measured_basis(pipeline: Pipeline, profile: Profile, gpu: Gpu | None) -> Ba
 
 
 def _counted_basis(pipeline: Pipeline, gpu: Gpu, ignored: Sequence[str]) -> Basis:
-    from show1_ray.pipeline.lineup import STAGES_SHARE
-
     rate = gpu.rate(pipeline.dtype) / 1e12
     start = 2 * IMPORT_SECONDS + RAY_SECONDS
     return Basis(
@@ -236,20 +240,23 @@ def _counted_basis(pipeline: Pipeline, gpu: Gpu, ignored: Sequence[str]) -> Basi
 
 def check_memory(pipeline: Pipeline, basis: Basis) -> None:
     """Raises UserError if a stage does not fit the device."""
+    on_cpu = {stage.name for stage in pipeline.wired() if stage.execution.device == "cpu"}
     for name, cost in basis.costs.items():
-        if cost.memory > basis.room:
+        if cost.memory > basis.room and name not in on_cpu:
             raise UserError(
                 f"{basis.device}: {basis.room / GIB:.1f} GiB for stages are too little for {name}, which takes "
                 f"{cost.memory / GIB:.1f} GiB: a larger GPU, or a smaller execution.{name}.batch_size with its memory"
             )
 
 
-def line_specs(pipeline: Pipeline, costs: Costs) -> list[StageSpec]:
-    """What the line is given, and a stand-in for the landing of clips."""
-    from show1_ray.pipeline.lineup import LAND_SECONDS, stage_specs
-
-    land = StageSpec("land", lambda device: lambda clips, tensors: [], ("video",), on="cpu", seconds=LAND_SECONDS)
-    return [*stage_specs(pipeline, costs), land]
+def line_specs(pipeline: Pipeline, costs: Costs, cores: bool = False) -> list[StageSpec]:
+    """What the line is given, and a stand-in for the landing of clips; `cores`: stations are CPU cores."""
+    specs = stage_specs(pipeline, costs)
+    if cores:  # they hold what runs beside the GPUs elsewhere
+        specs = [replace(spec, on="station") if spec.on == "cpus" else spec for spec in specs]
+    clip = (pipeline.video.line,)
+    land = StageSpec("land", lambda device: lambda clips, tensors: [], clip, on="cpu", seconds=LAND_SECONDS)
+    return [*specs, land]
 
 
 def predict(specs: Sequence[StageSpec], clips: int, gpus: int, basis: Basis, price: float | None = None) -> Choice:

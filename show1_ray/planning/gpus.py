@@ -1,13 +1,16 @@
-"""What datasheets say of GPUs, by the names that people and torch give them. Knows no torch."""
+"""What datasheets say of GPUs, by the names that people and torch give them; and what a GPU has for stages."""
 
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 
 from show1_ray.errors import UserError
 
 GIB = 2**30
+STAGES_SHARE = 0.92
+"""The part of a GPU's memory that stages may take; the rest is CUDA's own."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,18 @@ def known_gpu(name: str) -> Gpu | None:
     """Like `find_gpu`, but None for a name that is not known."""
     plain = _plain(name)
     return next((gpu for gpu in GPUS if plain in (_plain(gpu.name), *gpu.also)), None)
+
+
+def memory_for_stages(device: str) -> int:
+    """Bytes of a station's device that its stages may take: most of a GPU's; host memory is not counted.
+
+    For a GPU it imports torch: stations ask, and need it anyway.
+    """
+    if device == "cpu":
+        return sys.maxsize
+    import torch
+
+    return int(STAGES_SHARE * torch.cuda.get_device_properties(device).total_memory)
 
 
 def same_device(one: str, other: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -9,24 +10,30 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from show1_ray.clip import Clip
-from show1_ray.errors import UserError
-from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.errors import UserError, one_line
+from show1_ray.line.spec import Rejected
+from show1_ray.pipeline import Pipeline
+from show1_ray.pipeline.adapter import OnArrays
 from show1_ray.pipeline.checkpoints import CheckpointError
+from show1_ray.pipeline.lineup import blueprints
+from show1_ray.pipeline.wiring import INPUTS
 from show1_ray.planning.gpus import same_device
-
-if TYPE_CHECKING:
-    from show1_ray.stages.stage import Stage, Tensors
 
 FOLDER = "profiles"
 CPU = "cpu"
+LIBRARIES = ("diffusers", "transformers", "accelerate", "safetensors", "tokenizers", "triton")
+"""What stages compute with besides torch, where they do."""
 
 
 class _Record(BaseModel):
@@ -114,8 +121,8 @@ def measure(pipeline: Pipeline, device: str, batch_sizes: Sequence[int] = (), re
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        import_seconds = _import_seconds()
         stages = _measure_stages(pipeline, device, sizes, repeats)
+        import_seconds = _import_seconds()
     finally:
         torch.set_num_threads(threads)
     return Profile(
@@ -136,51 +143,86 @@ def measure(pipeline: Pipeline, device: str, batch_sizes: Sequence[int] = (), re
 def _measure_stages(pipeline: Pipeline, device: str, sizes: Sequence[int], repeats: int) -> dict[str, StageProfile]:
     import torch
 
-    from show1_ray.show1.cascade import load_stage
-
     found = {}
-    given: list[Tensors] = [{} for _ in range(sizes[-1])]
-    for name in STAGES:
-        if device != "cpu":
+    inputs, given = example(pipeline)
+    for blueprint in blueprints(pipeline):
+        name, place = blueprint.context.name, "cpu" if blueprint.execution.device == "cpu" else device
+        before = 0
+        if place != "cpu":
             torch.cuda.empty_cache()  # what the stage before held
+            before = torch.cuda.memory_allocated(place)
         begin = time.perf_counter()
-        stage = load_stage(pipeline, name, device)
-        _synchronise(device)
+        stage = blueprint.build(place)
+        _synchronise(place)
         load_seconds = time.perf_counter() - begin
-        found[name], output = _measure_stage(stage, device, given, sizes, repeats, load_seconds)
-        # One clip's tensors serve all: how long a stage takes does not depend on their values.
-        given = [{**clip, **output} for clip in given]
+        weights = stage.stage.loaded_bytes()
+        if weights is None:
+            weights = 0 if place == "cpu" else torch.cuda.memory_allocated(place) - before
+        # One clip's values serve all: how long a stage takes does not depend on what they are.
+        batches, output = _measure_batches(stage, place, inputs, given, sizes, repeats, weights)
+        leave_seconds, swap_seconds = _swap(stage, place, load_seconds) if place != "cpu" else (0.0, 0.0)
+        found[name] = StageProfile(
+            load_seconds=load_seconds,
+            leave_seconds=leave_seconds,
+            swap_seconds=swap_seconds,
+            weights=weights,
+            batches=tuple(batches),
+        )
+        given |= output
         del stage
     return found
 
 
-def _measure_stage(
-    stage: Stage, device: str, given: Sequence[Tensors], sizes: Sequence[int], repeats: int, load_seconds: float
-) -> tuple[StageProfile, Tensors]:
-    """What a stage costs, and what it gives for the first clip."""
+def example(pipeline: Pipeline) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs of a clip to measure with: defaults, or some of the kind; and those that stages take, by line name."""
+    kinds = {"text": "a red circle", "int": 1, "float": 1.0}
+    files = {"image": np.full((256, 256, 3), 127, np.uint8), "video": np.full((8, 256, 256, 3), 127, np.uint8)}
+    inputs = {
+        one.name: kinds[one.kind] if one.default is None else one.default
+        for one in pipeline.inputs
+        if not one.is_file and (one.setting is None or one.default is not None)
+    }
+    known = {**inputs, **{one.name: files[one.kind] for one in pipeline.inputs if one.is_file}}
+    taken = {ref.line: ref.name for stage in pipeline.wired() for ref in stage.takes.values() if ref.stage == INPUTS}
+    return inputs, {line: known[name] for line, name in taken.items()}
+
+
+def _measure_batches(
+    stage: OnArrays,
+    device: str,
+    inputs: Mapping[str, Any],
+    given: Mapping[str, Any],
+    sizes: Sequence[int],
+    repeats: int,
+    weights: int,
+) -> tuple[list[BatchCost], Mapping[str, Any]]:
+    """What batches of a stage cost, and what it gives for a clip.
+
+    Raises:
+        UserError: it has no room for the smallest batch, or rejects all clips.
+    """
     import torch
 
-    from show1_ray.stages.operations import weight_bytes
-
-    weights = sum(weight_bytes(network) for network in stage.networks.values())
     batches: list[BatchCost] = []
-    take = 0
-    output: Tensors = {}
+    take, output = 0, None
     for size in sizes:
         seconds = []
         try:
             for repeat in range(1 + repeats):
                 # New prompts each time: texts that were encoded lately are kept.
                 clips = [
-                    Clip(f"clip-{take + i}", f"a red circle moving left, take {take + i}", seed=i) for i in range(size)
+                    Clip(f"clip-{take + i}", f"a red circle moving left, take {take + i}", seed=i, inputs=inputs)
+                    for i in range(size)
                 ]
                 take += size
                 if repeat == 1 and device != "cpu":
                     torch.cuda.reset_peak_memory_stats(device)
                 begin = time.perf_counter()
-                output = stage(clips, given[:size])[0]
+                results = stage(clips, [given] * size)
                 _synchronise(device)
                 seconds.append((time.perf_counter() - begin) / size)
+                output = next((result for result in results if not isinstance(result, Rejected)), output)
+                rejected = next((result for result in results if isinstance(result, Rejected)), None)
         except torch.cuda.OutOfMemoryError:
             if not batches:
                 raise UserError(f"stage {stage.name}: {device} has too little memory for a batch of {size}") from None
@@ -188,25 +230,28 @@ def _measure_stage(
             break
         memory = weights if device == "cpu" else torch.cuda.max_memory_allocated(device)
         batches.append(BatchCost(size=size, seconds=statistics.median(seconds[1:]), memory=memory))
-    leave_seconds, swap_seconds = _swap(stage, device) if device != "cpu" else (0.0, 0.0)
-    profile = StageProfile(
-        load_seconds=load_seconds,
-        leave_seconds=leave_seconds,
-        swap_seconds=swap_seconds,
-        weights=weights,
-        batches=tuple(batches),
-    )
-    return profile, output
+    if output is None:
+        reason = rejected.reason if rejected else ""
+        raise UserError(
+            f"stage {stage.name}: it rejects all clips of the profile ({reason}), so that the stages behind it cannot "
+            "be measured: make it more lenient with --set"
+        )
+    return batches, output
 
 
-def _swap(stage: Stage, device: str) -> tuple[float, float]:
-    """Seconds of the second time: the first also makes the copy in host memory."""
+def _swap(stage: OnArrays, device: str, load_seconds: float) -> tuple[float, float]:
+    """Seconds to host memory and back, the second time: the first also makes the copy there. A stage that cannot do so
+    is dropped, and loaded again.
+    """
+    move = getattr(stage, "to", None)
+    if move is None:
+        return 0.0, load_seconds
     seconds = []
     for _ in range(2):
         begin = time.perf_counter()
-        stage.leave()
+        move("cpu")
         left = time.perf_counter()
-        stage.enter(device)
+        move(device)
         seconds.append((left - begin, time.perf_counter() - left))
     return seconds[-1]
 
@@ -219,19 +264,30 @@ def _synchronise(device: str) -> None:
 
 
 def _import_seconds() -> float:
+    """Of a new process, until it has imported what this one has for its stages."""
+    kinds = {"torch", *LIBRARIES, "show1_ray"}
+    names = [name for name in sys.modules if name.partition(".")[0] in kinds]
+    code = """
+import contextlib, importlib, sys
+for name in sys.stdin.read().split():
+    with contextlib.suppress(Exception):
+        importlib.import_module(name)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import show1_ray.show1.cascade"], check=True)
+    subprocess.run([sys.executable, "-c", code], input=" ".join(names), text=True, check=True, env=environment)
     return time.perf_counter() - begin
 
 
 def _versions() -> dict[str, str]:
-    import diffusers
     import torch
-    import transformers
 
-    versions = {module.__name__: module.__version__ for module in (torch, diffusers, transformers)}
-    cuda = {"cuda": torch.version.cuda} if torch.version.cuda else {}
-    return {"python": platform.python_version(), **versions, **cuda}
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    for name in LIBRARIES:
+        if name in sys.modules:
+            with suppress(PackageNotFoundError):
+                versions[name] = version(name)
+    return versions | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
 
 @lru_cache
@@ -288,6 +344,8 @@ def read_profile(path: Path) -> Profile:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise UserError(f"profile {path}: {where or 'the file'}: {fault['msg']}; measure it again") from None
+    except ValueError as error:  # bytes that are no text; a name that no file can have
+        raise UserError(f"profile {path}: cannot be read: {one_line(error)}") from None
 
 
 def find_profile(pipeline: Pipeline, device: str | None) -> tuple[Profile | None, list[str]]:

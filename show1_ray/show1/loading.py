@@ -7,6 +7,7 @@ unpickled.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, T5EncoderModel
-from transformers.utils import logging as transformers_logging
 
 from show1_ray.errors import ConfigError
 from show1_ray.pipeline.checkpoints import (
@@ -31,17 +28,16 @@ from show1_ray.pipeline.checkpoints import (
     read_json,
     what_lacks,
 )
-from show1_ray.show1.video_unet import VideoUNet
 
-FOLDERS: dict[type[nn.Module], str] = {
-    VideoUNet: "unet",
-    UNet2DConditionModel: "unet",
-    UNet3DConditionModel: "unet",
-    AutoencoderKL: "vae",
-    T5EncoderModel: "text_encoder",
-    CLIPTextModel: "text_encoder",
+FOLDERS: dict[str, str] = {
+    "VideoUNet": "unet",
+    "UNet2DConditionModel": "unet",
+    "UNet3DConditionModel": "unet",
+    "AutoencoderKL": "vae",
+    "T5EncoderModel": "text_encoder",
+    "CLIPTextModel": "text_encoder",
 }
-"""The networks of the cascade, and where they lie in a checkpoint."""
+"""The networks of the cascade by their classes' names, and where they lie in a checkpoint."""
 
 LATENT_HEAD_DIM = 64
 LACKS, WRONG_SHAPES = "lacks weights", "has weights of another shape than its configuration"
@@ -59,7 +55,7 @@ class Checkpoints:
 
     def network(self, kind: type[nn.Module], checkpoint: Checkpoint) -> Any:
         """See `load_network`."""
-        return load_network(kind, self._folder(checkpoint, FOLDERS[kind]), self.device, self.dtype)
+        return load_network(kind, self._folder(checkpoint, FOLDERS[kind.__name__]), self.device, self.dtype)
 
     def tokenizer(self, checkpoint: Checkpoint) -> Any:
         """See `load_tokenizer`."""
@@ -79,6 +75,8 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         CheckpointError: its files are missing or damaged.
     """
+    from transformers import AutoTokenizer  # here, for what stages without texts need not wait for
+
     try:
         return AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -99,17 +97,17 @@ def load_network(kind: type[nn.Module], folder: Path, device: str | torch.device
             message says which.
         ConfigError: the configuration has an option that the network does not know.
     """
-    place = folder / FOLDERS[kind]
-    config = component_config(folder, FOLDERS[kind])
+    place = folder / FOLDERS[kind.__name__]
+    config = component_config(folder, FOLDERS[kind.__name__])
     changes = {}
-    if kind is UNet3DConditionModel and not isinstance(config.get("attention_head_dim"), int):
+    if kind.__name__ == "UNet3DConditionModel" and not isinstance(config.get("attention_head_dim"), int):
         # The published configuration lists numbers of heads; diffusers takes the value for the heads' dimension.
         changes["attention_head_dim"] = LATENT_HEAD_DIM
     files = _weight_files(place, half=dtype != torch.float32)
     load: Callable[..., Any] = kind.from_pretrained  # type: ignore[attr-defined]
-    dtype_argument = "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
+    dtype_argument = "dtype" if _is_of_transformers(kind) else "torch_dtype"
     try:
-        with _quiet():
+        with _quiet("transformers" if _is_of_transformers(kind) else "diffusers"):
             network, report = load(
                 place,
                 device_map={"": str(device)},
@@ -157,10 +155,9 @@ def _diagnosis(kind: Any, place: Path, files: Sequence[str], changes: dict[str, 
             shapes |= _shapes(place / file)
         except Exception as error:
             return f"{file}: damaged, or no file of weights; copy or fetch it again ({type(error).__name__})"
-    of_transformers = issubclass(kind, PreTrainedModel)
     try:
         with torch.device("meta"):
-            if of_transformers:
+            if _is_of_transformers(kind):
                 network = kind(kind.config_class.from_pretrained(place))
             else:
                 network = kind.from_config(kind.load_config(place), **changes)
@@ -168,7 +165,8 @@ def _diagnosis(kind: Any, place: Path, files: Sequence[str], changes: dict[str, 
         return None
     wanted = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
     misfits = [(name, shapes[name], wanted[name]) for name in shapes if shapes[name] != wanted.get(name, shapes[name])]
-    lacking = set() if of_transformers else wanted.keys() - shapes.keys()  # which files have shared weights once
+    # Files of transformers have shared weights once.
+    lacking = set() if _is_of_transformers(kind) else wanted.keys() - shapes.keys()
     return f"{WRONG_SHAPES}: {_some(misfits)}" if misfits else f"{LACKS}: {_some(lacking)}" if lacking else None
 
 
@@ -194,20 +192,20 @@ def _size(shape: Sequence[int]) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the libraries' advice about configurations and missing keys off the screen: what matters is raised."""
-    diffusers_level, transformers_level = (
-        diffusers_logging.get_verbosity(),
-        transformers_logging.get_verbosity(),
-    )
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+def _quiet(library: str) -> Iterator[None]:
+    """Keeps a library's advice about configurations and missing keys off the screen: what matters is raised."""
+    logging: Any = importlib.import_module(f"{library}.utils.logging")
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        diffusers_logging.set_verbosity(diffusers_level)
-        transformers_logging.set_verbosity(transformers_level)
+        logging.set_verbosity(level)
+
+
+def _is_of_transformers(kind: type[nn.Module]) -> bool:
+    return kind.__module__.startswith("transformers.")
 
 
 def _line(error: Exception) -> str:

@@ -99,7 +99,7 @@ class RandomCheckpoints:
 
     def network(self, kind: type[nn.Module], checkpoint: Checkpoint) -> Any:
         """A network of the class and the published size."""
-        config = configuration(kind, self._config(checkpoint, FOLDERS[kind]))
+        config = configuration(kind, self._config(checkpoint, FOLDERS[kind.__name__]))
         return network(kind, config, self.device, self.dtype)
 
     def tokenizer(self, checkpoint: Checkpoint) -> Any:

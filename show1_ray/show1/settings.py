@@ -24,7 +24,7 @@ class Text(Settings):
     """T5: prompts → `max_tokens` embeddings."""
 
     checkpoint: Checkpoint
-    max_tokens: Count = 77
+    max_tokens: Count = Field(77, description="tokens of a prompt; longer ones are cut")
     clean_caption: bool = Field(False, description="clean prompts as DeepFloyd IF does, not only lower and strip them")
     negative_prompt: str = Field("", description="of the pixel stages, for clips that bring none")
 
@@ -32,16 +32,24 @@ class Text(Settings):
 class SchedulerChanges(Settings):
     """Changes to the checkpoint's scheduler configuration; names and values are diffusers'."""
 
-    solver_order: Literal[1, 2, 3] | None = None
-    solver_type: Literal["midpoint", "heun"] | None = None
-    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
-    final_sigmas_type: Literal["sigma_min", "zero"] | None = None
-    use_karras_sigmas: bool | None = None
-    lower_order_final: bool | None = None
-    thresholding: bool | None = None
-    dynamic_thresholding_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
-    sample_max_value: Annotated[float, Field(ge=1, le=1e6)] | None = None
-    lambda_min_clipped: Annotated[float, Field(allow_inf_nan=True, lt=float("inf"))] | None = None
+    solver_order: Literal[1, 2, 3] | None = Field(None, description="of the solver")
+    solver_type: Literal["midpoint", "heun"] | None = Field(None, description="of a solver of second order")
+    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = Field(
+        None, description="where on the training steps its own lie"
+    )
+    final_sigmas_type: Literal["sigma_min", "zero"] | None = Field(None, description="noise after the last step")
+    use_karras_sigmas: bool | None = Field(None, description="noise levels as of Karras et al.")
+    lower_order_final: bool | None = Field(None, description="a solver of lower order at the last steps")
+    thresholding: bool | None = Field(None, description="dynamic thresholding, for pixels")
+    dynamic_thresholding_ratio: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="the part of the values below the threshold"
+    )
+    sample_max_value: Annotated[float, Field(ge=1, le=1e6)] | None = Field(
+        None, description="the most that a threshold is"
+    )
+    lambda_min_clipped: Annotated[float, Field(allow_inf_nan=True, lt=float("inf"))] | None = Field(
+        None, description="the least log signal-to-noise ratio that is begun at"
+    )
 
 
 class Reuse(Settings):
@@ -49,8 +57,8 @@ class Reuse(Settings):
     2312.00858): there the `levels` highest resolutions alone are computed.
     """
 
-    every: Annotated[int, Field(ge=2, le=1000)]
-    levels: Count = 1
+    every: int = Field(ge=2, le=1000, description="steps from one whole computation to the next")
+    levels: Count = Field(1, description="resolutions that are computed at every step, the highest first")
 
 
 class Denoising(Settings):
@@ -64,11 +72,13 @@ class Denoising(Settings):
     later: ClassVar[frozenset[str]] = frozenset({"guidance_interval", "reuse"})
 
     checkpoint: Checkpoint
-    steps: Annotated[int, Field(ge=1, le=1000)]
-    guidance: Guidance
+    steps: int = Field(ge=1, le=1000, description="of the scheduler")
+    guidance: Guidance = Field(description="strength of the prompt; 1: none")
     scheduler: SchedulerChanges = SchedulerChanges()
-    guidance_interval: Annotated[tuple[Part, Part], Field(strict=False)] | None = None
-    reuse: Reuse | None = None
+    guidance_interval: Annotated[tuple[Part, Part], Field(strict=False)] | None = Field(
+        None, description="the part of the steps that is guided, such as [0.2, 0.8]; none: all"
+    )
+    reuse: Reuse | None = Field(None, description="deep features that are computed at some steps only")
 
     @model_validator(mode="after")
     def _interval_has_a_length(self) -> Self:
@@ -80,40 +90,40 @@ class Denoising(Settings):
 class Keyframes(Denoising):
     """Text → `frames` frames of `width` × `height`."""
 
-    frames: Annotated[int, Field(ge=2, le=10_000)] = 8
-    height: Side = 40
-    width: Side = 64
+    frames: int = Field(8, ge=2, le=10_000, description="keyframes of a clip")
+    height: Side = Field(40, description="pixels")
+    width: Side = Field(64, description="pixels")
 
 
 class Interpolation(Denoising):
     """Each pair of neighbouring keyframes → a window of `window` frames, of which the ends lie on the keyframes."""
 
-    window: Annotated[int, Field(ge=3, le=1000)] = 5
+    window: int = Field(5, ge=3, le=1000, description="frames from one keyframe to the next, both counted")
 
 
 class FirstFrame(Denoising):
     """The first frame's super-resolution, by an image model."""
 
-    noise_level: NoiseLevel = 150
+    noise_level: NoiseLevel = Field(150, description="of the upscaled frame that it starts from, in training steps")
 
 
 class SuperResolution(Denoising):
     """Frames → frames `scale` times as wide and high, in windows; each starts from the last frame of the one before."""
 
     first_frame: FirstFrame
-    scale: Annotated[int, Field(ge=1, le=64)] = 4
-    window: Annotated[int, Field(ge=2, le=1000)] = 8
-    stride: Count = 7
-    noise_level: NoiseLevel = 250
+    scale: int = Field(4, ge=1, le=64, description="times as wide and as high")
+    window: int = Field(8, ge=2, le=1000, description="frames at a time")
+    stride: Count = Field(7, description="frames from one window's begin to the next one's")
+    noise_level: NoiseLevel = Field(250, description="of the upscaled frames that it starts from, in training steps")
 
 
 class LatentSuperResolution(Denoising):
     """Frames → 8-bit frames of `width` × `height`, noised to `strength` and denoised in a VAE's latent space."""
 
-    height: Side = 320
-    width: Side = 576
-    strength: Annotated[float, Field(gt=0, le=1)] = 0.8
-    negative_prompt: str = "low resolution, blur"
+    height: Side = Field(320, description="pixels")
+    width: Side = Field(576, description="pixels")
+    strength: float = Field(0.8, gt=0, le=1, description="the part of the steps that is walked, from as much noise")
+    negative_prompt: str = Field("low resolution, blur", description="for clips that bring none")
 
 
 class Stages(Settings):

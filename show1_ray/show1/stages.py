@@ -14,6 +14,8 @@ from show1_ray.pipeline.checkpoints import Checkpoint, CheckpointError, publishe
 from show1_ray.show1 import settings as recipe
 from show1_ray.stage import FLOAT_FRAMES, FRAMES, Axes, Context, Fault, Needs, Shape, Stage
 
+LOOP = ("steps", "guidance", "guidance_interval", "reuse")
+"""Settings of a denoising loop that may differ from row to row: its scheduler is made when a stage is loaded."""
 TEXTS = {"prompt_embeds": "l d", "negative_prompt_embeds": "l d"}
 """What T5 gives, for all pixel stages."""
 COLOURS = 3
@@ -27,6 +29,24 @@ class CascadeStage(Stage):
 
     stage: Any
 
+    def load(self, device: str) -> None:
+        """See `Stage`.
+
+        Raises:
+            CheckpointError: weights that are not to be had or do not fit.
+            ConfigError: a network's or a scheduler's configuration that is not known.
+        """
+        from show1_ray.show1.cascade import build
+
+        self.stage = build(self, device)
+        self.device = device
+
+    def loaded_bytes(self) -> int | None:
+        """See `Stage`."""
+        from show1_ray.stages.operations import weight_bytes
+
+        return sum(map(weight_bytes, self.stage.networks.values()))
+
     def leave(self) -> None:
         """See `Stage`."""
         self.stage.leave()
@@ -38,6 +58,25 @@ class CascadeStage(Stage):
     def run(self, clips: Sequence[Clip], values: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """See `Stage`."""
         return self.stage(clips, values)
+
+    @classmethod
+    def operations(cls, settings: Any, context: Context, given: Mapping[str, Shape]) -> float | None:
+        """Those of its networks; None where a configuration is not known without fetching it. Imports torch."""
+        from show1_ray.show1.works import operations
+
+        return operations(cls.__name__, settings, context, given)
+
+    @classmethod
+    def weights(cls, settings: Any, context: Context) -> int | None:
+        """Bytes of its networks' weights; None as for `operations`. Imports torch."""
+        from show1_ray.show1.works import weights
+
+        return weights(cls.__name__, settings, context)
+
+    def configure(self, settings: Any) -> None:
+        """See `Stage`."""
+        super().configure(settings)
+        self.stage.settings = settings
 
 
 class DenoisingStage(CascadeStage):
@@ -55,6 +94,8 @@ class Text(CascadeStage):
     Settings = recipe.Text
     gives = TEXTS
     relative_seconds = 0.05
+    working_set = 1.2  # texts are encoded one at a time
+    row_settings = frozenset({"clean_caption", "negative_prompt"})
 
     @classmethod
     def checkpoints(cls, settings: recipe.Text) -> Sequence[Needs]:
@@ -76,6 +117,7 @@ class Keyframes(DenoisingStage):
     takes = TEXTS
     gives: ClassVar[Mapping[str, Axes]] = {"keyframes": FLOAT_FRAMES}
     relative_seconds = 1.0
+    row_settings = frozenset({"frames", "height", "width", *LOOP})
 
     @classmethod
     def shapes(cls, settings: recipe.Keyframes, context: Context, given: Mapping[str, Shape]) -> Mapping[str, Shape]:
@@ -96,6 +138,7 @@ class Interpolation(DenoisingStage):
     takes: ClassVar[Mapping[str, Axes]] = {"keyframes": FLOAT_FRAMES, **TEXTS}
     gives: ClassVar[Mapping[str, Axes]] = {"frames": FLOAT_FRAMES}
     relative_seconds = 3.0
+    row_settings = frozenset({"window", *LOOP})
 
     @classmethod
     def shapes(
@@ -123,6 +166,9 @@ class SuperResolution(DenoisingStage):
     takes: ClassVar[Mapping[str, Axes]] = {"frames": FLOAT_FRAMES, **TEXTS}
     gives: ClassVar[Mapping[str, Axes]] = {"frames_sr": FLOAT_FRAMES}
     relative_seconds = 7.0
+    row_settings = frozenset(
+        {"scale", "window", "stride", "noise_level", *LOOP} | {f"first_frame.{name}" for name in ("noise_level", *LOOP)}
+    )
 
     @classmethod
     def checkpoints(cls, settings: recipe.SuperResolution) -> Sequence[Needs]:
@@ -156,6 +202,11 @@ class SuperResolution(DenoisingStage):
         yield from _faults_of_reuse("first_frame", settings.first_frame, context)
         yield from _faults_of_reuse("", settings, context)
 
+    def configure(self, settings: recipe.SuperResolution) -> None:
+        """See `Stage`."""
+        super().configure(settings)
+        self.stage.first_frame.settings = settings.first_frame
+
 
 class LatentSuperResolution(DenoisingStage):
     """Frames are resized, and denoised once more in a VAE's latent space (Show-1, section 3.3): the clip."""
@@ -165,6 +216,7 @@ class LatentSuperResolution(DenoisingStage):
     takes: ClassVar[Mapping[str, Axes]] = {"frames_sr": FLOAT_FRAMES}
     gives: ClassVar[Mapping[str, Axes]] = {"video": FRAMES}
     relative_seconds = 2.5
+    row_settings = frozenset({"height", "width", "strength", "negative_prompt", *LOOP})
 
     @classmethod
     def checkpoints(cls, settings: recipe.LatentSuperResolution) -> Sequence[Needs]:

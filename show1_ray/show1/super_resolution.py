@@ -89,7 +89,7 @@ class SuperResolution(Stage):
         """See `Stage`. `noise` serves the windows; the first frame has its own from the clips' seeds."""
         frames = self.batch(tensors, "frames")
         text, negative = self.batch(tensors, "prompt_embeds"), self.batch(tensors, "negative_prompt_embeds")
-        first_noise = [seeded_noise(clip.seed, self.dtype) for clip in clips]
+        first_noise = [seeded_noise(clip.generator_seed, self.dtype) for clip in clips]
         first = self.first_frame(frames[:, :, 0], text, negative, self.settings.scale, first_noise)
         return [{"frames_sr": video} for video in self.upscale(frames, first, text, negative, noise).cpu()]
 

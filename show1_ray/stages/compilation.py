@@ -7,11 +7,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from show1_ray.show1.fused import fuse
 from show1_ray.show1.settings import Execution
-from show1_ray.show1.temporal import TemporalConv
 from show1_ray.stages.stage import Stage
 
 REGIONS = ("ResnetBlock2D", "TemporalConvLayer", "Attention", "Transformer2DModel", "TransformerTemporalModel")
@@ -34,6 +31,8 @@ def prepare(stage: Stage, execution: Execution) -> None:
         for network in networks.values():
             put_channels_last(network)
     if execution.fused:
+        from show1_ray.show1.fused import fuse  # diffusers, which a text encoder does without
+
         for network in networks.values():
             fuse(network)
     if execution.compile == "off":
@@ -48,6 +47,8 @@ def prepare(stage: Stage, execution: Execution) -> None:
 
 def put_channels_last(network: nn.Module) -> None:
     """Lays out the kernels of 2D convolutions, in place; what goes through them follows."""
+    from show1_ray.show1.temporal import TemporalConv  # diffusers, as above
+
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
@@ -73,6 +74,8 @@ def keep_compiled() -> None:
     `TORCHINDUCTOR_CACHE_DIR`, if it is set (a folder that all nodes share, say), else a folder of the user's cache.
     torch looks up by code, shapes, versions and device, so that nothing stale is used.
     """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # slow, and seldom needed
+
     name, default = "TORCHINDUCTOR_CACHE_DIR", default_cache_dir()
     if os.environ.get(name, default) == default:  # torch itself sets it to its default, under /tmp
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from show1_ray.clip import mixed_seed
+
 Noise = Callable[[Sequence[int]], Tensor]
 """Takes a shape, returns the clip's next standard normal draw of that shape, on the CPU."""
 
@@ -20,10 +22,11 @@ def seeded_noise(seed: int, dtype: torch.dtype) -> Noise:
     """Draws from a new CPU generator, in `dtype`: what the published script's `torch.manual_seed(seed)` draws.
 
     Args:
-        seed: 0 to 2⁶³ − 1.
+        seed: `Clip.generator_seed`, 0 to 2³² − 1. Larger ones, up to 2⁶³ − 1, are mixed into 32 bits (`mixed_seed`): of
+            7 + 2³² torch would take the 7.
         dtype: the weights' type. It decides the draws: half precision is drawn as such, not rounded from single.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(mixed_seed(seed))
     return lambda shape: torch.randn(tuple(shape), generator=generator, dtype=dtype)
 
 

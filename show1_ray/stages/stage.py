@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from show1_ray.clip import Clip
+from show1_ray.stage import NonFiniteError, StageError
 from show1_ray.stages.host_copy import HostCopy
 from show1_ray.stages.noise import Noise, seeded_noise
 
@@ -17,19 +18,7 @@ Tensors = Mapping[str, Tensor]
 """One clip's tensors by name, without a batch axis, on the CPU: so that the next stage may batch clips differently."""
 
 
-class StageError(Exception):
-    """A stage was given, or gave, what it must not. `clip_id` is the clip at fault, `stage` the stage's name."""
-
-    def __init__(self, clip_id: str, stage: str, reason: str) -> None:
-        super().__init__(clip_id, stage, reason)
-        self.clip_id, self.stage, self.reason = clip_id, stage, reason
-
-    def __str__(self) -> str:
-        return f"clip {self.clip_id}: stage {self.stage}: {self.reason}"
-
-
-class NonFiniteError(StageError):
-    """A stage's output has NaN or infinite values."""
+__all__ = ["NonFiniteError", "Stage", "StageError", "Tensors", "device_and_dtype"]
 
 
 class Stage(ABC):
@@ -76,7 +65,7 @@ class Stage(ABC):
         for clip, given in zip(clips, tensors, strict=True):
             self._check(clip, given, self.takes)
         if noise is None:
-            noise = [seeded_noise(clip.seed, self.dtype) for clip in clips]
+            noise = [seeded_noise(clip.generator_seed, self.dtype) for clip in clips]
         size = 1 if self.device.type == "cpu" else len(clips)
         outputs = []
         with torch.inference_mode():

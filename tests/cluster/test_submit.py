@@ -23,8 +23,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from show1_ray import metrics
-from show1_ray.cluster.submit import shipment
+from show1_ray.cli import options_of_render
+from show1_ray.cluster.head import check_head
+from show1_ray.cluster.submit import CODE, shipment
+from show1_ray.errors import UserError
 from show1_ray.pipeline import Pipeline
+from show1_ray.pipeline.code import Code
 from tests.test_render import COUNT, write_manifest
 
 TOKEN = "0123456789abcdef" * 4
@@ -38,6 +42,8 @@ class Head:
     metrics_port: int
     environment: dict[str, str]
     folder: str = ""
+    gcs: str = ""
+    """The address that `render` takes."""
 
     @property
     def address(self) -> str:
@@ -56,8 +62,8 @@ def head() -> Iterator[Head]:
     (folder / "token").write_text(TOKEN)
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
     environment |= {"RAY_ADDRESS": "", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
-    head = Head(free_port(), free_port(), environment, str(folder))
     gcs = free_port()
+    head = Head(free_port(), free_port(), environment, str(folder), f"127.0.0.1:{gcs}")
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--num-cpus=2", f"--port={gcs}"]
     command += [f"--dashboard-port={head.port}", "--include-dashboard=true", f"--temp-dir={folder}"]
     command += [f"--metrics-export-port={head.metrics_port}", "--object-store-memory=200000000"]
@@ -181,6 +187,21 @@ def test_what_is_shipped_is_this_package_the_manifest_and_the_whole_pipeline(tin
         assert {path.name for path in folder.iterdir()} == {"show1_ray"}
 
 
+def test_code_of_ones_own_is_shipped_with_the_pipeline_that_uses_it(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from show1_ray import Stage\nclass Own(Stage):\n    takes = gives = {'video': 'f h w c'}\n"
+        "    def run(self, clips, values): ...\n"
+    )
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: nano\nstages: {own: {uses: 'own:Own', after: latent_super_resolution}}\n")
+    code = Code.at(tmp_path / "own.py")
+    with shipment("s3://bucket/prompts.parquet", str(mine), [], code) as (folder, _, pipeline_there):
+        there = Pipeline.load(folder / pipeline_there, code=folder / CODE / code.place)
+        assert there.recipe() == Pipeline.load(mine, code=code).recipe()
+    _, _, _, given = options_of_render(["a.parquet", "--out", "o", "--code", "own.py"])
+    assert given == "own.py"
+
+
 class Wire:
     """A TCP connection to the dashboard that can be cut."""
 
@@ -264,6 +285,27 @@ def test_what_is_wrong_is_said_in_a_line_with_exit_code_2(head, tmp_path, argume
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_render_says_of_tokens_and_dashboards_what_submit_does(head, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    check_head(head.gcs, "--address x")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
+    with pytest.raises(UserError, match=r"^--address x: the cluster wants its token: "):
+        check_head(head.gcs, "--address x")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(UserError, match=r"^--address x: the cluster wants its token: .*RAY_AUTH_MODE=token"):
+        check_head(head.gcs, "--address x")
+    with pytest.raises(UserError, match=rf"^--address x: a web server .* `show1-ray submit --address {head.address}`"):
+        check_head(head.address.removeprefix("http://"), "--address x")
+
+
+def test_a_job_that_the_cluster_knows_nothing_of_any_more_is_gone(head):
+    result = run(head, "--follow", "raysubmit_of_another_head")
+    assert result.returncode == 3, result.stderr
+    assert "knows nothing of job raysubmit_of_another_head any more" in result.stderr
+    assert "token" not in result.stderr
 
 
 def test_a_wrong_token_and_a_wrong_address_are_named(head, tmp_path):

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,10 @@ from show1_ray.clip import Clip
 from show1_ray.dataset import LeaseError, LeaseTimes, Rendering, StorageError, Weights, look, read_status
 from show1_ray.dataset.layout import clip_path, shard_key
 from show1_ray.dataset.metadata import content_digest, id_digest
+from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.video import decode_video, encode_video
 from show1_ray.errors import UserError
 from show1_ray.manifest import Entry
-from tests.dataset.test_lease import check_until
 from tests.dataset.toys import ORIGIN, QUICK, SETTINGS, Job, entries, frames, land
 
 WORKER = Path(__file__).with_name("toys.py")
@@ -398,12 +397,14 @@ def test_a_folder_of_something_else_is_refused(job):
 @pytest.mark.parametrize("format", ["mp4", "webdataset"])
 def test_a_dataset_that_is_deleted_under_a_job_is_begun_again_by_the_same_command(job, format):
     job.run(2, format=format)
-    settings = replace(SETTINGS, lease=LeaseTimes(renewal=0.05))
+    settings = replace(SETTINGS, lease=LeaseTimes(renewal=3600))
     dataset = job.open(format=format, settings=settings)
     shutil.rmtree(job.url)
-    land(dataset, entries(3)[2])  # clips go on landing until the job notices
+    late = entries(3)[2]  # clips go on landing until the job notices
+    row = dataset.lander(late.clip, frames(late.clip), Rendering(), late.extra)
+    dataset._lease._renew()
     with pytest.raises(LeaseError, match="if the dataset was deleted, the same command begins it again"), dataset:
-        check_until(dataset._lease, time.monotonic() + 30)
+        dataset.record(row)
     assert not (Path(job.url) / "dataset.json").exists()
     (Path(job.url) / "report.html").write_text("written by the thread that draws it")
     assert job.run(3, format=format) == IDS[:2]
@@ -650,3 +651,75 @@ def test_a_job_that_is_killed_again_and_again_gets_done(job, format):
     assert len(landed) == len(set(landed))
     assert_complete(job, count)
     assert job.run(count, format=format) == []
+
+
+def test_clips_that_vanish_under_a_job_are_told_at_its_end_and_rendered_again(job):
+    with job.open() as dataset:
+        for entry in dataset.missing(entries(3)):
+            land(dataset, entry)
+        video(job, "clip-1").unlink()
+        with pytest.raises(UserError, match=r"1 clips that had landed are not there any more; the same command"):
+            dataset.finish()
+    assert job.run(3) == ["clip-1"]
+    assert_complete(job, 3)
+
+
+def test_a_dataset_whose_dataset_json_vanished_has_it_again_at_the_end(job):
+    with job.open() as dataset:
+        land(dataset, entries(1)[0])
+        (Path(job.url) / "dataset.json").unlink()
+        dataset.finish()
+    assert job.run(1) == []
+
+
+@pytest.mark.parametrize("format", ["mp4", "webdataset"])
+def test_parts_become_fewer_while_a_job_runs_and_when_it_goes_on(job, format, monkeypatch):
+    monkeypatch.setattr("show1_ray.dataset.parts.FAN", 4)
+    settings = replace(SETTINGS, part_rows=1, shard_clips=1)
+    with job.open(format=format, settings=settings) as dataset:
+        for entry in dataset.missing(entries(18)):
+            land(dataset, entry)
+            dataset._wait()
+            if format == "mp4":
+                assert len(parts(job)) <= 6
+    assert len(parts(job)) == 3  # 16 that became 4 that became one, and 2
+    assert read_status(job.url).done == 18
+    monkeypatch.setattr("show1_ray.dataset.parts.LEAST", 2)
+    with job.open(format=format, settings=settings) as dataset:
+        dataset._wait()
+        assert len(parts(job)) == 1
+        dataset.finish()
+    assert_complete(job, 18)
+
+
+def test_parts_with_columns_that_do_not_go_together_are_left_as_they_are(job, monkeypatch):
+    unfinished(job, 6)
+    for number, part in enumerate(parts(job)):
+        table = pq.read_table(part)
+        column = pa.array([number] * len(table), pa.int64()) if number else pa.array(["a"] * len(table))
+        pq.write_table(table.set_column(table.schema.get_field_index("split"), "split", column), part)
+    before = parts(job)
+    monkeypatch.setattr("show1_ray.dataset.parts.LEAST", 2)
+    assert refusal(job).startswith("dataset out: a column of the manifest has changed its type")
+    assert parts(job) == before
+
+
+def test_a_status_that_reads_while_parts_become_fewer_reads_again(job, monkeypatch):
+    """The part that it is about to read has become another one since it was listed."""
+    unfinished(job, 9)
+    read, merged = Storage.read, []
+
+    def late(storage: Storage, path: str) -> bytes:
+        if path.startswith("metadata/") and not merged:
+            merged.append(path)
+            first = parts(job)
+            pq.write_table(
+                pa.concat_tables(map(pq.read_table, first)), str(first[-1]).replace(".parquet", "-m00000000.parquet")
+            )
+            for one in first:
+                one.unlink()
+        return read(storage, path)
+
+    monkeypatch.setattr(Storage, "read", late)
+    assert read_status(job.url).done == 9
+    assert merged

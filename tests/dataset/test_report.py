@@ -98,13 +98,14 @@ def test_whatever_people_and_machines_write_appears_as_text(storage, clock):
     storage.write(f"clips/{EVIL}.mp4", b"video")
     with Report(storage, evil, clock=clock) as report:
         report.station_lost(3, f"lost: {EVIL}")
+        report.station_shut_out(4, f"shut out: {EVIL}")
         report.clip_done(row(1, prompt=f"prompt {EVIL}", id=f"id {EVIL}", file_name=f"clips/{EVIL}.mp4"))
         report.clip_failed(Clip(f"failed {EVIL}", f"its prompt {EVIL}"), "text", 3, f"line\nValueError: {EVIL}")
     elements = Elements(written(storage))
     assert "img" not in elements.tags
     assert elements.tags.count("script") == 1
     assert not [name for name, _ in elements.attributes if name.startswith("on")]
-    for text in ("out", "prompt ", "id ", "failed ", "its prompt ", "lost: ", "ValueError: "):
+    for text in ("out", "prompt ", "id ", "failed ", "its prompt ", "lost: ", "shut out: ", "ValueError: "):
         assert f"{text}{EVIL}" in elements.text
 
 

@@ -5,14 +5,16 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from show1_ray.clip import Clip
 from show1_ray.errors import UserError
-from show1_ray.line.events import StageDone, StationEnded, StationUp
+from show1_ray.line.events import ClipDone, StageDone, StationEnded, StationUp
 from show1_ray.line.line import Line
+from show1_ray.line.plan import limits
 from show1_ray.line.spec import RENDERING, FatalError, Order, StageSpec, Tensors
 from tests.line.sleepers import Adds, Fails, Outcome, clips, land, once, render, settings, spec
 
@@ -73,6 +75,20 @@ def test_clips_are_pulled_from_the_manifest_only_as_there_is_room() -> None:
     outcome.assert_done(clips(200))
 
 
+def test_what_clips_take_in_the_store_is_measured_where_nobody_said_it() -> None:
+    said, not_said = ([spec(n, output_bytes=size) for n in range(3)] for size in (8000, 0))
+    store_bytes = 10 * 8000
+    with Line([*not_said, land()], settings(store_bytes=store_bytes)) as line:
+        before = [stage.limit for stage in line.schedule.stages]
+        assert sum(1 for event in line.run(clips(20)) if isinstance(event, ClipDone)) == 20
+        assert [one.output_bytes for one in line.specs[:3]] == [8000, 8000, 8000]
+        bytes_of_row = line.specs[3].output_bytes
+        measured = [stage.limit for stage in line.schedule.stages]
+    wanted = limits([*said, replace(land(), output_bytes=bytes_of_row)], 2, store_bytes)
+    assert measured == list(wanted.clips)
+    assert max(measured) < min(before)
+
+
 def test_a_line_with_one_station_and_memory_for_one_stage_swaps() -> None:
     batch = clips(12)
     stages = [spec(number, memory=10) for number in range(3)]
@@ -122,7 +138,7 @@ def test_a_clip_that_raises_fails_alone_after_three_attempts() -> None:
     assert not outcome.lost
 
 
-def test_a_clip_that_an_error_names_fails_at_once() -> None:
+def test_a_clip_that_an_error_names_is_tried_on_another_station_and_then_given_up() -> None:
     def act(clip: Clip, size: int) -> None:
         raise NamedError(clip.id)
 
@@ -130,7 +146,7 @@ def test_a_clip_that_an_error_names_fails_at_once() -> None:
     stages = [spec(0), spec(1, lambda device: Fails(1, {5}, act)), spec(2), land()]
     outcome = render(stages, batch)
     outcome.assert_done(batch, failed={"clip-005"})
-    assert outcome.failed["clip-005"].attempts == 1
+    assert outcome.failed["clip-005"].attempts == 2
 
 
 def test_a_clip_that_kills_its_process_each_time_fails_alone() -> None:

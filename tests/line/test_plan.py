@@ -75,6 +75,11 @@ def test_a_tensor_counts_until_the_last_stage_that_takes_it() -> None:
     assert footprint(CASCADE) == [(1, 1), (2, 2), (72, 70), (230, 0)]
 
 
+def test_a_result_counts_to_the_end() -> None:
+    assert footprint(CASCADE, ["latent_sr"]) == footprint(CASCADE)
+    assert footprint(CASCADE, ["keyframes", "latent_sr"]) == [(1, 1), (2, 2), (72, 71), (231, 0)]
+
+
 def test_clips_in_flight_fit_the_store() -> None:
     bound = limits(CASCADE, stations=8, store_bytes=232 * 50)
     assert bound.clips == (100, 100, 50, 50)

@@ -172,6 +172,8 @@ def assert_no_needless_wait(schedule: Schedule, now: float) -> None:
         for index in ready:
             ready_since = schedule.stages[index].ready_since
             assert ready_since is not None
+            if not station.may_run(index):
+                continue
             waited = now - max(station.idle_since, ready_since)
             assert waited <= schedule.price(station, index) + EPSILON
             assert index not in station.held
@@ -224,6 +226,46 @@ def test_no_station_waits_without_need_and_clips_in_flight_are_bounded(
     )
     assert done.most_in_flight <= limit
     assert len(done.busy) >= len(loads)
+
+
+def test_a_stage_that_has_stations_of_its_own_runs_on_those_and_they_run_nothing_else() -> None:
+    schedule = line(stage("a"), stage("judge", own=True), stations=2, memory=9)
+    schedule.add_station(2, 9, 9, now=0.0, own=1)
+    schedule.admit(8)
+    schedule.add(1, 8)
+    taken = [assignment for assignment in iter(lambda: schedule.decide(0.0), None) if assignment.clips]
+    assert sorted((one.station, one.stage) for one in taken) == [(0, 0), (1, 0), (2, 1)]
+    schedule.remove_station(2)
+    assert not schedule.homeless(), "another one is on its way"
+    assert schedule.decide(1e9) is None
+
+
+def test_stations_of_a_stage_do_not_count_as_cards() -> None:
+    schedule = line(stage("a", batch_size=1), stage("judge", batch_size=1, own=True, seconds=3.0), total=80)
+    for number in range(2, 6):
+        schedule.add_station(number, 9, 9, now=0.0, own=1)
+    assert schedule.seconds_left() == max(80 / 1, 80 * 3 / 4)
+    assert schedule.useful_stations() == 80 // (5 + 1) + 1
+    assert schedule.useful_stations(1) == 5, "three keep up with the one card, half as many again"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    loads=st.lists(stages, min_size=2, max_size=6),
+    own=st.sets(st.integers(0, 5)),
+    each=st.integers(1, 3),
+    stations=st.integers(1, 5),
+    clips=st.integers(1, 80),
+)
+def test_a_line_with_stages_of_their_own_stations_ends_without_needless_waits(
+    loads: list[StageLoad], own: set[int], each: int, stations: int, clips: int
+) -> None:
+    for index in own.intersection(range(len(loads) - 1)):
+        loads[index].own = True
+    done = simulate(
+        loads, stations, clips, memory=3, watch=assert_no_needless_wait, own_stations=dict.fromkeys(own, each)
+    )
+    assert sum(done.batches_of.values()) >= len(loads)
 
 
 @settings(max_examples=100, deadline=None)

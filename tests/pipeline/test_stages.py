@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import subprocess
 import sys
@@ -212,8 +214,9 @@ def test_a_folder_and_a_package_are_code_too(tmp_path):
     (tmp_path / "mine.yaml").write_text("stages: {one: {uses: 'acme.one:One'}}")
     pipeline = Pipeline.load(tmp_path / "mine.yaml", code=package)
     assert pipeline.wired()[0].cls.__module__ == "acme.one"
-    shipped = pipeline.code.write(tmp_path / "there")
-    assert Pipeline.load(tmp_path / "mine.yaml", code=shipped).recipe_hash() == pipeline.recipe_hash()
+    pipeline.code.write(tmp_path / "there")
+    there = tmp_path / "there" / pipeline.code.place
+    assert Pipeline.load(tmp_path / "mine.yaml", code=there).recipe_hash() == pipeline.recipe_hash()
 
 
 def test_stages_are_appended_put_before_or_after_another_and_dropped(toys):
@@ -423,6 +426,53 @@ def test_code_that_is_none_is_refused(tmp_path, monkeypatch, given):
         Pipeline.load("nano", code=given)
 
 
+def test_stages_of_installed_packages_are_named_by_their_entry_points(tmp_path):
+    site = tmp_path / "site"
+    (site / "acme-1.dist-info").mkdir(parents=True)
+    (site / "acme-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1\n")
+    (site / "acme-1.dist-info" / "entry_points.txt").write_text("[show1_ray.stages]\nacme.draw = acme_stages:Draw\n")
+    (site / "acme_stages.py").write_text(TOYS)
+    (tmp_path / "mine.yaml").write_text("stages: {mine: {uses: acme.draw, frames: 3}}")
+    run = subprocess.run(
+        [sys.executable, "-m", "show1_ray", "check", "--json", tmp_path / "mine.yaml"],
+        env={**os.environ, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{site}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(run.stdout)
+    assert (found["stages"][0]["class"], found["clip"]["sizes"]) == ("acme_stages:Draw", [3, 8, 16, 3])
+    listed = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from show1_ray.pipeline.registry import names; import sys; print(names(), *sys.modules)",
+        ],
+        env={**os.environ, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{site}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "'acme.draw'" in listed
+    assert "acme_stages" not in listed.split("]")[1]
+
+
+@pytest.mark.parametrize("command", [["check"], ["render", "prompts.jsonl", "--out", "out", "--pipeline"]])
+def test_a_fault_ends_a_command_with_one_line_and_exit_code_2(brighten, command):
+    (brighten.parent / "prompts.jsonl").write_text('{"prompt": "a red circle"}')
+    run = subprocess.run(
+        [sys.executable, "-m", "show1_ray", *command, "mine.yaml"],
+        cwd=brighten.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert run.stderr.startswith("show1-ray: mine.yaml: stages.brighten.uses: 'brighten:Brighten' is code of somebody")
+    assert not (brighten.parent / "out").exists()
+
+
 def test_inputs_set_settings_of_their_row(toys):
     pipeline = toys(
         "stages: {draw: {uses: 'toys:Draw', frames: 8}, up: {uses: 'toys:Upscale'}}\n"
@@ -433,6 +483,11 @@ def test_inputs_set_settings_of_their_row(toys):
     assert pipeline.row({"frames": 12}).video_shape.sizes == (12, 16, 32, 3)
     assert pipeline.row({"steps": 3}).stages.draw.call == {"steps": 3}
     assert pipeline.row({"style": "x"}) is pipeline
+    keys = pipeline.batch_keys({"frames": 12, "style": "x"})
+    assert keys["draw"] == (12, None)
+    assert keys["up"] != pipeline.batch_keys({"frames": 6})["up"]  # it is given more frames
+    assert keys == pipeline.batch_keys({"frames": 12, "style": "y"})
+    assert pipeline.sets("draw") == {"frames": ("frames",), "steps": ("call", "steps")}
     with pytest.raises(ConfigError, match=r"'frames' is 101: stages\.draw\.frames: 101 are too many"):
         pipeline.row({"frames": 101})
     assert pipeline.recipe()["inputs"] == {

@@ -14,8 +14,7 @@ from show1_ray.errors import UserError
 from show1_ray.line.load import StageLoad
 from show1_ray.line.simulate import simulate
 from show1_ray.pipeline import STAGES, Pipeline
-from show1_ray.pipeline.lineup import LAND_SECONDS
-from show1_ray.planning.costs import EFFICIENCY
+from show1_ray.planning.costs import EFFICIENCY, LAND_SECONDS, count_stages
 from show1_ray.planning.estimate import (
     NEAR_LEAST,
     RAY_SECONDS,
@@ -26,7 +25,6 @@ from show1_ray.planning.estimate import (
     line_specs,
 )
 from show1_ray.planning.profile import BatchCost, Profile, StageProfile, profile_path, save_profile
-from show1_ray.stages.operations import count_stages
 
 PETA = 1e15
 

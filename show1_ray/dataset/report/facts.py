@@ -12,6 +12,7 @@ from typing import Any
 from show1_ray.clip import Clip
 from show1_ray.dataset.report.timeline import Timeline
 
+REJECTIONS = 50
 FAILURES = 100
 LOST = 50
 CLIPS = 12
@@ -40,6 +41,8 @@ class About:
     done_before: int = 0
     failed_before: int = 0
     """Failed in earlier jobs, and skipped in this one."""
+    rejected_before: int = 0
+    """Rejected in earlier jobs."""
     job: str = ""
 
 
@@ -85,7 +88,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class LostStation:
-    """A station that went; `at` is seconds since the job began."""
+    """A station that went, or was shut out; `at` is seconds since the job began."""
 
     station: int
     at: float
@@ -127,6 +130,17 @@ class Sheet:
         return [self._kept[place * len(self._kept) // count] for place in range(count)]
 
 
+@dataclass(frozen=True)
+class Rejected:
+    """A clip that a stage did not let go on; `values` in words."""
+
+    id: str
+    prompt: str
+    stage: str
+    reason: str
+    values: str
+
+
 class Facts:
     """Everything that a report shows. Times are seconds since the epoch, unless it says otherwise."""
 
@@ -140,8 +154,11 @@ class Facts:
         self.seconds_left: float | None = None
         self.failed = 0
         self.failures: list[Failed] = []
+        self.rejected = 0
+        self.rejections: list[Rejected] = []
         self.lost: deque[LostStation] = deque(maxlen=LOST)
         self.stations_lost = 0
+        self.shut_out: deque[LostStation] = deque(maxlen=LOST)
         self.state = "running"
         self.reason = ""
         self._choice = random.Random(0)
@@ -159,6 +176,10 @@ class Facts:
         self.timeline.station_gone(station, self.since(now), lost=True)
         self.lost.append(LostStation(station, self.since(now), reason[-ERROR_CHARACTERS:]))
         self.stations_lost += 1
+
+    def station_shut_out(self, station: int, reason: str, now: float) -> None:
+        """A station gets no work for a time, because it failed where others did not."""
+        self.shut_out.append(LostStation(station, self.since(now), reason[-ERROR_CHARACTERS:]))
 
     def working(self, stations: Collection[int], an_hour: float = 0.0, seconds_left: float | None = None) -> None:
         """See `Timeline.working`; and how fast the line is, by its own account, which progress displays show too."""
@@ -194,15 +215,24 @@ class Facts:
             cut = f"…{text[-ERROR_CHARACTERS:]}" if len(text) > ERROR_CHARACTERS else text
             self.failures.append(Failed(clip.id, clip.prompt[:PROMPT_CHARACTERS], stage, attempts, cut))
 
+    def clip_rejected(self, clip: Clip, stage: str, reason: str, values: Mapping[str, Any]) -> None:
+        """A stage did not let a clip go on."""
+        self.rejected += 1
+        if len(self.rejections) < REJECTIONS:
+            said = ", ".join(f"{name} {shown(value)}" for name, value in values.items())
+            prompt, reason, said = (text[:PROMPT_CHARACTERS] for text in (clip.prompt, reason, said))
+            self.rejections.append(Rejected(clip.id, prompt, stage, reason, said))
+
     def end(self, state: str, reason: str = "") -> None:
         """The job is over: "done", "interrupted", "stopped" or "failed", and why."""
         self.state, self.reason = state, reason[-ERROR_CHARACTERS:]
 
     @property
     def left(self) -> int:
-        """Clips of the manifest that are neither done nor failed."""
+        """Clips of the manifest that are neither done, nor failed, nor rejected."""
         about = self.about
-        return max(0, about.total - about.done_before - about.failed_before - self.rendered - self.failed)
+        before = about.done_before + about.failed_before + about.rejected_before
+        return max(0, about.total - before - self.rendered - self.failed - self.rejected)
 
     def busy_share(self, now: float) -> float:
         """Share of the stations' time that went into batches."""
@@ -213,3 +243,8 @@ class Facts:
     def since(self, now: float) -> float:
         """Seconds from the job's beginning to `now`."""
         return max(0.0, now - self.about.began)
+
+
+def shown(value: Any) -> str:
+    """A plain value for people."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

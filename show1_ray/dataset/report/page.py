@@ -40,6 +40,7 @@ def page(facts: Facts, now: float) -> str:
         seconds=seconds,
         done=done,
         failed=about.failed_before + facts.failed,
+        rejected=about.rejected_before + facts.rejected,
         an_hour=facts.an_hour,
         seconds_left=facts.seconds_left if is_running else None,
         busy=facts.busy_share(now),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +18,7 @@ from show1_ray.dataset.patience import Retries
 from show1_ray.dataset.report.facts import PROMPT_CHARACTERS, About, Facts, Shown
 from show1_ray.dataset.report.page import page
 from show1_ray.dataset.storage import Storage
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, without_secrets
 from show1_ray.notice import Aside
 
 REPORT_SECONDS = 60.0
@@ -78,7 +78,11 @@ class Report:
 
     def station_lost(self, station: int, reason: str) -> None:
         """A station is gone, or did not come up."""
-        self._tell(self._facts.station_lost, station, reason, self._clock())
+        self._tell(self._facts.station_lost, station, without_secrets(reason), self._clock())
+
+    def station_shut_out(self, station: int, reason: str) -> None:
+        """A station gets no work for a time."""
+        self._tell(self._facts.station_shut_out, station, without_secrets(reason), self._clock())
 
     def working(self, stations: Collection[int], an_hour: float = 0.0, seconds_left: float | None = None) -> None:
         """The stations that are in a batch at this moment, the clips an hour, and what is left, as the line tells them.
@@ -113,7 +117,11 @@ class Report:
 
     def clip_failed(self, clip: Clip, stage: str, attempts: int, error: str) -> None:
         """A clip could not be rendered."""
-        self._tell(self._facts.clip_failed, clip, stage, attempts, error)
+        self._tell(self._facts.clip_failed, clip, stage, attempts, without_secrets(error))
+
+    def clip_rejected(self, clip: Clip, stage: str, reason: str, values: Mapping[str, Any]) -> None:
+        """A stage did not let a clip go on; `values` are its plain values by the metadata's columns."""
+        self._tell(self._facts.clip_rejected, clip, stage, reason, values)
 
     def end(self, *, interrupted: bool = False, stopped: str = "") -> None:
         """How the job ended, where it did not with an error and not all is done; `stopped` says why."""
@@ -134,7 +142,7 @@ class Report:
     def _close(self, state: str, reason: str) -> None:
         try:
             if not self._ended:
-                self._background.submit(self._facts.end, state, reason)
+                self._background.submit(self._facts.end, state, without_secrets(reason))
             self._background.submit(self._aside_from_the_job, self._write)
             self._background.wait()
         finally:

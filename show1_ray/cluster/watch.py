@@ -1,0 +1,141 @@
+"""Whether the cluster is still there: looked at by a thread for as long as a job has one."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from show1_ray.errors import UserError
+from show1_ray.line import gcs
+
+LOOK_SECONDS = 2.0
+GONE_SECONDS = 25.0
+"""A head that does not answer for so long is gone. (Ray itself ends the process after 60.)"""
+REFUSALS = 3
+"""Times in a row that this machine's raylet does not answer, after which it is gone."""
+
+
+class ClusterGoneError(UserError):
+    """The cluster that a job ran on is not there any more: the same command goes on, on another one."""
+
+    exit_code = 3
+
+
+@dataclass
+class Verdict:
+    """What is known of the cluster, look by look. Pure: time and what was seen are passed in."""
+
+    answered: float
+    """When the head answered last."""
+    failures: int = 0
+    """Looks in a row that the head did not answer."""
+    refusals: int = 0
+    """Looks in a row that this machine's raylet did not answer."""
+    gone: str = ""
+    """Why the cluster is gone; "" as long as it is there."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something is amiss, and not decided."""
+        return not self.gone and bool(self.failures or self.refusals)
+
+    def silent(self, now: float, is_another: bool) -> None:
+        """The head did not answer, or another one did in its place."""
+        self.failures += 1
+        if is_another:
+            self.gone = "its head has been started anew"
+        elif self.failures >= REFUSALS and now - self.answered >= GONE_SECONDS:
+            self.gone = f"its head has not answered for {now - self.answered:.0f} s"
+
+    def seen(self, now: float, alive: bool, answers: bool) -> None:
+        """The head answered: whether it takes this machine's raylet for alive, and whether that answers."""
+        self.answered, self.failures = now, 0
+        self.refusals = 0 if answers else self.refusals + 1
+        if not alive or self.refusals >= REFUSALS:
+            self.gone = "Ray's process on this machine, the raylet, has ended"
+
+
+class Watch:
+    """Looks at the cluster again and again; who wants to know is told once, in its thread, when it is gone.
+
+    Ray has to be initialized. `name` is how the cluster is called in the error.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._node = ray.get_runtime_context().get_node_id()
+        self._lock = threading.Lock()
+        self._verdict = Verdict(time.monotonic())
+        self._told: list[Callable[[ClusterGoneError], None]] = []
+        self._stopped = threading.Event()
+        self._decided = threading.Condition(self._lock)
+        threading.Thread(target=self._watch, name="cluster watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+
+    def when_gone(self, tell: Callable[[ClusterGoneError], None]) -> None:
+        """Be told; at once if it is gone already."""
+        with self._lock:
+            self._told.append(tell)
+            error = self.error
+        if error is not None:
+            tell(error)
+
+    @property
+    def error(self) -> ClusterGoneError | None:
+        """What says that the cluster is gone; None as long as it is there."""
+        why = self._verdict.gone
+        return ClusterGoneError(f"{self._name} is gone: {why}; run the same command again") if why else None
+
+    def cause(self) -> ClusterGoneError | None:
+        """Whether what just went wrong did so because the cluster is gone: waits until that is known."""
+        self._look()
+        with self._decided:
+            self._decided.wait_for(lambda: not self._verdict.is_open, timeout=GONE_SECONDS + 2 * gcs.ANSWER_SECONDS)
+            return self.error
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(LOOK_SECONDS):
+            self._look()
+            if self.error is not None:
+                return
+
+    def _look(self) -> None:
+        try:
+            found = gcs.nodes()
+        except gcs.HeadError as error:
+            is_another = error.is_another
+            self._note(lambda now: self._verdict.silent(now, is_another))
+            return
+        own = next((node for node in found if node["NodeID"] == self._node), None)
+        alive = own is not None and own["Alive"]
+        answers = own is not None and _answers(own)
+        self._note(lambda now: self._verdict.seen(now, alive, answers))
+
+    def _note(self, note: Callable[[float], None]) -> None:
+        with self._decided:
+            was_gone = bool(self._verdict.gone)
+            if not was_gone and not self._stopped.is_set():
+                note(time.monotonic())
+            self._decided.notify_all()
+            error = None if was_gone else self.error
+            told = list(self._told)
+        if error is not None:
+            for tell in told:
+                tell(error)
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=2.0).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,86 @@
+"""Clips that end otherwise than in the dataset: failures, and rejections. Parts of rows, each kind in a folder."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from show1_ray.dataset.inventory import LISTINGS, Done
+from show1_ray.dataset.layout import FAILURES, REJECTIONS, new_part
+from show1_ray.dataset.metadata import FAILURES as FAILURE_SCHEMA
+from show1_ray.dataset.metadata import REJECTIONS as REJECTION_SCHEMA
+from show1_ray.dataset.metadata import id_digest, to_parquet, to_table
+from show1_ray.dataset.parts import BROKEN, Merger, list_parts
+from show1_ray.dataset.storage import Storage, StorageError
+
+
+@dataclass(frozen=True, eq=False)
+class Ending:
+    """A kind of ending: the folder of its parts, their columns, and the one that tells when."""
+
+    folder: str
+    schema: pa.Schema
+    when: str
+
+    def table(self, rows: list[dict[str, Any]]) -> pa.Table:
+        """Rows as a part holds them."""
+        return to_table(rows, self.schema).select(self.schema.names)
+
+
+FAILED = Ending(FAILURES, FAILURE_SCHEMA, "failed")
+"""Clips that could not be rendered."""
+REJECTED = Ending(REJECTIONS, REJECTION_SCHEMA, "rejected")
+"""Clips that a stage did not let go on."""
+
+
+def compact_endings(storage: Storage, ending: Ending, done: Done) -> int:
+    """Keep the last row of each clip that is not in the dataset after all; how many these are."""
+    parts = list(list_parts(storage, ending.folder))
+    last = {row["id"]: row for row in read_endings(storage, ending)}
+    is_done = done.find([id_digest(clip_id) for clip_id in last]) >= 0
+    standing = [row for row, there in zip(last.values(), is_done.tolist(), strict=True) if not there]
+    if len(parts) == 1 and len(standing) == len(last):
+        return len(standing)
+    if standing:
+        storage.write(new_part(ending.folder), to_parquet(ending.table(standing)))
+    storage.delete_many(parts)
+    return len(standing)
+
+
+def read_endings(storage: Storage, ending: Ending, merger: Merger | None = None) -> list[dict[str, Any]]:
+    """All rows of a kind that were recorded, oldest first. A part that is not whole counts for nothing.
+
+    `merger` is given what it can make fewer of.
+    """
+
+    def load(path: str) -> tuple[bytes, pa.Table] | None:
+        try:
+            data = storage.read(path)
+            return data, pq.read_table(io.BytesIO(data), columns=ending.schema.names)
+        except FileNotFoundError:  # a job has made one of several since they were listed
+            raise
+        except BROKEN:
+            return None
+
+    for attempt in range(LISTINGS):
+        rows: list[dict[str, Any]] = []
+        parts = list(list_parts(storage, ending.folder))
+        try:
+            for path, found in zip(parts, storage.map(load, parts), strict=True):
+                if found is not None:
+                    rows += found[1].to_pylist()
+                    if merger is not None:
+                        merger.pass_by(path, len(found[1]), found[0])
+        except FileNotFoundError:
+            if attempt == LISTINGS - 1:
+                what = f"its {ending.folder} change faster than they are read"
+                raise StorageError(f"dataset {storage.url}: {what}") from None
+        else:
+            break
+    if merger is not None:
+        merger.passed()
+    return [{**row, ending.when: row[ending.when].isoformat(timespec="milliseconds")} for row in rows]

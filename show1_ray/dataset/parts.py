@@ -1,0 +1,277 @@
+"""Parts of the metadata: read once, many at a time; made fewer while a job writes more of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from json.encoder import encode_basestring_ascii
+from pathlib import PurePosixPath
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from show1_ray.dataset.layout import METADATA, METADATA_FILE, merged_part, shard_number
+from show1_ray.dataset.metadata import digest, id_digest, to_parquet
+from show1_ray.dataset.storage import Storage, StorageError
+
+COLUMNS = ["id", "prompt", "negative_prompt", "seed", "bytes", "shard", "shard_bytes"]
+CONTENTS = {"prompt", "negative_prompt", "seed"}
+BROKEN = (pa.ArrowException, OSError, KeyError)  # what pyarrow raises for a file that is cut or is not Parquet
+ROWS_AT_ONCE = 8192
+IN_MEMORY = 16 * 2**20
+"""Bytes of a file up to which it is read into memory, not to this machine's disk."""
+FAN = 64
+"""Parts that become one, while a job writes them."""
+SMALL_ROWS, MERGED_ROWS, MERGED_BYTES = 10_000, 50_000, 32 * 2**20
+"""Rows of a part that is worth merging; rows or compressed bytes that are enough for a merged one."""
+LEAST = 8
+"""Fewer small parts than this are left as they are."""
+
+
+@dataclass
+class Part:
+    """What is kept of a part: arrays of one entry a row.
+
+    `sizes` are the videos' bytes, `shards` the numbers of the shards (-1 where a clip is a file), `shard_sizes` their
+    bytes as the rows say.
+    """
+
+    path: str
+    ids: np.ndarray = field(default_factory=lambda: np.array([], "S16"))
+    contents: np.ndarray = field(default_factory=lambda: np.array([], "S16"))
+    sizes: np.ndarray = field(default_factory=lambda: np.array([], np.int64))
+    shards: np.ndarray = field(default_factory=lambda: np.array([], np.int64))
+    shard_sizes: dict[int, int] = field(default_factory=dict)
+    schema: pa.Schema | None = None
+    is_broken: bool = False
+    """Whether its file is not whole."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def joined(cls, path: str, parts: Sequence[Part], schema: pa.Schema | None = None) -> Part:
+        """The rows of several parts as those of one."""
+        if not parts:
+            return cls(path)
+        if schema is None:
+            schemas = [part.schema for part in parts if part.schema is not None]
+            with suppress(pa.ArrowException):
+                schema = pa.unify_schemas(schemas, promote_options="permissive") if len(schemas) == len(parts) else None
+        arrays = ("ids", "contents", "sizes", "shards")
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
+        sizes = {number: size for part in parts for number, size in part.shard_sizes.items()}
+        return cls(path, shard_sizes=sizes, schema=schema, **columns)  # type: ignore[arg-type]
+
+
+def list_parts(storage: Storage, folder: str) -> dict[str, int]:
+    """Path → bytes of the Parquet files of the metadata or the failures, oldest first."""
+    found: dict[str, int] = {}
+    if folder == METADATA:
+        found = {name: size for name, size in storage.sizes("").items() if name == METADATA_FILE}
+    names = sorted(storage.sizes(folder).items())
+    return found | {f"{folder}/{n}": size for n, size in names if n.endswith(".parquet") and n[0] != "."}
+
+
+def metadata_parts(storage: Storage) -> list[str]:
+    """The metadata's Parquet files, oldest first."""
+    return list(list_parts(storage, METADATA))
+
+
+def read_part(storage: Storage, path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, in batches. Raises one of BROKEN where it is not whole."""
+    with storage.local_copy(path) as local, pq.ParquetFile(local) as parquet:
+        yield from parquet.iter_batches(ROWS_AT_ONCE, columns=columns)
+
+
+def read_indexes(
+    storage: Storage,
+    paths: dict[str, int],
+    contents: bool = True,
+    merger: Merger | None = None,
+) -> Iterator[tuple[str, Part | None]]:
+    """Each part's index, in order; None for one that is not whole. `merger` is given what it can make fewer of.
+
+    Sixteen are asked for at a time. With `contents` False the columns that a clip is made from are not read. Raises
+    FileNotFoundError for a part that went since it was listed, as it does while a job makes fewer of them.
+    """
+    columns = [name for name in COLUMNS if contents or name not in CONTENTS]
+
+    def load(path: str) -> tuple[str, Part | None, bytes | None]:
+        data = storage.read(path) if paths[path] <= IN_MEMORY else None
+        try:
+            if data is None:
+                with storage.local_copy(path) as local:
+                    return path, index_of(path, local, columns), None
+            return path, index_of(path, io.BytesIO(data), columns), data
+        except FileNotFoundError:
+            raise
+        except BROKEN:
+            return path, None, data
+
+    for path, part, data in storage.map(load, paths):
+        if part is not None and merger is not None:
+            merger.pass_by(path, len(part), data)
+        yield path, part
+
+
+def index_of(path: str, file: object, columns: list[str] = COLUMNS) -> Part:
+    """The index of a part from its file. Raises one of BROKEN where it is not whole."""
+    rows = _Rows("prompt" in columns)
+    with pq.ParquetFile(file) as parquet:
+        schema = parquet.schema_arrow.remove_metadata()
+        if "id" not in schema.names:
+            raise KeyError("id")
+        for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=columns):
+            rows.add(batch)
+    return rows.part(path, schema)
+
+
+class _Rows:
+    def __init__(self, contents: bool) -> None:
+        self._with_contents = contents
+        self.ids, self.contents = bytearray(), bytearray()
+        self.sizes: list[np.ndarray] = []
+        self.shards: list[np.ndarray] = []
+        self.shard_sizes: dict[int, int] = {}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self.ids += b"".join(map(id_digest, batch["id"].to_pylist()))
+        if self._with_contents:
+            values = [batch[name].to_pylist() for name in ("prompt", "negative_prompt", "seed")]
+            self.contents += b"".join(map(content_digests, *values))
+        self.sizes.append(pc.fill_null(batch["bytes"], 0).to_numpy(zero_copy_only=False).astype(np.int64))
+        self.shards.append(self._shards_of(batch))
+
+    def _shards_of(self, batch: pa.RecordBatch) -> np.ndarray:
+        if "shard" not in batch.schema.names or batch["shard"].null_count == len(batch):
+            return np.full(len(batch), -1)
+        coded = pc.dictionary_encode(batch["shard"])
+        numbers = [_number(name) for name in coded.dictionary.to_pylist()]
+        codes = pc.fill_null(coded.indices, len(numbers)).to_numpy(zero_copy_only=False).astype(np.int64)
+        shards = np.array([*numbers, -1])[codes]
+        sizes = pc.fill_null(batch["shard_bytes"], -1).to_numpy(zero_copy_only=False)
+        # Of several rows of a shard, the last one's size counts.
+        found, places = np.unique(shards[::-1], return_index=True)
+        pairs = zip(found.tolist(), sizes[::-1][places].tolist(), strict=True)
+        self.shard_sizes |= {number: size for number, size in pairs if number >= 0}
+        return shards
+
+    def part(self, path: str, schema: pa.Schema) -> Part:
+        ids = np.frombuffer(bytes(self.ids), "S16")
+        contents = np.frombuffer(bytes(self.contents), "S16")
+        sizes, shards = (np.concatenate([np.array([], np.int64), *arrays]) for arrays in (self.sizes, self.shards))
+        return Part(path, ids, contents if len(contents) else np.zeros(len(ids), "S16"), sizes, shards,
+                    self.shard_sizes, schema)  # fmt: skip
+
+
+def content_digests(prompt: str, negative_prompt: str | None, seed: int) -> bytes:
+    """As `metadata.content_digest`, in a third of the time."""
+    negative = "null" if negative_prompt is None else encode_basestring_ascii(negative_prompt)
+    return digest(f"[{encode_basestring_ascii(prompt)}, {negative}, {seed}]")
+
+
+def _number(shard: str | None) -> int:
+    number = None if shard is None else shard_number(PurePosixPath(shard).name)
+    return -1 if number is None else number
+
+
+class Merger:
+    """Makes fewer parts of many, in place of them: `written` is told of each part that a job writes, `pass_by` of those
+    that were there.
+
+    A merged part is written before the parts go whose rows it has, and sorts where they did: whenever this is
+    interrupted, each row is there, and of a clip's rows the last one stays the last. Parts whose columns do not go
+    together are left as they are.
+
+    Args:
+        storage: of the dataset.
+        act: runs an action that writes; after the ones before it.
+        replaced: called with the parts that were merged, and with the new one.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        act: Callable[[Callable[[], object]], None],
+        replaced: Callable[[Sequence[str], str], None] = lambda old, new: None,
+    ) -> None:
+        self._storage = storage
+        self._act = act
+        self._replaced = replaced
+        self._levels: list[list[tuple[str, bytes | None]]] = [[]]
+        self._passing: list[tuple[str, bytes]] = []
+        self._rows = 0
+
+    def written(self, path: str, data: bytes) -> None:
+        """A part was written: every FAN of them become one, and every FAN of those."""
+        self._add(0, path, data)
+
+    def pass_by(self, path: str, rows: int, data: bytes | None) -> None:
+        """A part was read, in order; small ones that follow one another become one. `data` None: it is no small one."""
+        if data is None or rows >= SMALL_ROWS or path == METADATA_FILE:
+            self.passed()
+            return
+        self._passing.append((path, data))
+        self._rows += rows
+        if self._rows >= MERGED_ROWS or sum(len(one) for _, one in self._passing) >= MERGED_BYTES:
+            self.passed()
+
+    def passed(self) -> None:
+        """No more will pass by, or none that goes with those before."""
+        parts, self._passing, self._rows = self._passing, [], 0
+        if len(parts) >= LEAST:
+            self._act(partial(self._merge, parts))
+
+    def _add(self, level: int, path: str, data: bytes | None) -> None:
+        if level == len(self._levels):
+            self._levels.append([])
+        self._levels[level].append((path, data))
+        if len(self._levels[level]) < FAN:
+            return
+        parts, self._levels[level] = self._levels[level], []
+        merged = self._merge(parts)
+        if merged is not None:
+            self._add(level + 1, merged, None)
+
+    def _merge(self, parts: Sequence[tuple[str, bytes | None]]) -> str | None:
+        def table(part: tuple[str, bytes | None]) -> pa.Table:
+            return _table(io.BytesIO(self._storage.read(part[0]) if part[1] is None else part[1]))
+
+        paths = [path for path, _ in parts]
+        try:
+            whole = pa.concat_tables(self._storage.map(table, parts), promote_options="permissive")
+        except (*BROKEN, FileNotFoundError):
+            return None
+        path = merged_part(paths[-1])
+        self._storage.write(path, to_parquet(whole))
+        self._replaced(paths, path)
+        self._storage.delete_many(paths)
+        return path
+
+
+def _table(file: IO[bytes]) -> pa.Table:
+    return pq.read_table(file).replace_schema_metadata(None)
+
+
+def read_all(storage: Storage, paths: Iterable[str], sizes: dict[str, int]) -> Iterator[pa.RecordBatch]:
+    """All rows of parts, in order, in batches. Small parts are asked for sixteen at a time. Raises StorageError."""
+
+    def load(path: str) -> tuple[str, bytes | None]:
+        try:
+            return path, storage.read(path) if sizes.get(path, 0) <= IN_MEMORY else None
+        except FileNotFoundError:
+            raise StorageError(f"cannot read {storage.url}/{path}: it was there a moment ago; run it again") from None
+
+    for path, data in storage.map(load, paths):
+        if data is None:
+            yield from read_part(storage, path)
+        else:
+            with pq.ParquetFile(io.BytesIO(data)) as parquet:
+                yield from parquet.iter_batches(ROWS_AT_ONCE)

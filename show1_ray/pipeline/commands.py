@@ -1,0 +1,187 @@
+"""What the command line tells of pipelines and stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from show1_ray.pipeline.checkpoints import resolve
+from show1_ray.pipeline.file import names
+from show1_ray.pipeline.pipeline import Pipeline
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a setting of the pipeline."),
+]
+CodeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--code",
+        metavar="FILE|FOLDER|MODULE",
+        help="Python code whose stages the pipeline may use (`uses: module:Class`); it is run, here and on stations.",
+    ),
+]
+WIDTH = 160
+"""Columns, where no terminal says how many there are."""
+JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+def pipelines() -> None:
+    """The pipelines there are."""
+    table = Table("name", "what it renders", "frames", "size", "weights", box=None, pad_edge=False)
+    for name in names():
+        pipeline = Pipeline.load(name)
+        frames, height, width, _ = ("?" if size is None else size for size in pipeline.video_shape.sizes)
+        local = all(checkpoint.is_local for checkpoint in pipeline.checkpoints())
+        where = "in the package" if local else f"{len(pipeline.checkpoints())} checkpoints on the hub"
+        table.add_row(name, pipeline.description, str(frames), f"{width}x{height}", where)
+    Console().print(table)
+
+
+def fetch(
+    pipeline: Annotated[str, typer.Argument(metavar="PIPELINE")], changes: SetOption = None, code: CodeOption = None
+) -> None:
+    """Download everything that a pipeline needs, and print the commits that it is pinned to."""
+    loaded = Pipeline.load(pipeline, changes or (), code)
+    loaded.fetch()
+    for checkpoint in loaded.checkpoints():
+        print(f"{checkpoint.repo} {resolve(checkpoint)}")
+
+
+def stages(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A stage; or MODULE:CLASS, with --code.")] = None,
+    code: CodeOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """The stages there are; of one: its settings, what it takes and what it gives."""
+    from show1_ray.pipeline.code import Code
+    from show1_ray.pipeline.describe import describe_stage, list_stages
+
+    own = None if code is None else Code.at(code)
+    found: Any = list_stages(own) if name is None else describe_stage(name, own)
+    if json_output:
+        print(json.dumps(found))
+    elif name is None:
+        table = _table("name", "what it does", "from")
+        for one in found:
+            table.add_row(one["name"], one["description"], one["from"])
+        _print([table])
+    else:
+        _print(_stage(found))
+
+
+def check(
+    pipeline: Annotated[str, typer.Argument(metavar="NAME|FILE", help="See `show1-ray pipelines`.")],
+    changes: SetOption = None,
+    code: CodeOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Find every fault of a pipeline without loading a weight; show what passes from stage to stage."""
+    from show1_ray.pipeline.describe import check as checked
+
+    found = checked(Pipeline.load(pipeline, changes or (), code))
+    if json_output:
+        print(json.dumps(found))
+    else:
+        _print(_pipeline(found))
+
+
+def schema(
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="[default: standard output]")] = None,
+) -> None:
+    """A JSON schema of pipeline files, with which editors complete keys and show what they mean."""
+    from show1_ray.pipeline.describe import schema as pipeline_schema
+
+    text = json.dumps(pipeline_schema(), indent=1)
+    if out is None:
+        print(text)
+    else:
+        out.write_text(text + "\n")
+
+
+def _stage(found: dict[str, Any]) -> Iterable[RenderableType]:
+    yield f"{found['name']} ({found['class']}, version {found['version']})"
+    yield found["description"] + "\n"
+    for word in ("takes", "gives"):
+        values = ", ".join(f"{name} ({axes})" for name, axes in found[word].items())
+        yield f"{word} {values or 'nothing'}"
+    for title, rows in (("settings (stages)", found["settings"]), ("settings (execution)", found["execution"])):
+        table = _table(title, "type", "default", "meaning")
+        for row in rows:
+            default = "(needed)" if row["required"] else json.dumps(row["default"])
+            table.add_row(row["key"], row["type"], default, row["meaning"])
+        yield ""
+        yield table
+    if found["row_settings"]:
+        yield f"\na row of the manifest may change {', '.join(found['row_settings'])}"
+
+
+def _pipeline(found: dict[str, Any]) -> Iterable[RenderableType]:
+    yield f"{found['name']}: {found['description']}".rstrip(": ")
+    yield f"{found['dtype']}, {found['fps']:g} frames a second"
+    if found["inputs"]:
+        yield f"inputs: {', '.join(found['inputs'])}"
+    for number, stage in enumerate(found["stages"], 1):
+        memory, weights = stage["memory_gib"], stage["weights_bytes"]
+        needed = f"{memory:g} GiB of memory" if memory else f"{_bytes(weights)} of weights" if weights else ""
+        facts = [f"batches of {stage['batch_size']}", needed, _operations(stage["operations"])]
+        uses = "" if stage["uses"] == stage["name"] else f" ({stage['uses']})"
+        yield f"{number} {stage['name']}{uses}: {', '.join(filter(None, facts))}"
+        values = Table.grid(padding=(0, 2))
+        for name, value in stage["takes"].items():
+            values.add_row("   takes", name, value["from"], *_shape(value), _bytes(value["bytes"]))
+        for name, value in stage["gives"].items():
+            values.add_row("   gives", name, "", *_shape(value), _bytes(value["bytes"]))
+        yield values
+    yield f"the clip is {found['clip']['value']}: {' '.join(_shape(found['clip']))}"
+    needed_of: dict[str, list[str]] = {}
+    for stage in found["stages"]:
+        for need in stage["checkpoints"]:
+            said = f"{need['checkpoint']} ({need['licence'] or 'licence not stated'})"
+            needed_of.setdefault(said, []).append(stage["name"])
+    for checkpoint, whose in needed_of.items():
+        yield f"{checkpoint}: {', '.join(dict.fromkeys(whose))}"
+
+
+def _shape(value: dict[str, Any]) -> tuple[str, str]:
+    """Axes; sizes and type."""
+    sizes = " x ".join("?" if size is None else str(size) for size in value["sizes"])
+    return value["axes"], f"{sizes} {value['type'] or ''}".strip()
+
+
+def _bytes(size: int | None) -> str:
+    if size is None:
+        return ""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} B"
+
+
+def _operations(count: float | None) -> str:
+    if count is None:
+        return ""
+    for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
+        if count >= unit:
+            return f"{count / unit:.2f} {name}"
+    return f"{count:.0f} FLOP"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(*columns, box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    return table
+
+
+def _print(parts: Iterable[RenderableType]) -> None:
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(soft_wrap=True, width=WIDTH)
+    for part in parts:
+        console.print(part, highlight=False, markup=False)

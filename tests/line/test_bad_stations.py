@@ -1,0 +1,141 @@
+"""Bad cards and bad nodes under a line on real Ray: they cost no clip."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+import ray
+
+from show1_ray.clip import Clip
+from show1_ray.line.events import StationShutOut, StationUp
+from show1_ray.line.line import Line
+from show1_ray.line.spec import FatalError, Tensors
+from tests.line.sleepers import Adds, Outcome, clips, land, settings, spec
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def gpu() -> str:
+    """Of this process: Ray hands out numbers, whether there are GPUs or not."""
+    return ",".join(ray.get_runtime_context().get_accelerator_ids()["GPU"])
+
+
+class OnBadCard(Adds):
+    """Does `act` on some GPUs, from the batch number `since` of its process on."""
+
+    def __init__(self, number: int, bad: set[str], act: Callable[[], None], since: int = 0) -> None:
+        super().__init__(number, 0.01, 1000)
+        self.bad, self.act, self.since, self.batches = bad, act, since, 0
+
+    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+        self.batches += 1
+        if gpu() in self.bad and self.batches > self.since:
+            self.act()
+        return super().__call__(clips, tensors)
+
+
+def on_bad_card(bad: set[str], act: Callable[[], None], number: int, device: str) -> Adds:
+    return OnBadCard(number, bad, act)
+
+
+def raises() -> None:
+    raise RuntimeError("boom")
+
+
+def device_error() -> None:
+    try:
+        raise RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED when calling cublasGemmEx")
+    except RuntimeError as error:
+        raise ValueError("the decoder failed") from error
+
+
+def render_all(
+    stations: int, least: int, stage: Callable[[int, str], Adds], until_shut_out: bool = False
+) -> tuple[Outcome, list[Clip], list[StationShutOut]]:
+    """Renders `least` clips, or, `until_shut_out`, until a card is shut out, if that takes more."""
+    outcome, told, taken = Outcome(), list[StationShutOut](), list[Clip]()
+
+    def manifest() -> Iterator[Clip]:
+        for clip in clips(20_000 if until_shut_out else least):
+            if len(taken) >= least and told:
+                return
+            taken.append(clip)
+            yield clip
+
+    stages = [*(spec(number, partial(stage, number)) for number in range(3)), land()]
+    with Line(stages, settings(stations=stations, snapshot_seconds=0.05)) as line:
+        line.wait_for_stations()
+        for event in line.run(manifest()):
+            outcome.add(event)
+            told += [event] if isinstance(event, StationShutOut) else []
+    return outcome, taken, told
+
+
+@pytest.mark.parametrize(("stations", "bad", "act"), [(4, "1", raises), (2, "0", raises), (4, "2", device_error)])
+def test_a_bad_card_costs_no_clip_and_is_named(stations: int, bad: str, act: Callable[[], None]) -> None:
+    outcome, taken, told = render_all(stations, 400, partial(on_bad_card, {bad}, act), until_shut_out=True)
+    outcome.assert_done(taken)
+    assert {event.place.split(" of ")[0] for event in told} == {f"GPU {bad}"}
+    assert {event.node for event in told} == {ray.nodes()[0]["NodeID"]}
+    if act is device_error:
+        assert {done.attempts for done in outcome.done.values()} == {1}, "no clip is charged"
+        assert any(lost.reason.startswith("device: ") for lost in outcome.lost)
+    else:
+        assert [lost.reason.split(":")[0] for lost in outcome.lost][:1] == ["recycled"]
+
+
+def test_a_card_that_is_bad_for_one_stage_costs_no_clip() -> None:
+    def stage(number: int, device: str) -> Adds:
+        return OnBadCard(number, {"1"} if number == 1 else set(), raises, since=3)
+
+    outcome, taken, told = render_all(4, 400, stage)
+    outcome.assert_done(taken)
+    assert {event.stage for event in told} <= {"stage1"}
+
+
+class DoesNotLoad(Adds):
+    """Not on some GPUs."""
+
+    def __init__(self, bad: set[str], number: int, device: str) -> None:
+        super().__init__(number, 0.01, 1000)
+        if gpu() in bad:
+            raise OSError("no such driver")
+
+
+def test_a_card_on_which_a_stage_does_not_load_does_not_end_the_job() -> None:
+    outcome, taken, told = render_all(3, 60, partial(DoesNotLoad, {"1"}), until_shut_out=True)
+    outcome.assert_done(taken)
+    assert {event.place.split(" of ")[0] for event in told} == {"GPU 1"}
+    assert {done.attempts for done in outcome.done.values()} == {1}
+
+
+def memory_where_it_comes_up(device: str) -> int:
+    if gpu() == "0":
+        os._exit(1)
+    return 1 << 40
+
+
+def test_a_card_whose_stations_die_at_once_is_asked_again_after_growing_pauses() -> None:
+    outcome, ups = Outcome(), 0
+    stages = [spec(0), spec(1, seconds=0.05), spec(2), land()]
+    with Line(stages, settings(stations=4, measure_memory=memory_where_it_comes_up, max_dead_starts=2)) as line:
+        for event in line.run(clips(200)):
+            outcome.add(event)
+            ups += isinstance(event, StationUp)
+    outcome.assert_done(clips(200))
+    assert ups == 3
+    assert {lost.reason.split(":")[0] for lost in outcome.lost} == {"it did not start"}
+
+
+def test_where_no_station_comes_up_the_job_ends() -> None:
+    def dies(device: str) -> int:
+        os._exit(1)
+
+    with (
+        pytest.raises(FatalError, match=r"a station did not start: .* \(2 times in a row\)"),
+        Line([spec(0), spec(1), spec(2), land()], settings(measure_memory=dies, max_dead_starts=2)) as line,
+    ):
+        list(line.run(clips(4)))
