@@ -167,7 +167,7 @@ def _bytes(size: int | None) -> str:
 def _operations(count: float | None) -> str:
     if count is None:
         return ""
-    for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
+    for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
         if count >= unit:
             return f"{count / unit:.2f} {name}"
     return f"{count:.0f} FLOP"

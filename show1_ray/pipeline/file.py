@@ -122,16 +122,44 @@ def read(path: Path, below: tuple[Path, ...] = ()) -> Tree:
     except ConfigError as error:
         raise ConfigError(f"{path}: extends: {error}") from None
     base = read(parent_path, (*below, path.resolve()))
-    merged = _merged(base.keys, keys)
-    for name, stage in _stages(keys).items():  # a place of one's own is instead of the one below
-        if isinstance(stage, dict) and ("before" in stage) != ("after" in stage):
-            _stages(merged)[name].pop("after" if "before" in stage else "before", None)
-    return Tree(path, merged, _over(base.origins, origins))
+    below_it = _without_replaced(base, keys)
+    return Tree(path, _merged(below_it.keys, keys), _over(below_it.origins, origins))
 
 
-def _stages(keys: Mapping[str, Any]) -> dict[str, Any]:
-    stages = keys.get("stages")
-    return stages if isinstance(stages, dict) else {}
+def _without_replaced(base: Tree, keys: Mapping[str, Any]) -> Tree:
+    """What a file extends, without what it says anew as a whole: a stage's place, and settings of another class.
+
+    A stage that `uses` another class than before stays where it was.
+    """
+    gone: set[Key] = set()
+    stages = _mapping_at(base.keys, "stages")
+    for name, stage in _mapping_at(keys, "stages").items():
+        before = stages.get(name)
+        if not isinstance(stage, dict) or not isinstance(before, dict):
+            continue
+        places = {word for word in ("before", "after") if word in before}
+        if {"before", "after"} & stage.keys():
+            gone |= {("stages", name, word) for word in places}
+        if stage.get("uses", before.get("uses", name)) != before.get("uses", name):
+            gone |= {("stages", name, key) for key in before.keys() - places} | {("execution", name)}
+    return Tree(
+        base.path,
+        _pruned(base.keys, gone),
+        {key: origin for key, origin in base.origins.items() if not any(key[: len(one)] == one for one in gone)},
+    )
+
+
+def _pruned(tree: Mapping[str, Any], gone: set[Key], at: Key = ()) -> dict[str, Any]:
+    return {
+        key: _pruned(value, gone, (*at, key)) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if (*at, key) not in gone
+    }
+
+
+def _mapping_at(keys: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = keys.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _absolute(repo: str, path: Path) -> str:

@@ -85,6 +85,8 @@ class Reader:
         """The class of a stage; None, with a fault, where there is none."""
         said = self.said.get(name)
         uses = said.get("uses", name) if isinstance(said, dict) else name
+        if not isinstance(uses, str):
+            return None  # which is a fault of its own
         try:
             self._classes[name] = stage_class(uses, self.code)
         except RegistryError as error:

@@ -263,6 +263,19 @@ def test_a_place_of_an_extending_file_is_instead_of_the_one_below(toys, tmp_path
     assert [p.name for p in toys("extends: ./base.yaml\nstages: {judge: {after: up}}").parts] == ["draw", "up", "judge"]
 
 
+def test_a_stage_that_uses_another_class_has_none_of_the_settings_below_and_stands_where_it_stood(toys):
+    pipeline = toys(
+        "extends: show1\nstages:\n  latent_super_resolution: {uses: 'toys:Upscale', takes: {video: frames_sr}}\n"
+        "  text: {max_tokens: 7}"
+    )
+    assert [part.name for part in pipeline.parts] == list(Pipeline.load("show1").stages)
+    assert pipeline.execution.latent_super_resolution.batch_size == 1
+    assert (str(pipeline.video), pipeline.video_shape.sizes) == ("latent_super_resolution.video", (29, 320, 512, 3))
+    assert pipeline.stages.text.max_tokens == 7
+    with pytest.raises(ConfigError, match=r"mine\.yaml: stages\.keyframes\.steps: unknown key"):
+        toys("extends: show1\nstages: {keyframes: {uses: 'toys:Draw', steps: 5}}")
+
+
 def test_a_name_is_the_newest_value_of_it_unless_the_file_says_whose(toys):
     text = "stages: {{draw: {{uses: 'toys:Draw'}}, up: {{uses: 'toys:Upscale'}}, more: {{uses: 'toys:Upscale'{}}}}}"
     newest, said = toys(text.format("")), toys(text.format(", takes: {video: draw.video}"))
@@ -424,6 +437,18 @@ def test_code_that_is_none_is_refused(tmp_path, monkeypatch, given):
     (tmp_path / "mine.yaml").write_text("stages: {}")
     with pytest.raises(ConfigError, match=f"--code {given}: "):
         Pipeline.load("nano", code=given)
+
+
+def test_the_api_and_the_list_of_stages_wait_for_neither_ray_nor_torch():
+    program = """if True:
+        import sys
+        import show1_ray
+        from show1_ray.pipeline.describe import list_stages
+        show1_ray.Stage, show1_ray.Reject, show1_ray.Pipeline, show1_ray.Clip, list_stages()
+        print(sorted({"ray", "torch", "diffusers", "transformers"} & sys.modules.keys()))
+        """
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 def test_stages_of_installed_packages_are_named_by_their_entry_points(tmp_path):
