@@ -164,7 +164,7 @@ def run_job(this: Round, count: int) -> int:
     if "Traceback (most recent call last)" in text:
         this.wrong.append(f"a traceback: {text[text.index('Traceback') :][:3000]}")
     code = job.wait()
-    if code not in (0, 3, 130, -signal.SIGKILL) and not (code == 2 and may_refuse(this, text)):
+    if code not in (0, 3, 130, -signal.SIGINT, -signal.SIGKILL) and not (code == 2 and may_refuse(this, text)):
         this.wrong.append(f"exit code {code}: {text.strip()[-1500:]}")
     if code == 2:
         time.sleep(3)  # a lease of a killed writer runs out, storage comes back
@@ -179,13 +179,12 @@ def may_refuse(this: Round, text: str) -> bool:
 
 
 def command(this: Round) -> list[str]:
-    pipeline = "chaos.yaml" if this.kind != "tiny" else str(this.folder.parent / "cascade" / "pipeline.yaml")
-    arguments = ["render", "prompts.parquet", "--out", this.out, "--pipeline", pipeline, "--format", this.form]
-    if this.kind != "tiny":
-        arguments += ["--code", str(HERE / "chaos_stages.py")]
-    if this.head is not None:
-        arguments += ["--address", this.head.address]
-    return [sys.executable, "-m", "show1_ray", *arguments]
+    """What starts the job."""
+    is_tiny = this.kind == "tiny"
+    pipeline = str(this.folder.parent / "cascade" / "pipeline.yaml") if is_tiny else "chaos.yaml"
+    address = "" if this.head is None else this.head.address
+    code = "" if is_tiny else str(HERE / "chaos_stages.py")
+    return [sys.executable, str(HERE / "chaos_job.py"), "prompts.parquet", this.out, pipeline, this.form, address, code]
 
 
 # What must come out.

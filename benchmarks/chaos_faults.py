@@ -21,7 +21,7 @@ import psutil
 from faulty_s3 import FaultyS3
 
 CLIPS = {"tiny": 10}
-"""Clips of a round; others have 160."""
+"""Clips of a round; others have 400."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Round:
     @property
     def clips(self) -> int:
         """Of its manifest."""
-        return CLIPS.get(self.kind, 160)
+        return CLIPS.get(self.kind, 400)
 
     @property
     def storage(self) -> Any:
@@ -67,7 +67,7 @@ def direct_s3() -> dict[str, Any]:
 def inflict(this: Round, job: psutil.Popen) -> None:
     """One fault, if there is something that it can be done to."""
     faults: list[tuple[str, Callable[[], bool]]] = [
-        ("station killed", lambda: hit(this, "ray::Station", signal.SIGKILL)),
+        *3 * [("station killed", lambda: hit(this, "ray::Station", signal.SIGKILL))],
         ("station stopped for good", lambda: hit(this, "ray::Station", signal.SIGSTOP)),
         ("landing task killed", lambda: hit(this, "ray::run_task", signal.SIGKILL)),
         ("idle worker killed", lambda: hit(this, "ray::IDLE", signal.SIGKILL)),
@@ -185,7 +185,7 @@ def restart_cluster(this: Round) -> None:
     os.environ[chaos_stages.FOLDER] = str(this.folder)
     quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
     resources = {"num_cpus": 2, "num_gpus": 2, "object_store_memory": 100_000_000}
-    head = {**resources, "num_gpus": 0, "_system_config": quick, "_temp_dir": str(ray_folder(this))}
+    head = {**resources, "num_gpus": 0, "_system_config": quick, "temp_dir": str(ray_folder(this))}
     this.head = Cluster(initialize_head=True, head_node_args=head)
     this.nodes = [this.head.add_node(**resources) for _ in range(2)]
     this.head.node_id = this.head.head_node.node_id
