@@ -1,0 +1,43 @@
+"""A job as `show1-ray render` runs it, with deadlines of seconds in place of minutes: what chaos.py starts.
+
+python benchmarks/chaos_job.py MANIFEST OUT PIPELINE FORMAT [ADDRESS] [CODE]
+"""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+from show1_ray.cli import main, stopped_by_signals
+from show1_ray.job import Control, render
+from show1_ray.line import LineSettings
+from show1_ray.planning.gpus import memory_for_stages
+from show1_ray.progress import Progress, summary_lines
+
+QUICK = LineSettings(deadline_floor=10, first_deadline=45, measure_memory=memory_for_stages)
+"""A stopped process is never noticed but by its deadline."""
+
+
+def job() -> None:
+    """Renders, and ends with the job's exit code."""
+    manifest, out, pipeline, form, address, code = (*sys.argv[1:], *[""] * 6)[:6]
+    console, control = Console(stderr=True), Control()
+    with Progress(console) as progress, stopped_by_signals(control, console):
+        summary = render(
+            manifest,
+            out,
+            pipeline,
+            format=form,  # type: ignore[arg-type]
+            address=address or None,
+            code=code or (),
+            observe=progress.observe,
+            control=control,
+            line=QUICK,
+        )
+    print(summary_lines(summary), file=sys.stderr)
+    sys.exit(summary.exit_code)
+
+
+if __name__ == "__main__":
+    main(job)
