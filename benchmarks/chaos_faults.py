@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,11 @@ def inflict(this: Round, job: psutil.Popen) -> None:
         faults += [("GCS killed", lambda: hit(this, "gcs_server", signal.SIGKILL))]
     else:
         faults += [("node left", lambda: leave(this)), ("node came", lambda: come(this))]
-        faults += [("GCS killed", lambda: kill_gcs(this)), ("head restarted", lambda: restart_cluster(this) or True)]
+        faults += [("GCS killed", lambda: kill_gcs(this)), ("head restarted", lambda: restart_head(this))]
         faults += 3 * [("bad card", lambda: break_card(this))]
     if this.proxy is not None:
         for mode, seconds in (("busy", 3), ("cut", 2), ("reset", 3), ("hang", 60)):
-            faults += [(f"S3: {mode} for {seconds} s", lambda m=mode, s=seconds: misbehave(this, m, s))]
+            faults += [(f"S3: {mode} for {seconds} s", partial(misbehave, this, mode, seconds))]
     if this.kind == "disk":
         faults += 2 * [
             ("disk full for 5 s", lambda: fill_disk(this)),
@@ -189,6 +190,12 @@ def restart_cluster(this: Round) -> None:
     this.head = Cluster(initialize_head=True, head_node_args=head)
     this.nodes = [this.head.add_node(**resources) for _ in range(2)]
     this.head.node_id = this.head.head_node.node_id
+
+
+def restart_head(this: Round) -> bool:
+    """The cluster is another one from now on."""
+    restart_cluster(this)
+    return True
 
 
 def is_up(cluster: Any) -> bool:

@@ -30,7 +30,7 @@ def job() -> None:
             pipeline,
             format=form,  # type: ignore[arg-type]
             address=address or None,
-            code=code or (),
+            code=code or None,
             observe=progress.observe,
             control=control,
             line=QUICK,
