@@ -184,7 +184,7 @@ def run_line(
 
 
 async def follow_all(line: Service, clips: int) -> None:
-    """Clips through the line, as `show1_ray.render` sends them."""
+    """Clips through an open line, each followed by itself."""
 
     async def follow(events: AsyncIterable[ClipEvent]) -> None:
         assert isinstance([event async for event in events][-1], ClipDone)

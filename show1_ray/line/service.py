@@ -106,9 +106,9 @@ class Service:
                     case ClipRejected():
                         print(event.reason)
 
-    Clips of all callers are in flight together and share batches. `show1_ray.render` follows each clip of a manifest
-    so, and awaits `room` before it submits the next. `show1_ray.open_line` makes the stages of a pipeline, and this of
-    them. The loop is that of `Line`, in a thread.
+    Clips of all callers are in flight together and share batches; whoever submits many awaits `room` before each.
+    `show1_ray.open_line` makes the stages of a pipeline, and this of them. The loop is that of `Line`, in a thread;
+    `Running` runs it over a whole manifest.
 
     Ray has to be initialized. Raises UserError as `Line` does.
 
