@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import urllib.parse
-from dataclasses import dataclass, field
+from bisect import bisect_left
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -165,16 +165,13 @@ class Store:
                 backend.put_object(BUCKET, f"{OUT}/shards/shard-{number:06}.tar", bytes(SHARD_BYTES))
 
 
-@dataclass
 class Listed:
-    """The listings of `clips/`, of clips that no object stands for: their names by folder, sorted."""
+    """The listings of `clips/`, of clips that no object stands for: their paths in it, sorted."""
 
-    clips: int
-    folders: dict[str, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for number in range(self.clips):
-            self.folders.setdefault(folder_of(clip_id(number)), []).append(clip_id(number))
+    def __init__(self, clips: int) -> None:
+        names = map(clip_id, range(clips))
+        self.paths = sorted(f"{folder_of(name)}/{name}.mp4" for name in names)
+        self.folders = sorted({path.partition("/")[0] for path in self.paths})
 
     def answer(self, query: dict[str, str]) -> bytes | None:
         """A page of ListObjectsV2; None for what is not below `clips/`."""
@@ -184,13 +181,12 @@ class Listed:
             return page(prefix, found)
         if not prefix.startswith(root):
             return None
-        folder = prefix.removeprefix(root).rstrip("/")
-        first = int(query.get("continuation-token") or 0)
-        names = self.folders.get(folder, [])
-        shown = names[first : first + 1000]
-        more = first + 1000 < len(names)
-        token = f"<NextContinuationToken>{first + 1000}</NextContinuationToken>" if more else ""
-        return page(prefix, token + "".join(map(entry, (f"{root}{folder}/{name}.mp4" for name in shown))), more)
+        begins = prefix.removeprefix(root)
+        first = int(query.get("continuation-token") or bisect_left(self.paths, begins))
+        end = bisect_left(self.paths, begins + "\x7f")
+        last = min(first + 1000, end)
+        token = f"<NextContinuationToken>{last}</NextContinuationToken>" if last < end else ""
+        return page(prefix, token + "".join(entry(root + path) for path in self.paths[first:last]), last < end)
 
 
 def page(prefix: str, content: str, more: bool = False) -> bytes:

@@ -286,12 +286,16 @@ class Dataset:
 
     def _learn(self, backed: bool = False) -> None:
         """Let the inventory have the parts that were written since; whether their rows count is known or not."""
+        fresh: list[Part] = []
         while self._news:
             news = self._news.popleft()
             if isinstance(news, Part):
-                self._stock.inventory.extend([news], backed)
+                fresh.append(news)
             else:
+                self._stock.inventory.extend(fresh, backed)
+                fresh = []
                 self._stock.inventory.replace_parts(*news)
+        self._stock.inventory.extend(fresh, backed)
 
     def _is_stale(self) -> bool:
         """Whether there may be other files by now than the inventory tells of. Nobody but this job, or tasks of the
@@ -360,7 +364,7 @@ class Dataset:
         self._storage.write(path, data)
         if folder == METADATA:
             self._news.append(index_of(path, io.BytesIO(data)))
-        self._mergers[folder].written(path, data)
+        self._mergers[folder].written(path, len(table), data)
 
     def _write_rest(self) -> None:
         if self._format == "webdataset":

@@ -5,23 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from show1_ray.dataset.layout import CLIPS, METADATA, SHARDS, shard_number, shard_path
-from show1_ray.dataset.metadata import Row, content_digest, id_digest
-from show1_ray.dataset.parts import Merger, Part, list_parts, read_indexes
+from show1_ray.dataset.metadata import Row, content_digest, id_digests
+from show1_ray.dataset.parts import (
+    CONTENT,
+    Merger,
+    Part,
+    last_of_ids,
+    list_parts,
+    read_indexes,
+    sorted_rows,
+)
 from show1_ray.dataset.shards import read_shard
 from show1_ray.dataset.storage import Storage, StorageError
 
+FOLDERS = [f"{number:02x}/" for number in range(256)]
+"""Of clips, by the first byte of their ids' digests."""
 LISTINGS = 10
 """How often metadata is listed that somebody is making less of."""
 
 
 @dataclass
 class Inventory:
-    """The rows of all metadata parts, in order, and the files. 50 bytes a row stay in memory.
+    """The rows of all metadata parts, in order, and the files. 46 bytes a row stay in memory, and no object.
 
     `backed` tells the rows that count: the last one of each clip whose file is there with its right size.
     """
@@ -42,8 +53,8 @@ class Inventory:
 
     @cached_property
     def all(self) -> Part:
-        """All rows as those of one part."""
-        return Part.joined("", self.parts)
+        """All rows as those of one part, of which the parts become views."""
+        return Part.gathered(self.parts)
 
     @property
     def paths(self) -> list[str]:
@@ -63,18 +74,20 @@ class Inventory:
     @cached_property
     def order(self) -> np.ndarray:
         """The rows' numbers, sorted by their ids; those of one id in their order."""
-        halves = self.all.ids.view(">u8").reshape(-1, 2).astype(np.uint64)
-        return np.lexsort((halves[:, 1], halves[:, 0]))
+        return sorted_rows(self.all.ids)
 
     @cached_property
-    def sorted_ids(self) -> np.ndarray:
-        """The rows' ids, sorted."""
-        return self.all.ids[self.order]
+    def is_last(self) -> np.ndarray:
+        """Of `order`: whether it is the last of its id."""
+        return last_of_ids(self.all.ids, self.order)
+
+    def first_of(self, ids: np.ndarray) -> np.ndarray:
+        """Where in `order` each id's rows begin, or would."""
+        return np.searchsorted(self.all.ids, ids, sorter=self.order)
 
     def done(self) -> Done:
-        """A sorted view of the rows that count."""
-        rows = self.order[self.backed[self.order]]
-        return Done(self.all.ids[rows], self.all.contents[rows], rows)
+        """The clips that are there, as they are known now."""
+        return Done(self.all, self.order, self.backed)
 
     def place(self, row: int) -> tuple[str, int]:
         """The part that a row stands in, and its number there."""
@@ -84,9 +97,11 @@ class Inventory:
 
     def extend(self, parts: Sequence[Part], backed: bool = False) -> None:
         """More rows: all count, or none yet."""
+        if not parts:
+            return
         self.parts += parts
         self.backed = np.concatenate([self.backed, np.full(sum(map(len, parts)), backed)])
-        for name in ("all", "order", "sorted_ids"):
+        for name in ("all", "order", "is_last"):
             self.__dict__.pop(name, None)
 
     def replace_parts(self, old: Sequence[str], new: str) -> None:
@@ -94,31 +109,42 @@ class Inventory:
         first = next((i for i, part in enumerate(self.parts) if part.path == old[0]), None)
         if first is None or [part.path for part in self.parts[first : first + len(old)]] != list(old):
             return
-        self.parts[first : first + len(old)] = [Part.joined(new, self.parts[first : first + len(old)])]
+        merged = Part.merged(new, self.parts[first : first + len(old)])
+        self.parts[first : first + len(old)] = [merged]
+        if "all" in self.__dict__:
+            row = sum(map(len, self.parts[:first]))
+            merged.view(self.all, row, row + len(merged))
 
 
 @dataclass(frozen=True)
 class Done:
-    """The clips that are there, sorted by their id's digest; `rows` are their numbers in the inventory."""
+    """The clips that are there: those of the rows of an inventory that are `backed`; `order` sorts them by ids."""
 
-    ids: np.ndarray
-    contents: np.ndarray
-    rows: np.ndarray
+    all: Part
+    order: np.ndarray
+    backed: np.ndarray
 
     def find(self, ids: list[bytes]) -> np.ndarray:
-        """The place of each id, -1 where it is not there."""
+        """The row of each id, -1 where it is not there."""
         # Compared as arrays: numpy takes the zeros off the end of a single S16 value.
         wanted = np.array(ids, "S16")
-        if not len(self.ids) or not ids:
-            return np.full(len(ids), -1)
-        places = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
-        return np.where(self.ids[places] == wanted, places, -1)
+        found = np.full(len(wanted), -1)
+        places = np.searchsorted(self.all.ids, wanted, sorter=self.order)
+        left = np.arange(len(wanted))
+        while len(left := left[places[left] < len(self.order)]):
+            rows = self.order[places[left]]
+            same = self.all.ids[rows] == wanted[left]
+            counts = same & self.backed[rows]
+            found[left[counts]] = rows[counts]
+            left = left[same & ~counts]  # those whose next row may be the one
+            places[left] += 1
+        return found
 
-    def has_contents(self, places: np.ndarray, contents: list[bytes]) -> np.ndarray:
-        """Whether the clips at these places (none where -1) are made from these contents."""
-        if not len(self.ids):
+    def has_contents(self, rows: np.ndarray, contents: list[bytes]) -> np.ndarray:
+        """Whether the clips of these rows (none where -1) are made from these contents."""
+        if not len(self.order):
             return np.zeros(len(contents), bool)
-        return (places >= 0) & (self.contents[places] == np.array(contents, "S16"))
+        return (rows >= 0) & (self.all.contents[rows] == np.array(contents, CONTENT))
 
 
 def take_inventory(
@@ -175,10 +201,10 @@ def index_of_rows(path: str, rows: Sequence[Row]) -> Part:
     numbers = [shard_number(PurePosixPath(row["shard"]).name) if row.get("shard") else None for row in rows]
     return Part(
         path,
-        np.array([id_digest(row["id"]) for row in rows], "S16"),
-        np.array([content_digest(row["prompt"], row["negative_prompt"], row["seed"]) for row in rows], "S16"),
+        np.array(id_digests(row["id"] for row in rows), "S16"),
+        np.array([content_digest(row["prompt"], row["negative_prompt"], row["seed"]) for row in rows], CONTENT),
         np.array([row["bytes"] for row in rows], np.int64),
-        np.array([-1 if number is None else number for number in numbers], np.int64),
+        np.array([-1 if number is None else number for number in numbers], np.int32),
         {number: row["shard_bytes"] for number, row in zip(numbers, rows, strict=True) if number is not None},
     )
 
@@ -209,53 +235,54 @@ def _back_by_shards(
             inventory.broken_shards.append(path)
     of_adopted = sum(len(part) for part in adopted)
     inventory.extend(adopted)
-    backed = np.isin(inventory.all.shards, np.array(whole, np.int64))
+    backed = np.isin(inventory.all.shards, np.array(whole, inventory.all.shards.dtype))
     backed[len(backed) - of_adopted :] = True
     if backed.any():
         # Of several rows of a clip, the last that is backed counts.
-        order = inventory.order[backed[inventory.order]]
-        ids = inventory.all.ids[order]
-        inventory.backed[order[np.append(ids[1:] != ids[:-1], True)]] = True
+        order = inventory.order if backed.all() else inventory.order[backed[inventory.order]]
+        inventory.backed[order[last_of_ids(inventory.all.ids, order)]] = True
 
 
 def _back_by_files(storage: Storage, inventory: Inventory) -> None:
     """Mark the rows whose video file is there with its right size, and tell of the files that have none."""
-    sizes, shards = inventory.all.sizes, inventory.all.shards
-    for folder, files in _video_files(storage, inventory):
-        names = list(files)
-        digests = np.array([id_digest(name.removesuffix(".mp4")) for name in names], "S16")
-        starts, ends = (np.searchsorted(inventory.sorted_ids, digests, side=side) for side in ("left", "right"))
+    all_ids, sizes, shards = inventory.all.ids, inventory.all.sizes, inventory.all.shards
+    for names, found, ids in _video_files(storage, inventory):
+        starts = inventory.first_of(ids)
         # Nearly all have one row, which fits: these are done at once.
-        lone = np.flatnonzero(ends - starts == 1)
+        lone = np.flatnonzero(starts < len(all_ids))
+        lone = lone[inventory.is_last[starts[lone]]]
         rows = inventory.order[starts[lone]]
-        fits = (sizes[rows] == np.array([*files.values()], np.int64)[lone]) & (shards[rows] < 0)
+        fits = (all_ids[rows] == ids[lone]) & (sizes[rows] == found[lone]) & (shards[rows] < 0)
         inventory.backed[rows[fits]] = True
-        for place in np.setdiff1d(np.arange(len(names)), lone[fits]).tolist():
-            name = names[place]
-            path = f"{CLIPS}/{folder}/{name}"
-            rows = inventory.order[starts[place] : ends[place]]
+        rest = np.setdiff1d(np.arange(len(names)), lone[fits])
+        ends = np.searchsorted(all_ids, ids[rest], side="right", sorter=inventory.order)
+        for place, end in zip(rest.tolist(), ends.tolist(), strict=True):
+            path = f"{CLIPS}/{names[place]}"
+            rows = inventory.order[starts[place] : end]
             if inventory.backed[rows].any():
                 inventory.leftovers.append(path)
                 continue
-            fitting = rows[(sizes[rows] == files[name]) & (shards[rows] < 0)]
+            fitting = rows[(sizes[rows] == found[place]) & (shards[rows] < 0)]
             if len(fitting):
                 inventory.backed[fitting[-1]] = True
             else:
                 inventory.without_row.append(path)
+    for paths in (inventory.leftovers, inventory.without_row, inventory.strange):
+        paths.sort()
 
 
-def _video_files(storage: Storage, inventory: Inventory) -> Iterator[tuple[str, dict[str, int]]]:
-    """The files of each folder of clips that are in their place; the others are told as strange."""
-    folders = storage.folders(CLIPS)
-    listings = storage.map(lambda name: storage.sizes(f"{CLIPS}/{name}"), folders)
-    for folder, listing in zip(folders, listings, strict=True):
-        files: dict[str, int] = {}
-        for name, size in listing.items():
-            if name.startswith("."):
-                continue
-            in_place = name.endswith(".mp4") and id_digest(name.removesuffix(".mp4")).hex()[:2] == folder
-            if in_place:
-                files[name] = size
-            else:
-                inventory.strange.append(f"{CLIPS}/{folder}/{name}")
-        yield folder, files
+def _video_files(storage: Storage, inventory: Inventory) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """Names, sizes and ids' digests of clips' files that are in their place, a listing at a time; the others are told
+    as strange."""
+    for listing in storage.tree(CLIPS):
+        names, sizes = list(listing), list(listing.values())
+        keys = id_digests([name[3:-4] for name in names])
+        in_place = [
+            name[:3] == FOLDERS[key[0]] and name.endswith(".mp4") and name[3] != "."
+            for name, key in zip(names, keys, strict=True)
+        ]
+        if not all(in_place):
+            wrong = [name for name, is_right in zip(names, in_place, strict=True) if not is_right]
+            inventory.strange += [f"{CLIPS}/{name}" for name in wrong if "/." not in name]
+            names, sizes, keys = (list(compress(values, in_place)) for values in (names, sizes, keys))
+        yield names, np.array(sizes, np.int64), np.array(keys, "S16")

@@ -50,7 +50,7 @@ def shard_path(number: int) -> str:
 
 def shard_number(name: str) -> int | None:
     """The number of a shard, from the name of its file or of its metadata part; None for other names."""
-    match = re.fullmatch(r"shard-(\d{6,})\.(tar|parquet)", name)
+    match = re.fullmatch(r"shard-(\d{6,9})\.(tar|parquet)", name)
     return int(match[1]) if match else None
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from json.encoder import encode_basestring_ascii
 from pathlib import PurePosixPath
-from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from show1_ray.dataset.layout import METADATA, METADATA_FILE, merged_part, shard_number
-from show1_ray.dataset.metadata import digest, id_digest, to_parquet
+from show1_ray.dataset.metadata import content_digest, id_digests, to_parquet
 from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.errors import UserError, one_line
 
@@ -25,12 +22,15 @@ COLUMNS = ["id", "prompt", "negative_prompt", "seed", "bytes", "shard", "shard_b
 CONTENTS = {"prompt", "negative_prompt", "seed"}
 BROKEN = (pa.ArrowException, OSError, KeyError, UnicodeDecodeError)
 """What pyarrow raises for a file that is cut, spoilt or no Parquet."""
+CONTENT = "S8"
+"""What is kept of a content's digest: it is only compared with that of one clip, the one of the same id."""
+ARRAYS = ("ids", "contents", "sizes", "shards")
 ROWS_AT_ONCE = 8192
-IN_MEMORY = 16 * 2**20
-"""Bytes of a file up to which it is read into memory, not to this machine's disk."""
+IN_MEMORY = 4 * 2**20
+"""Bytes of a file up to which it is read into memory, as many others are, not to this machine's disk."""
 FAN = 64
 """Parts that become one, while a job writes them."""
-SMALL_ROWS, MERGED_ROWS, MERGED_BYTES = 10_000, 50_000, 32 * 2**20
+SMALL_ROWS, MERGED_ROWS, MERGED_BYTES = 10_000, 50_000, 8 * 2**20
 """Rows of a part that is worth merging; rows or compressed bytes that are enough for a merged one."""
 LEAST = 8
 """Fewer small parts than this are left as they are."""
@@ -38,17 +38,17 @@ LEAST = 8
 
 @dataclass
 class Part:
-    """What is kept of a part: arrays of one entry a row.
+    """What is kept of a part: arrays of one entry a row, 36 bytes together.
 
-    `sizes` are the videos' bytes, `shards` the numbers of the shards (-1 where a clip is a file), `shard_sizes` their
-    bytes as the rows say.
+    `ids` and `contents` are digests, `sizes` the videos' bytes, `shards` the numbers of the shards (-1 where a clip is
+    a file), `shard_sizes` their bytes as the rows say.
     """
 
     path: str
     ids: np.ndarray = field(default_factory=lambda: np.array([], "S16"))
-    contents: np.ndarray = field(default_factory=lambda: np.array([], "S16"))
+    contents: np.ndarray = field(default_factory=lambda: np.array([], CONTENT))
     sizes: np.ndarray = field(default_factory=lambda: np.array([], np.int64))
-    shards: np.ndarray = field(default_factory=lambda: np.array([], np.int64))
+    shards: np.ndarray = field(default_factory=lambda: np.array([], np.int32))
     shard_sizes: dict[int, int] = field(default_factory=dict)
     schema: pa.Schema | None = None
     is_broken: bool = False
@@ -58,18 +58,51 @@ class Part:
         return len(self.ids)
 
     @classmethod
-    def joined(cls, path: str, parts: Sequence[Part], schema: pa.Schema | None = None) -> Part:
-        """The rows of several parts as those of one."""
-        if not parts:
-            return cls(path)
-        if schema is None:
-            schemas = [part.schema for part in parts if part.schema is not None]
+    def gathered(cls, parts: Sequence[Part]) -> Part:
+        """All rows of parts, which become views of it: what they had goes, an array at a time."""
+        whole = cls("", shard_sizes={number: size for part in parts for number, size in part.shard_sizes.items()})
+        ends = np.cumsum([len(part) for part in parts]).tolist()
+        for name in ARRAYS if parts else ():
+            setattr(whole, name, np.concatenate([getattr(part, name) for part in parts]))
+            for part, first, end in zip(parts, [0, *ends], ends, strict=False):
+                setattr(part, name, getattr(whole, name)[first:end])
+        return whole
+
+    def view(self, whole: Part, first: int, end: int) -> None:
+        """Have the rows that it has itself as a view of a whole's."""
+        for name in ARRAYS:
+            setattr(self, name, getattr(whole, name)[first:end])
+
+    @classmethod
+    def merged(cls, path: str, parts: Sequence[Part]) -> Part:
+        """The part that takes the place of several which follow one another."""
+        schemas = list({id(part.schema): part.schema for part in parts}.values())
+        whole = cls.gathered(parts)
+        whole.path = path
+        if None not in schemas:
             with suppress(pa.ArrowException):
-                schema = pa.unify_schemas(schemas, promote_options="permissive") if len(schemas) == len(parts) else None
-        arrays = ("ids", "contents", "sizes", "shards")
-        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
-        sizes = {number: size for part in parts for number, size in part.shard_sizes.items()}
-        return cls(path, shard_sizes=sizes, schema=schema, **columns)  # type: ignore[arg-type]
+                whole.schema = pa.unify_schemas(schemas, promote_options="permissive")
+        return whole
+
+
+def sorted_rows(ids: np.ndarray) -> np.ndarray:
+    """The numbers of rows, sorted by their ids' digests; those of one id in their order."""
+    halves = ids.view(">u8").reshape(-1, 2)
+    first = halves[:, 0].astype(np.uint64)
+    order = np.argsort(first, kind="stable")
+    same = np.flatnonzero(first[order[1:]] == first[order[:-1]])
+    if (halves[order[same], 1] != halves[order[same + 1], 1]).any():  # 64 bits the same, of two ids
+        order = np.lexsort((halves[:, 1].astype(np.uint64), first))
+    return order
+
+
+def last_of_ids(ids: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Of rows in the order of their ids: whether each is the last of its id. A block at a time: memory is flat."""
+    last = np.ones(len(order), bool)
+    for first in range(0, len(order) - 1, ROWS_AT_ONCE):
+        block = ids[order[first : first + ROWS_AT_ONCE + 1]]
+        last[first : first + len(block) - 1] = block[1:] != block[:-1]
+    return last
 
 
 def list_parts(storage: Storage, folder: str) -> dict[str, int]:
@@ -123,33 +156,40 @@ def read_indexes(
     """
     columns = [name for name in COLUMNS if contents or name not in CONTENTS]
 
-    def load(path: str) -> tuple[str, Part | None, bytes | None]:
-        data = storage.read(path) if paths[path] <= IN_MEMORY else None
+    def load(path: str) -> tuple[str, bytes | None]:
+        return path, storage.read(path) if paths[path] <= IN_MEMORY else None
+
+    schema: pa.Schema | None = None
+    for path, data in storage.map(load, paths, weigh=paths.__getitem__):
         try:
             if data is None:
                 with storage.local_copy(path) as local:
-                    return path, index_of(path, local, columns), None
-            return path, index_of(path, io.BytesIO(data), columns), data
+                    part = index_of(path, local, columns, schema)
+            else:
+                part = index_of(path, pa.BufferReader(data), columns, schema)
         except FileNotFoundError:
             raise
         except BROKEN:
-            return path, None, data
-
-    for path, part, data in storage.map(load, paths):
-        if part is not None and merger is not None:
+            yield path, None
+            continue
+        schema = part.schema
+        if merger is not None:
             merger.pass_by(path, len(part), data)
         yield path, part
 
 
-def index_of(path: str, file: object, columns: list[str] = COLUMNS) -> Part:
-    """The index of a part from its file. Raises one of BROKEN where it is not whole."""
+def index_of(path: str, file: object, columns: list[str] = COLUMNS, schema: pa.Schema | None = None) -> Part:
+    """The index of a part from its file. Nearly all have the same `schema`, which is kept once.
+
+    Raises one of BROKEN where it is not whole.
+    """
     rows = _Rows("prompt" in columns)
     with pq.ParquetFile(file) as parquet:
-        schema = parquet.schema_arrow.remove_metadata()
-        _check_types(schema)
-        for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=columns):
+        found = parquet.schema_arrow.remove_metadata()
+        _check_types(found)
+        for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
             rows.add(batch)
-    return rows.part(path, schema)
+    return rows.part(path, schema if schema is not None and found.equals(schema, check_metadata=True) else found)
 
 
 def _check_types(schema: pa.Schema) -> None:
@@ -175,20 +215,20 @@ class _Rows:
     def add(self, batch: pa.RecordBatch) -> None:
         if batch["id"].null_count or (self._with_contents and batch["prompt"].null_count):
             raise KeyError("a row without id or prompt")
-        self.ids += b"".join(map(id_digest, batch["id"].to_pylist()))
+        self.ids += b"".join(id_digests(batch["id"].to_pylist()))
         if self._with_contents:
             values = [batch[name].to_pylist() for name in ("prompt", "negative_prompt", "seed")]
-            self.contents += b"".join(map(content_digests, *values))
+            self.contents += b"".join([key[:8] for key in map(content_digest, *values)])
         self.sizes.append(pc.fill_null(batch["bytes"], 0).to_numpy(zero_copy_only=False).astype(np.int64))
         self.shards.append(self._shards_of(batch))
 
     def _shards_of(self, batch: pa.RecordBatch) -> np.ndarray:
         if "shard" not in batch.schema.names or batch["shard"].null_count == len(batch):
-            return np.full(len(batch), -1)
+            return np.full(len(batch), -1, np.int32)
         coded = pc.dictionary_encode(batch["shard"])
         numbers = [_number(name) for name in coded.dictionary.to_pylist()]
         codes = pc.fill_null(coded.indices, len(numbers)).to_numpy(zero_copy_only=False).astype(np.int64)
-        shards = np.array([*numbers, -1])[codes]
+        shards = np.array([*numbers, -1], np.int32)[codes]
         sizes = pc.fill_null(batch["shard_bytes"], -1).to_numpy(zero_copy_only=False)
         # Of several rows of a shard, the last one's size counts.
         found, places = np.unique(shards[::-1], return_index=True)
@@ -197,17 +237,12 @@ class _Rows:
         return shards
 
     def part(self, path: str, schema: pa.Schema) -> Part:
+        """Its index."""
         ids = np.frombuffer(bytes(self.ids), "S16")
-        contents = np.frombuffer(bytes(self.contents), "S16")
-        sizes, shards = (np.concatenate([np.array([], np.int64), *arrays]) for arrays in (self.sizes, self.shards))
-        return Part(path, ids, contents if len(contents) else np.zeros(len(ids), "S16"), sizes, shards,
-                    self.shard_sizes, schema)  # fmt: skip
-
-
-def content_digests(prompt: str, negative_prompt: str | None, seed: int) -> bytes:
-    """As `metadata.content_digest`, in a third of the time."""
-    negative = "null" if negative_prompt is None else encode_basestring_ascii(negative_prompt)
-    return digest(f"[{encode_basestring_ascii(prompt)}, {negative}, {seed}]")
+        contents = np.frombuffer(bytes(self.contents), CONTENT) if self._with_contents else np.zeros(len(ids), CONTENT)
+        sizes = np.concatenate([np.array([], np.int64), *self.sizes])
+        shards = np.concatenate([np.array([], np.int32), *self.shards])
+        return Part(path, ids, contents, sizes, shards, self.shard_sizes, schema)
 
 
 def _number(shard: str | None) -> int:
@@ -238,13 +273,13 @@ class Merger:
         self._storage = storage
         self._act = act
         self._replaced = replaced
-        self._levels: list[list[tuple[str, bytes | None]]] = [[]]
+        self._levels: list[list[tuple[str, int, bytes | None]]] = [[]]
         self._passing: list[tuple[str, bytes]] = []
         self._rows = 0
 
-    def written(self, path: str, data: bytes) -> None:
-        """A part was written: every FAN of them become one, and every FAN of those."""
-        self._add(0, path, data)
+    def written(self, path: str, rows: int, data: bytes) -> None:
+        """A part was written: every FAN of them become one, and every FAN of those, until it is no small one."""
+        self._add(0, path, rows, data)
 
     def pass_by(self, path: str, rows: int, data: bytes | None) -> None:
         """A part was read, in order; small ones that follow one another become one. `data` None: it is no small one."""
@@ -262,24 +297,28 @@ class Merger:
         if len(parts) >= LEAST:
             self._act(partial(self._merge, parts))
 
-    def _add(self, level: int, path: str, data: bytes | None) -> None:
+    def _add(self, level: int, path: str, rows: int, data: bytes | None) -> None:
         if level == len(self._levels):
             self._levels.append([])
-        self._levels[level].append((path, data))
-        if len(self._levels[level]) < FAN:
+        self._levels[level].append((path, rows, data))
+        rows = sum(one[1] for one in self._levels[level])
+        if len(self._levels[level]) < FAN and rows < MERGED_ROWS:
             return
         parts, self._levels[level] = self._levels[level], []
-        merged = self._merge(parts)
-        if merged is not None:
-            self._add(level + 1, merged, None)
+        merged = self._merge([(path, data) for path, _, data in parts]) if len(parts) > 1 else None
+        if merged is not None and rows < MERGED_ROWS:
+            self._add(level + 1, merged, rows, None)
+        else:  # what waits there does not follow upon one another any more
+            del self._levels[level + 1 :]
 
     def _merge(self, parts: Sequence[tuple[str, bytes | None]]) -> str | None:
-        def table(part: tuple[str, bytes | None]) -> pa.Table:
-            return _table(io.BytesIO(self._storage.read(part[0]) if part[1] is None else part[1]))
+        def load(part: tuple[str, bytes | None]) -> bytes:
+            return self._storage.read(part[0]) if part[1] is None else part[1]
 
         paths = [path for path, _ in parts]
         try:
-            whole = pa.concat_tables(self._storage.map(table, parts), promote_options="permissive")
+            tables = [_table(pa.BufferReader(data)) for data in self._storage.map(load, parts)]
+            whole = pa.concat_tables(tables, promote_options="permissive")
         except (*BROKEN, FileNotFoundError):
             return None
         path = merged_part(paths[-1])
@@ -289,8 +328,8 @@ class Merger:
         return path
 
 
-def _table(file: IO[bytes]) -> pa.Table:
-    return pq.read_table(file).replace_schema_metadata(None)
+def _table(file: pa.NativeFile) -> pa.Table:
+    return pq.read_table(file, use_threads=False).replace_schema_metadata(None)
 
 
 def read_all(storage: Storage, paths: Iterable[str], sizes: dict[str, int]) -> Iterator[pa.RecordBatch]:
@@ -302,9 +341,9 @@ def read_all(storage: Storage, paths: Iterable[str], sizes: dict[str, int]) -> I
         except FileNotFoundError:
             raise StorageError(f"cannot read {storage.url}/{path}: it was there a moment ago; run it again") from None
 
-    for path, data in storage.map(load, paths):
+    for path, data in storage.map(load, paths, weigh=lambda path: sizes.get(path, 0)):
         if data is None:
             yield from read_part(storage, path)
         else:
-            with pq.ParquetFile(io.BytesIO(data)) as parquet:
+            with pq.ParquetFile(pa.BufferReader(data)) as parquet:
                 yield from parquet.iter_batches(ROWS_AT_ONCE)

@@ -182,11 +182,12 @@ class _Members:
     """Whether an id has a row, counted or not."""
 
     def __init__(self, inventory: Inventory) -> None:
-        self._ids = inventory.sorted_ids
+        self._inventory = inventory
 
     def __contains__(self, key: bytes) -> bool:
-        place = int(np.searchsorted(self._ids, np.array([key], "S16"))[0])
-        return place < len(self._ids) and bool(self._ids[place : place + 1] == np.array([key], "S16"))
+        wanted = np.array([key], "S16")
+        rows = self._inventory.order[self._inventory.first_of(wanted)[0] :][:1]
+        return bool((self._inventory.all.ids[rows] == wanted).any())
 
 
 def _tell_shards(stock: Stock, told: set[bytes]) -> None:
@@ -217,13 +218,12 @@ def _tell_missing(storage: Storage, stock: Stock, told: set[bytes]) -> None:
 def _missing_rows(stock: Stock, told: set[bytes]) -> np.ndarray:
     """The last row of each clip for which no row counts, that is not waiting, and has not been told."""
     inventory = stock.inventory
-    ids, order = inventory.sorted_ids, inventory.order
-    if not len(ids):
-        return order
-    last = np.append(ids[1:] != ids[:-1], True)
-    first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
-    counts = np.logical_or.reduceat(inventory.backed[order], first)
-    rows = order[last][~counts]
+    if inventory.backed.all():
+        return np.array([], int)
+    last = inventory.is_last
+    first = np.flatnonzero(np.append(True, last[:-1]))
+    counts = np.logical_or.reduceat(inventory.backed[inventory.order], first)
+    rows = inventory.order[last][~counts]
     known = np.array([*stock.waiting, *told], "S16")
     return np.sort(rows[~np.isin(inventory.all.ids[rows], known)])
 

@@ -26,6 +26,8 @@ T = TypeVar("T")
 SIMULTANEOUS = 16  # object stores answer slowly, but many at once
 DOWNLOAD = 256 * 2**20
 """Bytes that a file is taken to have that comes whole to this machine: a shard's. How long to wait depends on it."""
+AHEAD = 8 * 2**20
+"""Bytes that are read before they are asked for."""
 DELETED_AT_ONCE = 1000  # what S3 takes in a request
 MEDIA_TYPE = {"s3": "ContentType", "gs": "content_type"}
 """How fsspec's filesystems take a file's media type, without which a browser saves a report instead of showing it."""
@@ -60,22 +62,33 @@ class Storage:
         storage = cls(url.rstrip("/") or "/", retries or Retries())
         return cls(storage._place[1], storage.retries) if storage.is_local else storage
 
-    def map(self, action: Callable[[A], T], arguments: Iterable[A]) -> Iterator[T]:
+    def map(
+        self,
+        action: Callable[[A], T],
+        arguments: Iterable[A],
+        *,
+        waiting: int = 4 * SIMULTANEOUS,
+        weigh: Callable[[A], int] = lambda one: 0,
+    ) -> Iterator[T]:
         """Do many small things with the storage at the same time; results in the order of the arguments.
 
-        At most four times as many results wait as are asked for at a time: memory is flat in their number.
+        At most so many are begun and not asked for (`waiting`), of some 8 MB (`weigh`): memory is flat in their number.
         """
         with ThreadPoolExecutor(SIMULTANEOUS) as threads:
-            begun: deque[Future[T]] = deque()
+            begun: deque[tuple[Future[T], int]] = deque()
+            held = 0
             try:
                 for argument in arguments:
-                    begun.append(threads.submit(action, argument))
-                    if len(begun) >= 4 * SIMULTANEOUS:
-                        yield begun.popleft().result()
+                    begun.append((threads.submit(action, argument), weigh(argument)))
+                    held += begun[-1][1]
+                    while begun and (len(begun) >= waiting or held >= AHEAD):
+                        one, weight = begun.popleft()
+                        held -= weight
+                        yield one.result()
                 while begun:
-                    yield begun.popleft().result()
+                    yield begun.popleft()[0].result()
             finally:
-                for one in begun:
+                for one, _ in begun:
                     one.cancel()
 
     @cached_property
@@ -213,6 +226,41 @@ class Storage:
     def folders(self, folder: str) -> list[str]:
         """The names of the folders right in a folder, sorted."""
         return self.listing(folder)[1]
+
+    def tree(self, folder: str) -> Iterator[dict[str, int]]:
+        """`<name of a folder in it>/<name>` → bytes of the files right in a folder's folders, some at a time."""
+        names = self.folders(folder)
+        if s3_listing.can_list(self._place[0]):
+            # Pages go across folders: what begins alike is listed together, and as many beginnings at the same time.
+            yield from self._pages(folder, sorted({name[0] for name in names}))
+            return
+        waiting = 1 if self.is_local else SIMULTANEOUS
+        listings = self.map(lambda name: self.sizes(f"{folder}/{name}"), names, waiting=waiting)
+        for name, listing in zip(names, listings, strict=True):
+            yield {f"{name}/{file}": size for file, size in listing.items()}
+
+    def _pages(self, folder: str, beginnings: Sequence[str]) -> Iterator[dict[str, int]]:
+        def page(beginning: str, token: str | None) -> s3_listing.Page:
+            def ask(fs: AbstractFileSystem, full: str) -> s3_listing.Page:
+                try:
+                    return s3_listing.list_page(fs, full, beginning, token)
+                except FileNotFoundError:
+                    return s3_listing.Page()
+
+            return self._try("list", folder, ask)
+
+        with ThreadPoolExecutor(SIMULTANEOUS) as threads:
+            asked = deque((one, threads.submit(page, one, None)) for one in beginnings)
+            try:
+                while asked:
+                    beginning, answer = asked.popleft()
+                    found = answer.result()
+                    if found.token is not None:
+                        asked.append((beginning, threads.submit(page, beginning, found.token)))
+                    yield {name: size for name, size in found.files.items() if name.count("/") == 1}
+            finally:
+                for _, answer in asked:
+                    answer.cancel()
 
     def clean(self, folders: Iterable[str]) -> None:
         """Remove what interrupted writes have left in these folders; object stores have no such thing."""

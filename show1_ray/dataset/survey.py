@@ -15,7 +15,7 @@ from show1_ray.dataset.endings import FAILED, REJECTED, read_endings
 from show1_ray.dataset.identity import Format, check_identity
 from show1_ray.dataset.lander import Origin, row_of_file
 from show1_ray.dataset.layout import clip_path
-from show1_ray.dataset.metadata import Row, check_columns, content_digest, id_digest
+from show1_ray.dataset.metadata import Row, check_columns, content_digest, id_digest, id_digests
 from show1_ray.dataset.parts import read_rows
 from show1_ray.dataset.shards import read_shard
 from show1_ray.dataset.stock import Stock, take_stock
@@ -109,17 +109,17 @@ class Contents:
         """Each entry, and how it stands."""
         entries = iter(entries)
         while block := list(islice(entries, ENTRIES_AT_ONCE)):
-            ids = [id_digest(entry.clip.id) for entry in block]
+            ids = id_digests(entry.clip.id for entry in block)
             contents = [content_digest(e.clip.prompt, e.clip.negative_prompt, e.clip.seed) for e in block]
-            places = self._done.find(ids)
-            same = self._done.has_contents(places, contents).tolist()
-            for i, (entry, place) in enumerate(zip(block, places.tolist(), strict=True)):
-                if place >= 0 and not same[i]:
-                    raise self._changed(entry.clip, self._row_at(int(self._done.rows[place])))
+            rows = self._done.find(ids)
+            same = self._done.has_contents(rows, contents).tolist()
+            for i, (entry, row) in enumerate(zip(block, rows.tolist(), strict=True)):
+                if row >= 0 and not same[i]:
+                    raise self._changed(entry.clip, self._row_at(row))
                 waiting = self._stock.waiting.get(ids[i])
                 if waiting is not None and waiting != contents[i]:
                     raise self._changed(entry.clip, self._row_in_file(clip_path(entry.clip.id)))
-                if place >= 0 or waiting is not None:
+                if row >= 0 or waiting is not None:
                     yield entry, "done"
                 elif self._rejected.get(ids[i]) == contents[i]:
                     yield entry, "rejected"
