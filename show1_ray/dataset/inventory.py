@@ -26,6 +26,7 @@ from show1_ray.dataset.storage import Storage, StorageError
 
 FOLDERS = [f"{number:02x}/" for number in range(256)]
 """Of clips, by the first byte of their ids' digests."""
+LOOSE_ROWS = 50_000
 LISTINGS = 10
 """How often metadata is listed that somebody is making less of."""
 
@@ -184,8 +185,13 @@ def _read_parts(storage: Storage, contents: bool, merger: Merger | None, there: 
         listed = list_parts(storage, METADATA)
         fresh = {path: size for path, size in listed.items() if path not in there}
         try:
+            loose: list[Part] = []  # many small arrays; as few large ones, memory goes back when these become one
             for path, part in read_indexes(storage, fresh, contents, merger):
                 there[path] = part or Part(path, is_broken=True)
+                loose.append(there[path])
+                if sum(map(len, loose)) >= LOOSE_ROWS:
+                    Part.gathered(loose)
+                    loose = []
         except FileNotFoundError:  # a job has made one of several since they were listed
             if attempt == LISTINGS - 1:
                 raise StorageError(f"dataset {storage.url}: its metadata changes faster than it is read") from None

@@ -30,7 +30,7 @@ IN_MEMORY = 4 * 2**20
 """Bytes of a file up to which it is read into memory, as many others are, not to this machine's disk."""
 FAN = 64
 """Parts that become one, while a job writes them."""
-SMALL_ROWS, MERGED_ROWS, MERGED_BYTES = 10_000, 50_000, 8 * 2**20
+SMALL_ROWS, MERGED_ROWS, MERGED_BYTES = 5_000, 20_000, 8 * 2**20
 """Rows of a part that is worth merging; rows or compressed bytes that are enough for a merged one."""
 LEAST = 8
 """Fewer small parts than this are left as they are."""
@@ -90,9 +90,11 @@ def sorted_rows(ids: np.ndarray) -> np.ndarray:
     halves = ids.view(">u8").reshape(-1, 2)
     first = halves[:, 0].astype(np.uint64)
     order = np.argsort(first, kind="stable")
-    same = np.flatnonzero(first[order[1:]] == first[order[:-1]])
-    if (halves[order[same], 1] != halves[order[same + 1], 1]).any():  # 64 bits the same, of two ids
-        order = np.lexsort((halves[:, 1].astype(np.uint64), first))
+    for begin in range(0, len(order) - 1, ROWS_AT_ONCE):
+        block = halves[order[begin : begin + ROWS_AT_ONCE + 1]]
+        same = block[1:] == block[:-1]
+        if (same[:, 0] & ~same[:, 1]).any():  # of two ids, one half is the same
+            return np.lexsort((halves[:, 1].astype(np.uint64), first))
     return order
 
 
@@ -122,7 +124,7 @@ def metadata_parts(storage: Storage) -> list[str]:
 def read_part(storage: Storage, path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a Parquet file, in batches. Raises one of BROKEN where it is not whole."""
     with storage.local_copy(path) as local, pq.ParquetFile(local) as parquet:
-        yield from parquet.iter_batches(ROWS_AT_ONCE, columns=columns)
+        yield from parquet.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
 
 
 def read_rows(storage: Storage, path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -321,8 +323,10 @@ class Merger:
             whole = pa.concat_tables(tables, promote_options="permissive")
         except (*BROKEN, FileNotFoundError):
             return None
-        path = merged_part(paths[-1])
-        self._storage.write(path, to_parquet(whole))
+        path, data = merged_part(paths[-1]), to_parquet(whole)
+        del tables, whole
+        pa.default_memory_pool().release_unused()
+        self._storage.write(path, data)
         self._replaced(paths, path)
         self._storage.delete_many(paths)
         return path
@@ -346,4 +350,4 @@ def read_all(storage: Storage, paths: Iterable[str], sizes: dict[str, int]) -> I
             yield from read_part(storage, path)
         else:
             with pq.ParquetFile(pa.BufferReader(data)) as parquet:
-                yield from parquet.iter_batches(ROWS_AT_ONCE)
+                yield from parquet.iter_batches(ROWS_AT_ONCE, use_threads=False)

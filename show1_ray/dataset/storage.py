@@ -28,6 +28,8 @@ DOWNLOAD = 256 * 2**20
 """Bytes that a file is taken to have that comes whole to this machine: a shard's. How long to wait depends on it."""
 AHEAD = 8 * 2**20
 """Bytes that are read before they are asked for."""
+PIECE = 8 * 2**20
+"""Bytes of a file that are uploaded together."""
 DELETED_AT_ONCE = 1000  # what S3 takes in a request
 MEDIA_TYPE = {"s3": "ContentType", "gs": "content_type"}
 """How fsspec's filesystems take a file's media type, without which a browser saves a report instead of showing it."""
@@ -146,7 +148,7 @@ class Storage:
         if self.is_local:
             self._try("write", path, lambda _, full: write_local(Path(full), lambda to: copy_synced(local, to)), size)
         else:
-            self._try("write", path, lambda fs, full: fs.put_file(str(local), full), size)
+            self._try("write", path, lambda fs, full: fs.put_file(str(local), full, **_piecewise(fs)), size)
 
     def upload_new(self, path: str, local: Path) -> bool:
         """As `upload`, but only where there is no such file; whether it was so."""
@@ -288,3 +290,8 @@ class Storage:
 def _media_type(fs: AbstractFileSystem, path: str) -> dict[str, str]:
     kind = mimetypes.guess_type(path)[0]
     return {MEDIA_TYPE[protocol]: kind for protocol in protocols(fs) if kind and protocol in MEDIA_TYPE}
+
+
+def _piecewise(fs: AbstractFileSystem) -> dict[str, Any]:
+    """How s3fs is told not to read a file of a hundred megabytes whole, and ten pieces of 50 MB of a larger one."""
+    return {"chunksize": PIECE, "max_concurrency": 2} if "s3" in protocols(fs) else {}
