@@ -168,3 +168,21 @@ def test_a_measurement_that_fails_is_a_result_and_is_tried_again(tmp_path):
     gpu.measure_stages(run)
     assert [row["seconds"] > 0 for row in run.find(stage="keyframes")] == [True]
     assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == run.rows[1:]
+
+
+@pytest.mark.parametrize(("form", "per_part", "listings"), [("webdataset", 7, 0), ("mp4", 7, 2 * 256)])
+def test_the_resume_benchmark_counts_one_request_a_part(form, per_part, listings):
+    """The build before read a part six times and deleted it alone, and listed 256 folders twice: counted at full size
+    (`results/resume.txt`). A fifth of that is what is allowed."""
+    resume = load_benchmark("resume")
+    options = argparse.Namespace(clips=1200, parts=120, form=form, latency=0.0)
+    with resume.Store(options) as store:
+        store.fill()
+        rows = resume.run(store, BENCHMARKS.parent)
+    assert rows["status"]["of"]["GET"] == 120 + 2  # and dataset.json, and the lease
+    job = [rows[phase] for phase in ("open", "survey", "finish")]
+    assert sum(row["requests"] for row in job) * 5 <= per_part * 120 + listings
+    assert sum(row["of"].get("DELETE", 0) for row in job) == 1  # the lease
+    assert all(row["of"].get("DELETE many", 0) <= 1 for row in job)
+    table = resume.table({"old": rows, "new": rows}, options)
+    assert "old / new, job: requests 1.0, seconds 1.0, cpu 1.0, mb 1.0" in table
