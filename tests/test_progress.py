@@ -6,12 +6,12 @@ import io
 import json
 
 import pytest
-from rich.console import Console
 
 from show1_ray import progress
 from show1_ray.clip import Clip
 from show1_ray.line.events import ClipFailed, Snapshot, StageView, StationLost, StationShutOut, StationView
 from show1_ray.log import Log
+from show1_ray.output import Console
 from show1_ray.progress import Progress
 
 
