@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from show1_ray.errors import Notice
 from show1_ray.line.events import (
     ClipDone,
     ClipFailed,
@@ -20,7 +21,6 @@ from show1_ray.line.events import (
     StationTriedAgain,
     StationUp,
 )
-from show1_ray.notice import Notice
 from show1_ray.output import as_json, say
 
 SNAPSHOT_SECONDS = 30.0

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from show1_ray.errors import Notice
 from show1_ray.line.events import ClipFailed, NodeAvoided, Snapshot, StationLost, StationShutOut
-from show1_ray.notice import Notice
 from show1_ray.output import Console
 
 if TYPE_CHECKING:
