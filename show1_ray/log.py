@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from show1_ray.errors import Notice, without_secrets
+from show1_ray.errors import Notice
 from show1_ray.line.events import (
     ClipDone,
     ClipFailed,
@@ -23,6 +22,7 @@ from show1_ray.line.events import (
     StationTriedAgain,
     StationUp,
 )
+from show1_ray.output import as_json, say
 
 SNAPSHOT_SECONDS = 30.0
 
@@ -84,6 +84,4 @@ class Log:
     def write(self, event: str, **about: Any) -> None:
         """One line."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "job": self.job, "event": event, **about})
-        self.file.write(without_secrets(line) + "\n")
-        self.file.flush()
+        say(as_json({"time": now, "job": self.job, "event": event, **about}), self.file)

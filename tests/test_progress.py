@@ -6,7 +6,6 @@ import io
 import json
 
 import pytest
-from rich.console import Console
 
 from show1_ray import progress
 from show1_ray.clip import Clip
@@ -20,6 +19,7 @@ from show1_ray.line.events import (
     StationView,
 )
 from show1_ray.log import Log
+from show1_ray.output import Console
 from show1_ray.progress import Progress
 
 
