@@ -10,8 +10,10 @@ import ray
 
 
 @contextmanager
-def own_ray(num_cpus: int, object_store_memory: int = 200_000_000, num_gpus: int | None = None) -> Iterator[None]:
-    """Starts Ray on this machine in a folder of its own, and ends it."""
+def own_ray(
+    num_cpus: int, object_store_memory: int = 200_000_000, num_gpus: int | None = None, **config: float
+) -> Iterator[None]:
+    """Starts Ray on this machine in a folder of its own, and ends it. `config` is for Ray's own system settings."""
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         ray.init(
             address="local",
@@ -20,6 +22,7 @@ def own_ray(num_cpus: int, object_store_memory: int = 200_000_000, num_gpus: int
             num_gpus=num_gpus,
             object_store_memory=object_store_memory,
             _temp_dir=folder,
+            _system_config=config or None,
             log_to_driver=False,
         )
         try:
