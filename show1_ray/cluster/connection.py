@@ -16,10 +16,10 @@ import ray
 from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from show1_ray.cluster.head import check_head
+from show1_ray.cluster.head import WANTS_TOKEN, check_form, check_head, explained
 from show1_ray.cluster.watch import ClusterGoneError, Watch
 from show1_ray.dataset.storage import Storage
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, shown
 from show1_ray.line import gcs
 
 LEVEL = "RAY_BACKEND_LOG_LEVEL"
@@ -29,21 +29,20 @@ def checked_address(address: str | None) -> str:
     """Where Ray is: `address`, what RAY_ADDRESS says, or "local" for one of our own on this machine.
 
     Raises:
-        UserError: an address of the thin client, or of a dashboard.
+        UserError: an address of the thin client or of a dashboard, or none at all.
     """
     where = named(address)
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address.startswith("ray://"):
-        raise UserError(f"{where}: jobs run on the cluster, not through a client; see `show1-ray submit`")
-    if "://" in address:
-        raise UserError(f"{where}: give HOST:PORT of the cluster's head; `show1-ray submit` takes URLs of dashboards")
+    if address is None:
+        address = os.environ.get("RAY_ADDRESS") or "local"
+    if address not in ("auto", "local"):
+        check_form(address, where)
     return address
 
 
 def named(address: str | None) -> str:
     """What to call an address in an error: by the option or the variable that it comes from."""
-    if address:
-        return f"--address {address}"
+    if address is not None:
+        return f"--address {address or shown(address)}"
     given = os.environ.get("RAY_ADDRESS")
     return f"RAY_ADDRESS={given}" if given else "Ray on this machine"
 
@@ -101,7 +100,8 @@ def connect(address: str) -> None:
         raise
     except Exception as error:  # Ray raises this very class where it does not come up in time
         what = "it does not start" if address == "local" else "no Ray cluster there"
-        raise UserError(f"{where}: {what}: {' '.join(str(error).split())}") from None
+        told = explained(error)
+        raise UserError(f"{where}: {told if told.startswith(WANTS_TOKEN) else f'{what}: {told}'}") from None
     _keep_quiet()
     # Ray has put one in its place that ends the process.
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
