@@ -17,6 +17,7 @@ from show1_ray.line.events import (
     StageDone,
     StationEnded,
     StationLost,
+    StationsAwaited,
     StationShutOut,
     StationTriedAgain,
     StationUp,
@@ -55,7 +56,9 @@ class Log:
             case StationUp():
                 self.write("station up", station=event.station, node=event.node)
             case StationLost():
-                self.write("station lost", station=event.station, error=event.reason)
+                self.write("station lost", station=event.station, place=event.place, error=event.reason)
+            case StationsAwaited():
+                self.write("stations awaited", text=event.text)
             case StationShutOut():
                 what = {"station": event.station, "node": event.node, "place": event.place, "stage": event.stage}
                 self.write("station shut out", **what, seconds=event.seconds, error=event.reason)

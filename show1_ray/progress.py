@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from show1_ray.errors import Notice
-from show1_ray.line.events import ClipFailed, NodeAvoided, Snapshot, StationLost, StationShutOut
+from show1_ray.line.events import ClipFailed, NodeAvoided, Snapshot, StationLost, StationsAwaited, StationShutOut
 from show1_ray.output import Console
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ class Progress:
                     self.print(line(event))
             case ClipFailed():
                 self.print(f"clip {event.clip.id} failed in {event.stage}: {event.reason}", style="red")
-            case Notice() | NodeAvoided():
+            case Notice() | NodeAvoided() | StationsAwaited():
                 self.print(event.text, style="yellow")
             case StationLost():
-                self.print(f"station {event.station} lost: {event.reason}", style="yellow")
+                self.print(f"station {event.station} lost: {event.text}", style="yellow")
             case StationShutOut():
                 self.print(f"station {event.station}: {event.text}", style="yellow")
 
