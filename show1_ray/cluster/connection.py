@@ -9,11 +9,11 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 import ray
-from ray._private import services
+from ray._private import ray_constants, services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from show1_ray.cluster.head import WANTS_TOKEN, check_form, check_head, explained
@@ -89,12 +89,14 @@ def connect(address: str) -> None:
     where = named(None) if address in ("local", os.environ.get("RAY_ADDRESS")) else named(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        quiet: AbstractContextManager[None] = nullcontext()
-        if address != "local":
+        begun: AbstractContextManager[None]
+        if address == "local":
+            begun = on_loopback()
+        else:
             check_head(_found(address), where)
-            quiet = only_what_is_fatal()
+            begun = only_what_is_fatal()
         dashboard = False if address == "local" else None
-        with quiet:
+        with begun:
             ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except UserError:
         raise
@@ -106,6 +108,22 @@ def connect(address: str) -> None:
     # Ray has put one in its place that ends the process.
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """A Ray of this machine's own that is begun within this block listens on 127.0.0.1 alone, all processes of it.
+
+    Otherwise they listen on all interfaces, where only Ray's token keeps others from running code here. Ray has no
+    option for this (it replaces a loopback `_node_ip_address` by another), but knows the case: on macOS and Windows a
+    local Ray is on loopback, by this constant. It must not be so where a cluster is joined.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _found(address: str) -> str:
