@@ -15,14 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import fsspec
 import yaml
 
 import show1_ray
-from show1_ray.cluster.head import WANTS_TOKEN
+from show1_ray.cluster.head import explained
 from show1_ray.cluster.watch import ClusterGoneError
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, shown
 from show1_ray.output import Lines, say
 from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
 from show1_ray.pipeline.code import Code
@@ -35,8 +36,6 @@ AGENT_SECONDS = 120.0
 LOST_SECONDS = 50.0
 """How long to ask again where the connection to a cluster is lost."""
 RETRY_SECONDS = 2.0
-REFUSED = r"(?i)\bstatus code 40[13]\b|\b40[13]:? (un|for)|authentication (token|required|failed)|invalidauthtoken"
-"""What a cluster says that wants a token, or another one."""
 CODE = "code"
 """The folder of a shipment that has code of somebody's own."""
 
@@ -116,11 +115,7 @@ class Cluster:
     """
 
     def __init__(self, address: str) -> None:
-        if "://" not in address:
-            address = f"http://{address}"
-        if not address.startswith(("http://", "https://")):
-            raise UserError(f"cluster {address}: give the address of the cluster's dashboard, http://HOST:8265")
-        self.address = address
+        self.address = address = _url(address)
         _use_token()
         from ray.job_submission import JobSubmissionClient
 
@@ -226,10 +221,10 @@ class Cluster:
             try:
                 return ask()
             except (requests.ConnectionError, ConnectionError, requests.Timeout) as error:
-                problem = f"cluster {self.address}: no answer: {_one_line(error)}"
+                problem = f"cluster {self.address}: no answer: {explained(error)}"
                 wait = hasattr(self, "_client")  # a first connection that fails is a wrong address
             except (RuntimeError, ValueError, RayError) as error:
-                problem = f"cluster {self.address}: {_explained(error)}"
+                problem = f"cluster {self.address}: {explained(error)}"
                 wait = bool(passing) and passing in str(error)
             if not wait:
                 raise UserError(problem)
@@ -276,6 +271,22 @@ def submit(
         return cluster.submit(folder, arguments)
 
 
+def _url(address: str) -> str:
+    """Of a dashboard: `http://HOST:8265`, or without `http://`. Raises UserError."""
+    url = address if "://" in address else f"http://{address}"
+    try:
+        parts = urlsplit(url)
+        whole = (
+            parts.scheme in ("http", "https") and re.fullmatch(r"[\w.:-]+", parts.hostname or "") and parts.port != 0
+        )
+    except ValueError:  # a port that is none, brackets that do not close
+        whole = False
+    if not whole or address == "auto":
+        what = "give the address of the cluster's dashboard, http://HOST:8265"
+        raise UserError(f"cluster {address or shown(address)}: {what}")
+    return url
+
+
 def _exit_code(details: Any) -> int | None:
     match str(details.status):
         case "SUCCEEDED":
@@ -292,12 +303,3 @@ def _use_token() -> None:
     there = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if there or Path("~/.ray/auth_token").expanduser().is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def _explained(error: Exception) -> str:
-    text = _one_line(error)
-    return WANTS_TOKEN if re.search(REFUSED, text) else text
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
