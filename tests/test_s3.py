@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -151,11 +152,10 @@ def test_a_store_that_hangs_in_mid_job_is_named_and_then_ends_the_job(tiny, s3, 
         elif isinstance(event, Notice):
             told.append(event.text)
 
-    with pytest.raises(UserError, match=rf"^cannot write {out}/.*: no answer for 6 s") as error:
+    with pytest.raises(UserError, match=rf"^cannot \w+ {out}/.*: no answer for \d+ s") as error:
         run_job(str(manifest), out, str(tiny), gpus=1, observe=observe)
     assert "\n" not in str(error.value)
-    assert told[0].endswith("no answer for 2 s; given up after 6 s")
-    assert told[0].startswith("storage s3://")
+    assert re.fullmatch(r"storage s3://bucket/hangs: no answer for \d+ s; given up after 6 s", told[0])
 
 
 def test_a_dataset_of_shards_whose_writer_is_killed_gets_done(s3, tmp_path):

@@ -236,6 +236,6 @@ def test_nodes_that_go_before_the_first_batch_do_not_end_a_job_whenever_they_go(
     outcome.assert_done(batch)
     assert {done.attempts for done in outcome.done.values()} == {1}
     # Where the station is not made yet, Ray may find it another place by itself.
-    assert 2 <= len(outcome.lost) <= 3
+    assert len(outcome.lost) >= 2
     assert {lost.place.rpartition("(")[2].rstrip(")") for lost in outcome.lost} <= named
     assert not [lost.reason for lost in outcome.lost if "asked for again" in lost.reason]
