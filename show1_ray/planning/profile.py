@@ -115,7 +115,7 @@ def measure(pipeline: Pipeline, device: str, batch_sizes: Sequence[int] = (), re
 
     kind = device.partition(":")[0]
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device) or (kind == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"--device {device or "''"}: torch finds no such device here; give cpu or cuda:0")
+        raise UserError(f"--device {device or repr(device)}: torch finds no such device here; give cpu or cuda:0")
     sizes = sorted(batch_sizes or ((1,) if kind == "cpu" else (1, 2, 4, 8)))
     resolved = pipeline.resolved()
     threads = torch.get_num_threads()

@@ -145,7 +145,7 @@ def test_a_profile_takes_no_other_files_place(tmp_path):
 
 @pytest.mark.parametrize("device", ["", "cpu:0:1", "tpu", "cuda:x"])
 def test_a_device_that_torch_does_not_know_is_refused(pipeline, device):
-    with pytest.raises(UserError, match="--device .*give cpu or cuda:0"):
+    with pytest.raises(UserError, match=r"--device .*give cpu or cuda:0"):
         measure(pipeline, device)
 
 
