@@ -238,9 +238,7 @@ def test_images_beside_the_manifest_are_shipped_and_what_lies_elsewhere_is_refus
 
     (tmp_path / "secret.png").write_bytes(b"")
     for place in ("../secret.png", f"{tmp_path}/secret.png", f"file://{examples}/pictures/rings.png"):
-        told = (
-            f"clip 'a': column 'picture' is '{place}', a file of this machine: shipped are those below the manifest's"
-        )
+        told = f"clip 'a': column 'picture' is '{place}', a file of this machine: shipped are those below"
         assert told in refused(picture=place)
     assert "'picture' is empty" in refused()
     rows = examples / "rows.jsonl"
