@@ -201,10 +201,10 @@ def render(
             storage that fails.
     """
     check_out(out, manifest)
+    address = checked_address(address)
     if not isinstance(pipeline, Pipeline):
         pipeline = Pipeline.load(pipeline, overrides, code)
     saved_frames(pipeline, list(save_stages))  # refuses others
-    address = checked_address(address)
     entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit, inputs=pipeline.input_columns)
     pipeline = pipeline.resolved()
     seeds = seeds_of(out, entries.has_large_seeds)
@@ -380,7 +380,7 @@ def tell_report(report: Report, event: Event) -> None:
         case StationUp():
             report.station_up(event.station)
         case StationLost():
-            report.station_lost(event.station, event.reason)
+            report.station_lost(event.station, event.text)
         case StationShutOut():
             report.station_shut_out(event.station, event.text)
         case StationEnded():

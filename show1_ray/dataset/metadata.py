@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 )
 BY_STAGE = {"seconds_": pa.float64(), "batch_size_": pa.int32()}  # each followed by a stage's name
 IN_SHARDS = pa.schema([("shard", pa.string()), ("shard_bytes", pa.int64())])
-FAILURES = pa.schema(
+FAILURE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("prompt", pa.string()),
@@ -57,7 +57,7 @@ FAILURES = pa.schema(
         ("inputs", pa.string()),  # JSON: the pipeline's inputs, files as the manifest names them
     ]
 )
-REJECTIONS = pa.schema(
+REJECTION_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("prompt", pa.string()),

@@ -27,7 +27,7 @@ import show1_ray
 from show1_ray import metrics
 from show1_ray.cli import options_of_render
 from show1_ray.cluster import shipment as shipments
-from show1_ray.cluster.head import check_head
+from show1_ray.cluster.head import WANTS_TOKEN, check_head
 from show1_ray.cluster.shipment import CODE, Files, shipment
 from show1_ray.errors import UserError
 from show1_ray.manifest import open_manifest
@@ -165,7 +165,7 @@ def test_a_job_is_followed_killed_submitted_again_and_its_dataset_is_complete(he
     assert sorted(row["id"] for row in pq.read_table(out / "metadata.parquet").to_pylist()) == sorted(rendered(out))
     assert len(rendered(out)) == COUNT
 
-    wanted = set(metrics.NAMES) - {metrics.FAILURES}  # nothing failed
+    wanted = set(metrics.NAMES) - {metrics.FAILURES_TOTAL}  # nothing failed
     while not wanted <= exported(head):
         time.sleep(0.5)  # they are exported every few seconds; what never comes is ended by pytest's timeout
 
@@ -350,6 +350,22 @@ def test_render_says_of_tokens_and_dashboards_what_submit_does(head, monkeypatch
         check_head(head.gcs, "--address x")
     with pytest.raises(UserError, match=rf"^--address x: a web server .* `show1-ray submit --address {head.address}`"):
         check_head(head.address.removeprefix("http://"), "--address x")
+
+
+@pytest.mark.parametrize(("command", "mode"), [("render", "disabled"), ("demo", "token")])
+def test_a_cluster_that_wants_a_token_says_so_in_one_line_and_nothing_is_written(head, tiny, tmp_path, command, mode):
+    manifest, out = write_manifest(tmp_path), tmp_path / "new" / "out"
+    there = [manifest, "--out", out] if command == "render" else ["--port", 0]
+    arguments = [command, *there, "--pipeline", tiny, "--address", head.gcs]
+    environment = {**os.environ, "RAY_ADDRESS": "", "RAY_AUTH_MODE": mode, "HOME": str(tmp_path)}  # no token there
+    line = [sys.executable, "-m", "show1_ray", *map(str, arguments)]
+    result = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=100)
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    *before, said = result.stderr.splitlines()
+    assert all("clips done" in line or "licence" in line for line in before), result.stderr
+    assert said.startswith(f"show1-ray: --address {head.gcs}: {WANTS_TOKEN}")
+    assert said.endswith("RAY_AUTH_MODE=token into the environment") == (mode == "disabled")
+    assert not out.parent.exists()
 
 
 def test_a_job_that_the_cluster_knows_nothing_of_any_more_is_gone(head):
