@@ -34,7 +34,7 @@ from show1_ray.dataset.patience import Retries
 from show1_ray.dataset.shards import write_shard
 from show1_ray.dataset.stock import Stock, take_stock
 from show1_ray.dataset.storage import Storage, StorageError
-from show1_ray.dataset.survey import Contents, Sha256, Survey
+from show1_ray.dataset.survey import Contents, Sha256, Survey, not_at_hand
 from show1_ray.errors import UserError, without_secrets
 from show1_ray.manifest import Entry
 from show1_ray.pipeline.inputs import noted
@@ -78,7 +78,7 @@ class Dataset:
         self._next_shard = 0  # the background's
         self._stock = Stock(Inventory())
         self._makings = Makings.of(origin.pipeline)
-        self._sha256: Sha256 = lambda given: None
+        self._sha256: Sha256 = not_at_hand
         self._contents = Contents(storage, origin.recipe_hash, self._stock, [])
         self._about: dict[str, Any] = {}
         self._news: deque[Part | tuple[Sequence[str], str]] = deque()  # parts written, parts merged, in order
@@ -101,7 +101,7 @@ class Dataset:
         job: str = "",
         verify: bool = False,
         settings: Settings | None = None,
-        sha256: Sha256 = lambda given: None,
+        sha256: Sha256 = not_at_hand,
     ) -> Self:
         """Begin a dataset at `url`, or continue the one that is there.
 
@@ -116,7 +116,7 @@ class Dataset:
             job: the job's name, for whoever is refused meanwhile.
             verify: read all clips, and remove those whose checksum is not their row's; else sizes are compared.
             settings: when what is written.
-            sha256: of an image or video that a row names, where it is at hand; None elsewhere.
+            sha256: of an image or video that a row names; None where it is not at hand.
 
         Raises:
             UserError: a column's name or type that metadata cannot have; a folder that holds something else;
@@ -265,9 +265,9 @@ class Dataset:
         numbers = {*inventory.shards_there, *inventory.all.shard_sizes}
         self._next_shard = 1 + max(numbers, default=-1)
         self._at_first = self._stock.count
-        endings = (read_endings(self._storage, kind, self._mergers[kind.folder]) for kind in (FAILED, REJECTED))
-        known = (self._storage, self._origin.recipe_hash, self._stock)
-        self._contents = Contents(*known, *endings, self._makings, self._sha256)
+        failed, rejected = (read_endings(self._storage, one, self._mergers[one.folder]) for one in (FAILED, REJECTED))
+        about = (self._storage, self._origin.recipe_hash, self._stock, failed, rejected)
+        self._contents = Contents(*about, self._makings, self._sha256)
 
     def _settle(self) -> None:
         """Bring files and rows to agree: adopt what landed without a row, remove what is twice or broken."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -103,9 +104,8 @@ def take_stock(
     Raises:
         StorageError.
     """
-    options = {"contents": contents, "merger": merger, "known": known, "adopt_shard": adopt_shard}
-    options["makings"] = makings
-    stock = Stock(take_inventory(storage, recipe_hash, **options))  # type: ignore[arg-type]
+    options: dict[str, Any] = {"merger": merger, "known": known, "adopt_shard": adopt_shard, "makings": makings}
+    stock = Stock(take_inventory(storage, recipe_hash, contents=contents, **options))
     inventory = stock.inventory
     told: set[bytes] = set()
     if verify:

@@ -30,8 +30,13 @@ ENTRIES_AT_ONCE = 1024
 SKIPPED = 100
 
 Sha256 = Callable[[Any], str | None]
+"""What gives the SHA-256 of a file that a row names, or None where it is not at hand."""
 State = Literal["done", "rejected", "failed", "left"]
 """How a manifest's clip stands; of what has happened to it, what comes first here."""
+
+
+def not_at_hand(given: Any) -> None:
+    """A `Sha256` that knows of no file."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Contents:
         failures: Iterable[Mapping[str, Any]],
         rejections: Iterable[Mapping[str, Any]] = (),
         makings: Makings = NO_INPUTS,
-        sha256: Sha256 = lambda given: None,
+        sha256: Sha256 = not_at_hand,
     ) -> None:
         self._storage = storage
         self._recipe_hash = recipe_hash
@@ -203,7 +208,7 @@ def look(
     columns: Sequence[pa.Field] = (),
     retry_failed: bool = False,
     verify: bool = False,
-    sha256: Sha256 = lambda given: None,
+    sha256: Sha256 = not_at_hand,
 ) -> Survey:
     """What a job would find in the dataset at `url`, told without a lease and without writing anything.
 
