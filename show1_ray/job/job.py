@@ -142,7 +142,13 @@ def render(
     summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
     summary.notes += seed_notes(entries, seeds)
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
-    place: dict[str, Any] = {"origin": origin(pipeline, seeds), "format": format, "columns": entries.columns}
+    sources = Sources(folder_of_manifest(manifest), allow_private_urls)
+    place: dict[str, Any] = {
+        "sha256": sources.local_sha256,
+        "origin": origin(pipeline, seeds),
+        "format": format,
+        "columns": entries.columns,
+    }
     if dry_run:
         survey = look(out, entries, retry_failed=retry_failed, verify=verify, **place)
         summary.count_before(survey, Storage.at(out))
@@ -157,7 +163,6 @@ def render(
         # Shows licences, and refuses here what stations would stumble over.
         pipeline.fetch() if address == "local" else pipeline.check_access()
         costs = costs_of_job(pipeline, job_device(address, settings))
-        sources = Sources(folder_of_manifest(manifest), allow_private_urls)
         stages = specs(pipeline, dataset.lander, save_stages, costs, sources)
         subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
         with cluster(address) as watch:
