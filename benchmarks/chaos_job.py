@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
-
 from show1_ray.cli import main, stopped_by_signals
 from show1_ray.job import Control, render
 from show1_ray.line import LineSettings
+from show1_ray.output import Console
 from show1_ray.planning.gpus import memory_for_stages
 from show1_ray.progress import Progress, summary_lines
 

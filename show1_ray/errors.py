@@ -1,11 +1,14 @@
-"""Errors that are shown to people as one line, without a traceback; and how text from outside is shown."""
+"""Errors that people are shown as one line, without a traceback; and how text from outside is shown."""
 
 from __future__ import annotations
 
 import os
 import re
 import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of characters that a terminal obeys, hides or cannot write: controls, directions of writing,
@@ -45,6 +48,31 @@ class ConfigError(UserError, ValueError):
     """A configuration (of a network, of a pipeline) that cannot be built or does not fit together."""
 
 
+@dataclass(frozen=True)
+class Notice:
+    """One line that a job tells people besides the line's events."""
+
+    text: str
+
+
+class Aside:
+    """Something that a job does besides rendering (its report, its metrics): where it fails, that is said once, and the
+    job goes on.
+    """
+
+    def __init__(self, what: str, tell: Callable[[str], None]) -> None:
+        self._what = what
+        self._tell = tell
+        self.failed = False
+
+    def fail(self, error: Exception) -> None:
+        """It does not work."""
+        if not self.failed:
+            self.failed = True
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self._tell(f"{self._what}: {reason}; the job goes on")
+
+
 def escaped(text: str, keep: str = "\n") -> str:
     """What a terminal would obey or could not write is escaped, as in a Python string. Characters of `keep` stay."""
     if text.isascii() and text.replace("\n", "").isprintable() and "\n" in keep:
@@ -69,6 +97,17 @@ def without_secrets(text: str) -> str:
     for secret in _secrets():
         text = text.replace(secret, HIDDEN)
     return SECRETS.sub(lambda found: (found["before"] or "") + HIDDEN, text)
+
+
+def hidden(value: Any) -> Any:
+    """Plain data (mappings, lists, text, numbers) `without_secrets`."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, Mapping):
+        return {without_secrets(key) if isinstance(key, str) else key: hidden(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [hidden(one) for one in value]
+    return value
 
 
 def _secrets() -> list[str]:

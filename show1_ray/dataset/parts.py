@@ -14,17 +14,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from show1_ray.dataset.layout import METADATA, METADATA_FILE, merged_part, shard_number
+from show1_ray.dataset.makings import Makings
 from show1_ray.dataset.metadata import content_digest, id_digests, to_parquet
 from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.errors import UserError, one_line
+from show1_ray.manifest import all_rows
 
 COLUMNS = ["id", "prompt", "negative_prompt", "seed", "bytes", "shard", "shard_bytes"]
 CONTENTS = {"prompt", "negative_prompt", "seed"}
+NO_INPUTS = Makings()
 BROKEN = (pa.ArrowException, OSError, KeyError, UnicodeDecodeError)
 """What pyarrow raises for a file that is cut, spoilt or no Parquet."""
 CONTENT = "S8"
 """What is kept of a content's digest: it is only compared with that of one clip, the one of the same id."""
-ARRAYS = ("ids", "contents", "sizes", "shards")
+ARRAYS = ("ids", "contents", "files", "sizes", "shards")
 ROWS_AT_ONCE = 8192
 IN_MEMORY = 4 * 2**20
 """Bytes of a file up to which it is read into memory, as many others are, not to this machine's disk."""
@@ -40,13 +43,15 @@ LEAST = 8
 class Part:
     """What is kept of a part: arrays of one entry a row, 36 bytes together.
 
-    `ids` and `contents` are digests, `sizes` the videos' bytes, `shards` the numbers of the shards (-1 where a clip is
-    a file), `shard_sizes` their bytes as the rows say.
+    `ids` are digests; `contents` and `files` those of `Made`, the second one only where the pipeline takes files (8
+    bytes more). `sizes` are the videos' bytes, `shards` the numbers of the shards (-1 where a clip is a file),
+    `shard_sizes` their bytes as the rows say.
     """
 
     path: str
     ids: np.ndarray = field(default_factory=lambda: np.array([], "S16"))
     contents: np.ndarray = field(default_factory=lambda: np.array([], CONTENT))
+    files: np.ndarray = field(default_factory=lambda: np.array([], CONTENT))
     sizes: np.ndarray = field(default_factory=lambda: np.array([], np.int64))
     shards: np.ndarray = field(default_factory=lambda: np.array([], np.int32))
     shard_sizes: dict[int, int] = field(default_factory=dict)
@@ -66,6 +71,9 @@ class Part:
             setattr(whole, name, np.concatenate([getattr(part, name) for part in parts]))
             for part, first, end in zip(parts, [0, *ends], ends, strict=False):
                 setattr(part, name, getattr(whole, name)[first:end])
+        if len(whole.files) != len(whole):  # there are none, or not of all: then what is told of them counts
+            for part in (whole, *parts):
+                part.files = whole.files[:0]
         return whole
 
     def view(self, whole: Part, first: int, end: int) -> None:
@@ -124,7 +132,7 @@ def metadata_parts(storage: Storage) -> list[str]:
 def read_part(storage: Storage, path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a Parquet file, in batches. Raises one of BROKEN where it is not whole."""
     with storage.local_copy(path) as local, pq.ParquetFile(local) as parquet:
-        yield from parquet.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
+        yield from all_rows(parquet, ROWS_AT_ONCE, columns, threads=False)
 
 
 def read_rows(storage: Storage, path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -150,6 +158,7 @@ def read_indexes(
     paths: dict[str, int],
     contents: bool = True,
     merger: Merger | None = None,
+    makings: Makings = NO_INPUTS,
 ) -> Iterator[tuple[str, Part | None]]:
     """Each part's index, in order; None for one that is not whole. `merger` is given what it can make fewer of.
 
@@ -166,9 +175,9 @@ def read_indexes(
         try:
             if data is None:
                 with storage.local_copy(path) as local:
-                    part = index_of(path, local, columns, schema)
+                    part = index_of(path, local, columns, makings, schema)
             else:
-                part = index_of(path, pa.BufferReader(data), columns, schema)
+                part = index_of(path, pa.BufferReader(data), columns, makings, schema)
         except FileNotFoundError:
             raise
         except BROKEN:
@@ -180,16 +189,23 @@ def read_indexes(
         yield path, part
 
 
-def index_of(path: str, file: object, columns: list[str] = COLUMNS, schema: pa.Schema | None = None) -> Part:
+def index_of(
+    path: str,
+    file: object,
+    columns: list[str] = COLUMNS,
+    makings: Makings = NO_INPUTS,
+    schema: pa.Schema | None = None,
+) -> Part:
     """The index of a part from its file. Nearly all have the same `schema`, which is kept once.
 
     Raises one of BROKEN where it is not whole.
     """
-    rows = _Rows("prompt" in columns)
+    rows = _Rows(makings if "prompt" in columns else None)
+    columns = [*columns, *(makings.read if "prompt" in columns else [])]
     with pq.ParquetFile(file) as parquet:
         found = parquet.schema_arrow.remove_metadata()
         _check_types(found)
-        for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
+        for batch in all_rows(parquet, ROWS_AT_ONCE, columns, threads=False):
             rows.add(batch)
     return rows.part(path, schema if schema is not None and found.equals(schema, check_metadata=True) else found)
 
@@ -207,18 +223,23 @@ def _check_types(schema: pa.Schema) -> None:
 
 
 class _Rows:
-    def __init__(self, contents: bool) -> None:
-        self._with_contents = contents
-        self.ids, self.contents = bytearray(), bytearray()
+    def __init__(self, makings: Makings | None) -> None:
+        self._makings = makings
+        self.ids, self.contents, self.files = bytearray(), bytearray(), bytearray()
         self.sizes: list[np.ndarray] = []
         self.shards: list[np.ndarray] = []
         self.shard_sizes: dict[int, int] = {}
 
     def add(self, batch: pa.RecordBatch) -> None:
-        if batch["id"].null_count or (self._with_contents and batch["prompt"].null_count):
+        if batch["id"].null_count or (self._makings is not None and batch["prompt"].null_count):
             raise KeyError("a row without id or prompt")
         self.ids += b"".join(id_digests(batch["id"].to_pylist()))
-        if self._with_contents:
+        if self._makings is not None and self._makings.columns:
+            made = [self._makings.of_row(row) for row in batch.to_pylist()]
+            self.contents += b"".join([one.told[:8] for one in made])
+            if self._makings.files:
+                self.files += b"".join([one.content[:8].ljust(8, b"\0") for one in made])
+        elif self._makings is not None:
             values = [batch[name].to_pylist() for name in ("prompt", "negative_prompt", "seed")]
             self.contents += b"".join([key[:8] for key in map(content_digest, *values)])
         self.sizes.append(pc.fill_null(batch["bytes"], 0).to_numpy(zero_copy_only=False).astype(np.int64))
@@ -241,10 +262,11 @@ class _Rows:
     def part(self, path: str, schema: pa.Schema) -> Part:
         """Its index."""
         ids = np.frombuffer(bytes(self.ids), "S16")
-        contents = np.frombuffer(bytes(self.contents), CONTENT) if self._with_contents else np.zeros(len(ids), CONTENT)
+        contents, files = (np.frombuffer(bytes(one), CONTENT) for one in (self.contents, self.files))
+        contents = contents if self._makings is not None else np.zeros(len(ids), CONTENT)
         sizes = np.concatenate([np.array([], np.int64), *self.sizes])
         shards = np.concatenate([np.array([], np.int32), *self.shards])
-        return Part(path, ids, contents, sizes, shards, self.shard_sizes, schema)
+        return Part(path, ids, contents, files, sizes, shards, self.shard_sizes, schema)
 
 
 def _number(shard: str | None) -> int:
@@ -350,4 +372,4 @@ def read_all(storage: Storage, paths: Iterable[str], sizes: dict[str, int]) -> I
             yield from read_part(storage, path)
         else:
             with pq.ParquetFile(pa.BufferReader(data)) as parquet:
-                yield from parquet.iter_batches(ROWS_AT_ONCE, use_threads=False)
+                yield from all_rows(parquet, ROWS_AT_ONCE, threads=False)
