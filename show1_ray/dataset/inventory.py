@@ -307,5 +307,6 @@ def _video_files(storage: Storage, inventory: Inventory) -> Iterator[tuple[list[
         if not all(in_place):
             wrong = [name for name, is_right in zip(names, in_place, strict=True) if not is_right]
             inventory.strange += [f"{CLIPS}/{name}" for name in wrong if "/." not in name]
-            names, sizes, keys = (list(compress(values, in_place)) for values in (names, sizes, keys))
+            names, sizes = list(compress(names, in_place)), list(compress(sizes, in_place))
+            keys = list(compress(keys, in_place))
         yield names, np.array(sizes, np.int64), np.array(keys, "S16")
