@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -22,8 +23,10 @@ import yaml
 
 import show1_ray
 from show1_ray.cluster.head import explained
+from show1_ray.cluster.shipped import ARGUMENTS
 from show1_ray.cluster.watch import ClusterGoneError
-from show1_ray.errors import UserError, shown
+from show1_ray.errors import UserError, without_secrets
+from show1_ray.errors import shown as written
 from show1_ray.output import Lines, say
 from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
 from show1_ray.pipeline.code import Code
@@ -133,12 +136,17 @@ class Cluster:
         Returns:
             The job's id.
         """
-        command = ["python", "-m", "show1_ray", "render", *arguments, "--address", "auto"]
+        whole = ["render", *arguments, "--address", "auto"]
+        shown = [without_secrets(argument) for argument in whole]
+        command = ["python", "-m", "show1_ray", *whole]
+        if shown != whole:  # such as a presigned URL: the command and the metadata can be read in the dashboard
+            (folder / ARGUMENTS).write_text(json.dumps(whole))
+            command = ["python", "-m", "show1_ray.cluster.shipped"]
         return self._patiently(
             lambda: self._client.submit_job(
                 entrypoint=shlex.join(command),
                 runtime_env={"working_dir": str(folder)},
-                metadata={"show1_ray": " ".join(arguments)},
+                metadata={"show1_ray": " ".join(shown[1:-2])},
             ),
             "No available agent",
             AGENT_SECONDS,
@@ -283,7 +291,7 @@ def _url(address: str) -> str:
         whole = False
     if not whole or address == "auto":
         what = "give the address of the cluster's dashboard, http://HOST:8265"
-        raise UserError(f"cluster {address or shown(address)}: {what}")
+        raise UserError(f"cluster {address or written(address)}: {what}")
     return url
 
 
