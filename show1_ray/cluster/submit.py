@@ -7,28 +7,20 @@ import json
 import os
 import re
 import shlex
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-import fsspec
-import yaml
-
-import show1_ray
 from show1_ray.cluster.head import explained
+from show1_ray.cluster.shipment import CODE, Files, shipment
 from show1_ray.cluster.shipped import ARGUMENTS
 from show1_ray.cluster.watch import ClusterGoneError
-from show1_ray.errors import UserError, without_secrets
-from show1_ray.errors import shown as written
+from show1_ray.errors import UserError, shown, without_secrets
 from show1_ray.output import Lines, say
-from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
 from show1_ray.pipeline.code import Code
 
 if TYPE_CHECKING:
@@ -39,8 +31,6 @@ AGENT_SECONDS = 120.0
 LOST_SECONDS = 50.0
 """How long to ask again where the connection to a cluster is lost."""
 RETRY_SECONDS = 2.0
-CODE = "code"
-"""The folder of a shipment that has code of somebody's own."""
 
 T = TypeVar("T")
 
@@ -55,56 +45,6 @@ class Job:
     exit_code: int | None
     driver_exit_code: int | None = None
     """As Ray knows it: None where the job's process did not end by itself."""
-
-
-@contextmanager
-def shipment(
-    manifest: str, pipeline: str, overrides: Sequence[str], code: Code | None = None
-) -> Iterator[tuple[Path, str, str]]:
-    """A folder with what a job needs: this package, and the manifest, pipeline file and code that are this machine's.
-
-    Yields:
-        The folder, and the names of manifest and pipeline in it (URLs and names of pipelines stay as they are); code
-        lies in `CODE`.
-
-    Raises:
-        UserError: no such manifest, or what `Pipeline.load` raises.
-    """
-    Pipeline.load(pipeline, overrides, code)
-    with tempfile.TemporaryDirectory(prefix="show1-ray") as name:
-        folder = Path(name)
-        package = Path(show1_ray.__file__).parent
-        ignored = shutil.ignore_patterns("__pycache__", "profiles")
-        shutil.copytree(package, folder / "show1_ray", ignore=ignored)
-        for pipelines in PIPELINE_FOLDERS:
-            shutil.copytree(pipelines, folder / "show1_ray" / "pipelines", ignore=ignored, dirs_exist_ok=True)
-        if code is not None:
-            code.write(folder / CODE)
-        yield folder, _ship_manifest(manifest, folder), _ship_pipeline(pipeline, folder, code)
-
-
-def _ship_manifest(manifest: str, folder: Path) -> str:
-    filesystem, path = fsspec.core.url_to_fs(manifest)
-    if "file" not in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
-        return manifest
-    found = [path] if filesystem.exists(path) else filesystem.glob(path)
-    if not found:
-        raise UserError(f"manifest {manifest}: no such file")
-    (folder / "manifest").mkdir()
-    for one in map(Path, found):
-        copy = shutil.copytree if one.is_dir() else shutil.copy
-        copy(one, folder / "manifest" / one.name)
-    return f"manifest/{Path(path).name}"
-
-
-def _ship_pipeline(pipeline: str, folder: Path, code: Code | None) -> str:
-    if pipeline in names():
-        return pipeline
-    # Whole, with absolute paths: what it extends and where it lies are not known there.
-    whole = Pipeline.load(pipeline, code=code).document()
-    path = folder / Path(pipeline).name
-    path.write_text(yaml.safe_dump(whole, sort_keys=False))
-    return path.name
 
 
 class Cluster:
@@ -137,16 +77,16 @@ class Cluster:
             The job's id.
         """
         whole = ["render", *arguments, "--address", "auto"]
-        shown = [without_secrets(argument) for argument in whole]
+        told = [without_secrets(argument) for argument in whole]
         command = ["python", "-m", "show1_ray", *whole]
-        if shown != whole:  # such as a presigned URL: the command and the metadata can be read in the dashboard
+        if told != whole:  # such as a presigned URL: the command and the metadata can be read in the dashboard
             (folder / ARGUMENTS).write_text(json.dumps(whole))
             command = ["python", "-m", "show1_ray.cluster.shipped"]
         return self._patiently(
             lambda: self._client.submit_job(
                 entrypoint=shlex.join(command),
                 runtime_env={"working_dir": str(folder)},
-                metadata={"show1_ray": " ".join(shown[1:-2])},
+                metadata={"show1_ray": " ".join(told[1:-2])},
             ),
             "No available agent",
             AGENT_SECONDS,
@@ -256,7 +196,8 @@ def submit(
     """Hands a manifest to a cluster.
 
     Args:
-        manifest: see `show1_ray.render`; a file of this machine is shipped.
+        manifest: see `show1_ray.render`; a file of this machine is shipped, with the images and videos that it names by
+            paths below its folder.
         out: the dataset; a URL that all nodes reach.
         address: of the cluster's dashboard, `http://HOST:8265`.
         options: more arguments of `show1-ray render`.
@@ -271,7 +212,9 @@ def submit(
     """
     cluster = Cluster(address)
     own = None if code is None else Code.at(code)
-    with shipment(manifest, pipeline, changes, own) as (folder, manifest_there, pipeline_there):
+    limit = int(options[options.index("--limit") + 1]) if "--limit" in options else None
+    files = Files(limit, "--allow-private-urls" in options)
+    with shipment(manifest, pipeline, changes, own, files) as (folder, manifest_there, pipeline_there):
         where = out if "://" in out else str(Path(out).expanduser().absolute())
         sets = [argument for change in changes for argument in ("--set", change)]
         there = [] if own is None else ["--code", f"{CODE}/{own.place}"]
@@ -291,7 +234,7 @@ def _url(address: str) -> str:
         whole = False
     if not whole or address == "auto":
         what = "give the address of the cluster's dashboard, http://HOST:8265"
-        raise UserError(f"cluster {address or written(address)}: {what}")
+        raise UserError(f"cluster {address or shown(address)}: {what}")
     return url
 
 

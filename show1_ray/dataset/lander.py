@@ -19,7 +19,7 @@ from show1_ray.dataset.layout import clip_path, stage_path
 from show1_ray.dataset.metadata import Row, to_json
 from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.video import BrokenVideoError, encode_video, read_comment
-from show1_ray.errors import without_secrets
+from show1_ray.errors import unsigned
 
 SOFTWARE = ("show1-ray", "torch", "diffusers", "transformers", "ray", "av", "numpy")
 
@@ -106,8 +106,8 @@ class Lander:
 
 
 def _told(value: Any) -> Any:
-    """A column's value: of a signed URL, what reads it elsewhere stays with the manifest."""
-    return without_secrets(value) if isinstance(value, str) and "://" in value else value
+    """A column's value; signatures of URLs stay with the manifest."""
+    return unsigned(value) if isinstance(value, str) and "://" in value else value
 
 
 def row_of_file(data: bytes, recipe_hash: str) -> Row | None:

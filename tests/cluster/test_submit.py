@@ -19,18 +19,24 @@ from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
+import show1_ray
 from show1_ray import metrics
 from show1_ray.cli import options_of_render
+from show1_ray.cluster import shipment as shipments
 from show1_ray.cluster.head import WANTS_TOKEN, check_head
-from show1_ray.cluster.submit import CODE, shipment
+from show1_ray.cluster.shipment import CODE, Files, shipment
 from show1_ray.errors import UserError
+from show1_ray.manifest import open_manifest
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.code import Code
+from show1_ray.pipeline.sources import folder_of_manifest
+from tests.test_examples import EXAMPLES
 from tests.test_render import COUNT, write_manifest
 
 TOKEN = "0123456789abcdef" * 4
@@ -219,6 +225,51 @@ def test_a_signed_url_is_shipped_but_shown_nowhere(head, tiny, tmp_path):
     logs = [path for path in Path(head.folder).glob("session_*/logs/**/*") if path.is_file()]
     shown = [result.stdout, result.stderr, jobs(head), *(path.read_text(errors="replace") for path in logs)]
     assert not [text[:200] for text in shown if "5165a7e5" in text]
+
+
+def test_images_beside_the_manifest_are_shipped_and_what_lies_elsewhere_is_refused(tmp_path, monkeypatch):
+    examples = shutil.copytree(EXAMPLES, tmp_path / "job")
+    manifest, pipeline, code = examples / "pictures.jsonl", str(examples / "zoom.yaml"), Code.at(examples / "zoom.py")
+    pictures = {path.name: path.read_bytes() for path in (examples / "pictures").iterdir()}
+    assert len(pictures) == 2
+
+    def shipped(given: object, **files: Any) -> dict[str, bytes]:
+        with shipment(str(given), pipeline, [], code, Files(**files)) as (folder, there, _):
+            root = folder_of_manifest(str(folder / there))
+            entries = open_manifest(str(folder / there), inputs=Pipeline.load(pipeline, code=code).input_columns)
+            names = [entry.clip.inputs["picture"] for entry in entries if "://" not in entry.clip.inputs["picture"]]
+            return {Path(name).name: Path(root, name).read_bytes() for name in names if Path(root, name).is_file()}
+
+    (tmp_path / "lists").mkdir()
+    shutil.copy(manifest, tmp_path / "lists" / "a.jsonl")
+    shutil.copytree(examples / "pictures", tmp_path / "lists" / "pictures")
+    for given in (manifest, f"file://{manifest}", tmp_path / "lists", tmp_path / "lists" / "*.jsonl"):
+        assert shipped(given) == pictures
+    assert len(shipped(manifest, limit=1)) == 1
+
+    def refused(**row: str) -> str:
+        rows = examples / "rows.jsonl"
+        rows.write_text(json.dumps({"id": "a", "prompt": "a", **row}))
+        with pytest.raises(UserError) as error:
+            shipped(rows)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    (tmp_path / "secret.png").write_bytes(b"")
+    for place in ("../secret.png", f"{tmp_path}/secret.png", f"file://{examples}/pictures/rings.png"):
+        told = f"clip 'a': column 'picture' is '{place}', a file of this machine: shipped are those below"
+        assert told in refused(picture=place)
+    assert "'picture' is empty" in refused()
+    rows = examples / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "a", "picture": f"{tmp_path}/secret.png"}))
+    assert shipped(rows, allow_private=True)["secret.png"] == b"", "a folder that all nodes may share"
+    rows.write_text(json.dumps({"prompt": "a", "picture": "gone.png"}) + '\n{"prompt": "a", "picture": "http://x/a"}')
+    assert shipped(rows) == {}, "what is not there costs its clip"
+
+    there = sum(path.stat().st_size for path in Path(show1_ray.__file__).parent.rglob("*.py"))
+    monkeypatch.setattr(shipments, "MOST_BYTES", there + sum(map(len, pictures.values())))
+    with pytest.raises(UserError, match=r"pictures.jsonl.* MiB can be shipped: put them where all nodes reach them"):
+        shipped(manifest)
 
 
 class Wire:
