@@ -76,7 +76,7 @@ class Take:
         """Whether nothing more happens to it."""
         return self.state in ("done", "failed", "rejected", "cancelled")
 
-    def end_unbegun(self) -> None:
+    def end_unbegun(self, _: object) -> None:
         """Its task is over: it may have been cancelled before it did anything."""
         if not self.is_over:
             self.state, self.note = "cancelled", "Stopped."
@@ -186,7 +186,7 @@ class Studio:
         visitor.takes = [Take(clip, [Step(stage) for stage in self.stages]) for clip in clips]
         visitor.tasks = [asyncio.create_task(self._make(visitor, take)) for take in visitor.takes]
         for take, task in zip(visitor.takes, visitor.tasks, strict=True):
-            task.add_done_callback(lambda _, take=take: take.end_unbegun())
+            task.add_done_callback(take.end_unbegun)
         visitor.tasks.append(asyncio.create_task(self._attend(visitor)))
 
     def stop(self, visitor: Visitor) -> None:
