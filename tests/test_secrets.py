@@ -116,18 +116,17 @@ def in_text(text: str) -> list[str]:
     return [secret for secret in KNOWN if secret in text]
 
 
-@pytest.mark.parametrize("log", ["text", "json"])
-def test_a_job_tells_no_secret_though_a_stage_fails_with_all_of_them(signed, tmp_path, ray_folder, log):
+def test_a_job_tells_no_secret_though_a_stage_fails_with_all_of_them(signed, tmp_path, ray_folder):
     work = tmp_path / "work"
     work.mkdir()
-    with begun(work, ray_folder, "render", signed, "--out", "out", "--log", log) as (process, lines):
+    with begun(work, ray_folder, "render", signed, "--out", "out", "--log", "json") as (process, lines):
         out, err = process.communicate(timeout=250)
     assert process.returncode == 1, err
-    assert HIDDEN in err, "the stage's error is told"
+    assert HIDDEN in err, "the stage's error is told, with its traceback"
     assert in_text(out + err) == []
     assert in_text("\n".join(lines)) == []
     assert any("raylet" in line for line in lines)
-    assert list(ray_folder.glob("ray/session_*/logs/gcs_server.out")) or list(ray_folder.glob("**/gcs_server.out"))
+    assert list(ray_folder.glob("**/logs/gcs_server.out"))
     assert told_in(work) == {}
     assert told_in(ray_folder) == {}
     for command in (["status", "out"], ["status", "out", "--json"]):
