@@ -13,7 +13,7 @@ from show1_ray.cli import app
 from show1_ray.errors import UserError
 from show1_ray.line.load import StageLoad
 from show1_ray.line.simulate import simulate
-from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.pipeline import Pipeline
 from show1_ray.planning.costs import EFFICIENCY, LAND_SECONDS, count_stages
 from show1_ray.planning.estimate import (
     NEAR_LEAST,
@@ -25,6 +25,7 @@ from show1_ray.planning.estimate import (
     line_specs,
 )
 from show1_ray.planning.profile import BatchCost, Profile, StageProfile, profile_path, save_profile
+from show1_ray.show1.stages import STAGES
 
 PETA = 1e15
 
