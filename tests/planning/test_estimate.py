@@ -103,7 +103,7 @@ def test_the_best_number_is_the_largest_that_costs_hardly_more(demo):
 
 
 def test_with_room_for_everything_every_station_holds_every_stage(pipeline):
-    assert estimate(pipeline, 4, 3, "cpu", profile=profile_of(pipeline)).pins == ((3, STAGES),)
+    assert estimate(pipeline, 4, 3, "cpu", profile=profile_of(pipeline)).pins == ((3, tuple(STAGES)),)
 
 
 def test_on_cards_with_room_for_one_stage_each_has_one(pipeline):
