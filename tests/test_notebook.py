@@ -57,8 +57,10 @@ def test_its_cells_do_for_any_pipeline(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "own.yaml").write_text('stages: {grey: {uses: "own:Grey"}}')
     # The example of a stage of one's own, with fewer steps.
-    few = ("keyframes: {steps: 1}", "interpolation: {steps: 1}", "latent_super_resolution: {steps: 4}")
-    few = (*few, "super_resolution: {steps: 1, first_frame: {steps: 1}}")
+    few = [
+        *("keyframes: {steps: 1}", "interpolation: {steps: 1}", "latent_super_resolution: {steps: 4}"),
+        "super_resolution: {steps: 1, first_frame: {steps: 1}}",
+    ]
     mine = "".join(f"  {line}\n" for line in few)
     (tmp_path / "mine.yaml").write_text(f"extends: {NOTEBOOK.parent / 'mine.yaml'}\nstages:\n{mine}")
     with own_ray(2):
