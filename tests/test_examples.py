@@ -20,8 +20,6 @@ from show1_ray import Clip, UserError, open_line, render
 from show1_ray.dataset.video import decode_video
 from show1_ray.line import ClipDone, ClipFailed, Ended, LineSettings, Service
 from show1_ray.pipeline import STAGES
-from show1_ray.pipeline.arrays import turned
-from show1_ray.stage import FLOAT_FRAMES, FRAMES
 from tests.own_ray import own_ray
 
 FEWER_STEPS = [
@@ -94,7 +92,7 @@ def test_the_example_of_a_stage_of_ones_own_through_the_command_line_and_an_open
     with open_line(here / "mine.yaml", code=here / "brighten.py", overrides=FEWER_STEPS, settings=ONE_STATION) as line:
         stages, before, video = asyncio.run(rendered(line))
     assert stages == [*STAGES, "brighten"]
-    assert np.array_equal(video, (turned(before, FLOAT_FRAMES, FRAMES).astype(int) + 40).clip(0, 255))
+    assert np.array_equal(video, (before.astype(int) + 40).clip(0, 255))
     assert np.abs(decode_video(mine.read_bytes()).astype(int) - video).mean() < 4  # it has been through H.264
 
 
