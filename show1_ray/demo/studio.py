@@ -193,9 +193,7 @@ class Studio:
 
     def python_call(self, take: Take) -> str:
         """The Python that makes this clip."""
-        beside = "".join(
-            f"# Beside clip.jsonl: {name!r}, the {key} of this clip.\n" for key, name in take.files.items()
-        )
+        beside = "".join(f"# Beside clip.jsonl: {name!r}, its {key}.\n" for key, name in take.files.items())
         changes = f", overrides={list(self.overrides)!r}" if self.overrides else ""
         changes += f", code={self.pipeline.code.given!r}" if self.pipeline.code else ""
         return (
