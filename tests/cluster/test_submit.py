@@ -305,7 +305,7 @@ def test_the_examples_on_two_nodes_with_code_and_images_that_are_shipped(head, s
     with Path("pictures.jsonl").open("a") as rows:
         for name in ("magenta", "gone"):
             rows.write(json.dumps({"id": name, "prompt": "a", "picture": f"pictures/{name}.png"}) + "\n")
-    zoom = ["--pipeline", "zoom.yaml", "--code", buggy, "--gpus", 3, "--samples", 2]
+    zoom = ["--pipeline", "zoom.yaml", "--code", buggy, "--samples", 2]
     zoom += ["--set", "execution.zoom.cpus=1"]
     done = run(head, "pictures.jsonl", "--out", tmp_path / "zoom", *zoom)
     assert done.returncode == 1, done.stdout + done.stderr
