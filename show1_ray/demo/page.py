@@ -16,12 +16,13 @@ from fastapi import FastAPI
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
+from show1_ray.demo.bounds import MOST_BYTES, MOST_REQUESTS, Bounded
 from show1_ray.demo.studio import MAX_CLIPS, Step, Studio, Take, Visitor, label
 from show1_ray.errors import UserError, shown
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.inputs import Input
 from show1_ray.pipeline.lineup import stage_names
-from show1_ray.pipeline.media import IMAGE_NAMES, MOST_BYTES, VIDEO_NAMES
+from show1_ray.pipeline.media import IMAGE_NAMES, VIDEO_NAMES
 from show1_ray.stage import Shape
 
 HERE = Path(__file__).parent
@@ -111,13 +112,19 @@ def build(studio: Studio) -> gr.Blocks:
                 pieces.append(gr.HTML())
         pieces.append(gr.HTML())
 
+        def visitor_of(visitor_id: str) -> Visitor:
+            try:
+                return studio.visitor(visitor_id)
+            except UserError as error:
+                raise gr.Error(str(error), print_exception=False) from None
+
         async def enter(visitor_id: str) -> AsyncIterator[Any]:
-            visitor = studio.visitor(visitor_id)
+            visitor = visitor_of(visitor_id)
             async for update in follow(studio, visitor, ""):
                 yield [visitor.id, *update]
 
         async def begin(visitor_id: str, *asked: Any) -> AsyncIterator[Any]:
-            visitor = studio.visitor(visitor_id)
+            visitor = visitor_of(visitor_id)
             text, negative_text, seed_text, clips, *brought = asked
             try:
                 inputs = {
@@ -140,32 +147,33 @@ def build(studio: Studio) -> gr.Blocks:
         asked = [browser, prompt, negative, seed, count, *fields]
         gr.on([make.click, prompt.submit], begin, asked, js=SCROLL, api_visibility="private", **shown)
         stop.click(
-            lambda visitor_id: studio.stop(studio.visitor(visitor_id)),
+            lambda visitor_id: studio.stop(visitor_of(visitor_id)),
             browser,
             show_progress="hidden",
             queue=False,
             api_visibility="private",
         )
         dice.click(None, None, seed, js="() => String(Math.floor(Math.random() * 2 ** 31))")
-    return page
+    return page.queue(max_size=MOST_REQUESTS)
 
 
-def app(studio: Studio, account: tuple[str, str] | None) -> FastAPI:
+def app(studio: Studio, account: tuple[str, str] | None, most_requests: int = MOST_REQUESTS) -> Bounded:
     """The page as an ASGI application, which also serves the clips' files."""
-    return gr.mount_gradio_app(
+    page = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         build(studio),
         path="/",
         auth=account,
         allowed_paths=[str(studio.folder)],
-        max_file_size=max((MOST_BYTES[one.kind] for one in studio.pipeline.inputs if one.is_file), default=0) or None,
         theme=THEME,
         css=(HERE / "style.css").read_text(encoding="utf-8") + aspect(studio.pipeline),
         footer_links=[],
         run_history=False,
         ssr_mode=False,
         show_error=True,
+        max_file_size=max(MOST_BYTES, studio.most_file_bytes),
     )
+    return Bounded(page, studio, most_requests)
 
 
 def input_field(one: Input) -> gr.components.Component:
