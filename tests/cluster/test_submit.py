@@ -299,13 +299,8 @@ Zoom.run = run
 @pytest.fixture
 def second_node(head: Head) -> None:
     """A node besides the head's, which ends with it."""
-    command = [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        f"--address={head.gcs}",
-        "--num-cpus=1",
-        f"--temp-dir={head.folder}/b",
-    ]
+    command = [str(Path(sys.executable).with_name("ray")), "start", f"--address={head.gcs}", "--num-cpus=1"]
+    command += [f"--temp-dir={head.folder}/b"]  # of one that nodes share each cleans away what is the other's
     command += ["--node-ip-address=127.0.0.2", "--object-store-memory=80000000"]
     command += [f"--metrics-export-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
     path = f"{Path(sys.executable).parent}:{head.environment['PATH']}"
