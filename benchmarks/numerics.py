@@ -22,12 +22,12 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from show1_ray.show1 import settings as recipe
+from show1_ray.show1.execution import put_channels_last
 from show1_ray.show1.fused import fuse
 from show1_ray.show1.interpolation import Interpolation
 from show1_ray.show1.keyframes import Keyframes
 from show1_ray.show1.latent_super_resolution import LatentSuperResolution
 from show1_ray.show1.super_resolution import FirstFrame, SuperResolution
-from show1_ray.stages.compilation import put_channels_last
 from show1_ray.stages.noise import draw_batch
 from tests.goldens import ANY, Case, Golden
 

@@ -18,9 +18,9 @@ from show1_ray.clip import Clip
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.checkpoints import published_or_local_config
 from show1_ray.planning.costs import count_stages
+from show1_ray.show1.execution import prepare
 from show1_ray.show1.settings import Execution
 from show1_ray.show1.super_resolution import SuperResolution
-from show1_ray.stages.compilation import prepare
 from show1_ray.stages.noise import seeded_noise
 from show1_ray.stages.stage import Stage, Tensors
 

@@ -1,10 +1,12 @@
-"""Errors that are shown to people as one line, without a traceback; and how text from outside is shown."""
+"""Errors that people are shown as one line, without a traceback; and how text from outside is shown."""
 
 from __future__ import annotations
 
 import os
 import re
 import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -43,6 +45,31 @@ class UserError(Exception):
 
 class ConfigError(UserError, ValueError):
     """A configuration (of a network, of a pipeline) that cannot be built or does not fit together."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One line that a job tells people besides the line's events."""
+
+    text: str
+
+
+class Aside:
+    """Something that a job does besides rendering (its report, its metrics): where it fails, that is said once, and the
+    job goes on.
+    """
+
+    def __init__(self, what: str, tell: Callable[[str], None]) -> None:
+        self._what = what
+        self._tell = tell
+        self.failed = False
+
+    def fail(self, error: Exception) -> None:
+        """It does not work."""
+        if not self.failed:
+            self.failed = True
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self._tell(f"{self._what}: {reason}; the job goes on")
 
 
 def escaped(text: str, keep: str = "\n") -> str:

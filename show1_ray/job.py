@@ -19,7 +19,7 @@ from show1_ray.dataset.report.page import last_line
 from show1_ray.dataset.seeds import Seeds, seeds_of
 from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.undo import Undo, undone_if_refused
-from show1_ray.errors import UserError, without_secrets
+from show1_ray.errors import Aside, Notice, UserError, without_secrets
 from show1_ray.landing import columns_of, specs
 from show1_ray.line.events import (
     ClipDone,
@@ -38,7 +38,6 @@ from show1_ray.line.running import Running
 from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec
 from show1_ray.manifest import COUNTED_SEEDS, Entry, Manifest, open_manifest
 from show1_ray.metrics import Metrics
-from show1_ray.notice import Aside, Notice
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.lineup import order, saved_frames
 from show1_ray.pipeline.recipe import recipe_hash

@@ -13,6 +13,7 @@ from show1_ray.line.spec import ALL_PLAIN, RENDERING, PlaceError, StageSpec
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.adapter import Later
 from show1_ray.pipeline.arrays import turned
+from show1_ray.pipeline.columns import of_value
 from show1_ray.pipeline.lineup import saved_frames, stage_specs
 from show1_ray.pipeline.sources import Sources
 from show1_ray.planning.costs import LAND_SECONDS, Costs, costs_of_job
@@ -84,4 +85,4 @@ class Land:
 def columns_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Plain values of stages (`stage.name` on the line) as columns of the metadata: `<stage>_<name>`."""
     values = {name: value.item() if isinstance(value, np.generic) else value for name, value in plain.items()}
-    return {name.replace(".", "_"): value for name, value in values.items()}
+    return {of_value(*name.split(".", 1)) if "." in name else name: value for name, value in values.items()}

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from show1_ray.errors import without_secrets
+from show1_ray.errors import Notice, without_secrets
 from show1_ray.line.events import (
     ClipDone,
     ClipFailed,
@@ -22,7 +22,6 @@ from show1_ray.line.events import (
     StationTriedAgain,
     StationUp,
 )
-from show1_ray.notice import Notice
 
 SNAPSHOT_SECONDS = 30.0
 

@@ -11,9 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from show1_ray.errors import printable
+from show1_ray.errors import Notice, printable
 from show1_ray.line.events import ClipFailed, NodeAvoided, Snapshot, StationLost, StationShutOut
-from show1_ray.notice import Notice
 
 if TYPE_CHECKING:
     from show1_ray.job import Summary

@@ -150,7 +150,12 @@ class Reject:
 
 
 class StageError(Exception):
-    """A stage was given, or gave, what it must not. `clip_id` is the clip at fault, `stage` the stage's name."""
+    """A stage was given, or gave, what it must not. `clip_id` is the clip at fault, `stage` the stage's name.
+
+    Where `is_permanent`, another attempt would end the same: the clip is given up at once.
+    """
+
+    is_permanent: ClassVar[bool] = False
 
     def __init__(self, clip_id: str, stage: str, reason: str) -> None:
         super().__init__(clip_id, stage, reason)

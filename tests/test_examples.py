@@ -64,7 +64,9 @@ def test_the_example_of_an_image_input(here, tmp_path):
     assert rows["stripes"]["picture"] == "pictures/stripes.png"
     [clip] = out.glob("clips/*/rings.mp4")
     assert decode_video(clip.read_bytes()).std() > 40
-    said = {id: row["error"].strip().splitlines()[-1] for id, row in rows_of(out, "failures").items()}
+    failures = rows_of(out, "failures")
+    assert {row["attempts"] for row in failures.values()} == {1}, "another attempt would end the same"
+    said = {id: row["error"].strip().splitlines()[-1] for id, row in failures.items()}
     assert "column 'picture' 'pictures/gone.png' cannot be read here: No such file or directory" in said["gone"]
     assert "leads to 127.0.0.1, which is no public address: --allow-private-urls reads it" in said["private"]
     assert "column 'picture' is no image that is read here (PNG, JPEG, WebP, GIF, BMP or TIFF)" in said["text"]

@@ -26,10 +26,10 @@ from show1_ray import Pipeline, UserError, render
 from show1_ray.clip import Clip
 from show1_ray.dataset import read_status
 from show1_ray.dataset.video import decode_video
+from show1_ray.errors import Notice
 from show1_ray.job import Control, measured
 from show1_ray.line.events import ClipDone, Snapshot, StageBegan, StageDone, StationLost, StationUp
 from show1_ray.line.spec import LineSettings
-from show1_ray.notice import Notice
 from show1_ray.progress import summary_lines
 from show1_ray.show1.cascade import load_stages
 from show1_ray.show1.cascade import render as render_in_process

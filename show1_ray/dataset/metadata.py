@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from show1_ray.errors import UserError, one_line
+from show1_ray.pipeline.columns import is_own
 
 Row = dict[str, Any]  # JSON's types only
 
@@ -67,16 +68,13 @@ REJECTIONS = pa.schema(
         ("rejected", pa.timestamp("ms", "UTC")),
     ]
 )
-# Columns that `datasets` takes for its own.
-TAKEN = {"video", "videos", "file_names", "label"}
 
 
 def check_columns(fields: Iterable[pa.Field]) -> None:
     """Refuse columns of a manifest that cannot be columns of the metadata. Raises UserError."""
     for field in fields:
         name = field.name
-        own = name in [*SCHEMA.names, *IN_SHARDS.names, *TAKEN] or name.startswith(tuple(BY_STAGE))
-        if own or name.endswith(("_file_name", "_file_names")):
+        if is_own(name):
             raise UserError(f"manifest: column {name!r} has a name that the dataset's metadata uses itself; rename it")
         if not (_is_text_in_json(field.type) or pa.types.is_binary(field.type) or _is_json(field.type)):
             raise UserError(

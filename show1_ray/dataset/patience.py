@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -14,37 +13,9 @@ from typing import Any, TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential
 
-from show1_ray.errors import UserError
+from show1_ray.pipeline.passing import can_become_good
 
 T = TypeVar("T")
-
-HOPELESS_ERRNOS = frozenset(
-    {
-        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
-        *(errno.EINVAL, errno.EFBIG, errno.EMSGSIZE, errno.EILSEQ, errno.ENOSYS, errno.EOPNOTSUPP, errno.EEXIST),
-    }
-)
-"""What the next attempt would meet again. A full disk (ENOSPC, EDQUOT) is not among them: somebody may make room."""
-HOPELESS_CLASSES = (ValueError, TypeError, NotImplementedError, ImportError, AttributeError)
-"""Names and arguments that a store or its client cannot take."""
-HOPELESS_NAMES = frozenset(
-    {
-        *("ParamValidationError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoRegionError"),
-        *("InvalidRegionError", "DefaultCredentialsError", "UnsupportedSignatureVersionError"),
-        "SSLCertVerificationError",
-    }
-)
-"""Errors of botocore and google.auth about this machine's configuration, by name, because either may not be there; and
-certificates that are not trusted."""
-PASSING_CODES = frozenset(
-    {
-        *("RequestTimeout", "RequestTimeoutException", "SlowDown", "IncompleteBody", "BadDigest", "OperationAborted"),
-        *("XAmzContentSHA256Mismatch", "PriorRequestNotComplete", "BandwidthLimitExceeded", "RequestLimitExceeded"),
-        *("LimitExceededException", "TooManyRequestsException", "Throttling", "ThrottlingException"),
-    }
-)
-"""S3's codes that come with a status as of a bad request, and pass."""
-PASSING_STATUS = frozenset({408, 409, 423, 425, 429})
 
 NAMED_SECONDS = 15.0
 """A store that says nothing for so long is named."""
@@ -67,52 +38,7 @@ class Retries:
 class SilenceError(Exception):
     """Storage has said nothing for `SILENT_SECONDS`: not asked again, because each time would take as long."""
 
-
-def can_become_good(error: BaseException) -> bool:
-    """Whether storage that failed so may be asked again.
-
-    Object stores' clients put their error behind one of Python's (`raise … from`), so causes are looked at first: a
-    store's own answer tells most. What nobody knows may become good.
-    """
-    if not isinstance(error, Exception):
-        return False
-    for one in _chain(error, context=False):
-        status, code = _answer(one)
-        if code in PASSING_CODES:
-            return True
-        if status is not None and status >= 400:
-            return status in PASSING_STATUS or (status >= 500 and status != 501)
-    if any({kind.__name__ for kind in type(one).__mro__} & HOPELESS_NAMES for one in _chain(error, context=True)):
-        return False
-    if isinstance(error, (SilenceError, FileNotFoundError, UserError)):
-        return False
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno not in HOPELESS_ERRNOS
-    return not isinstance(error, (PermissionError, IsADirectoryError, NotADirectoryError, *HOPELESS_CLASSES))
-
-
-def _chain(error: BaseException, context: bool) -> Iterator[BaseException]:
-    """An error and its causes; with `context` also what was being handled when it came."""
-    seen: list[BaseException] = []
-    one: BaseException | None = error
-    while one is not None and one not in seen:
-        seen.append(one)
-        yield one
-        one = one.__cause__ or (one.__context__ if context else None)
-
-
-def _answer(error: BaseException) -> tuple[int | None, str]:
-    """A store's answer: the HTTP status, and its own code; of botocore, gcsfs, aiohttp, requests and Azure."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        return status, str(response.get("Error", {}).get("Code", ""))
-    for place in (error, response):
-        for name in ("status_code", "status", "code"):
-            found = getattr(place, name, None)
-            if isinstance(found, int | str) and str(found).isdecimal():
-                return int(found), ""
-    return None, ""
+    is_permanent = True
 
 
 class Listener:

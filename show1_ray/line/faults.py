@@ -69,6 +69,8 @@ class Failure:
     """It came while the stage was loaded: the clips have no part in it."""
     node: str = ""
     """Of "place": where, by Ray's id."""
+    is_permanent: bool = False
+    """Another attempt would end the same, as the error itself says."""
 
     @property
     def last_line(self) -> str:
@@ -91,7 +93,8 @@ def failure(error: BaseException, loading: bool = False) -> Failure:
         if is_out_of_memory(one) or is_of_device(one):
             cause = "memory" if is_out_of_memory(one) else "device"
             break
-    return Failure(cause, text, clip_id if cause == "clip" else None, loading)
+    is_permanent = cause == "clip" and any(getattr(one, "is_permanent", False) is True for one in chain)
+    return Failure(cause, text, clip_id if cause == "clip" else None, loading, is_permanent=is_permanent)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -249,6 +249,8 @@ class Traffic:
             flight.alone.add(card)
             flight.sound.update((card,) if was_sound else ())
         limit = self.max_attempts
+        if failure.is_permanent:
+            return [self._give_up(flight, failure)]
         if failure.cause == "clip":
             limit = min(limit, 2)
         elif failure.cause not in CHARGED:

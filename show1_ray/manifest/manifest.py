@@ -8,7 +8,7 @@ import math
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,6 +20,7 @@ import pyarrow as pa
 from show1_ray.clip import GENERATOR_SEEDS, MAX_SEED, Clip, SeedRule
 from show1_ray.errors import UserError, one_line, shown
 from show1_ray.manifest.table import ROWS_AT_ONCE, Row, Table, UnreadableError, find_tables
+from show1_ray.pipeline.columns import of_input
 from show1_ray.pipeline.inputs import NO_INPUTS, Input, InputColumns, InputError, noted
 
 SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -106,7 +107,7 @@ class Manifest:
     def _entries(self) -> Iterator[Entry]:
         for row, occurrence in self._rows():
             for sample in range(self._samples):
-                yield Entry(self._clip(row, sample, occurrence), {**row.extra, **noted(row.inputs)})
+                yield Entry(self._clip(row, sample, occurrence), {**row.extra, **columns_of(row.inputs)})
 
     def _rows(self) -> Iterator[tuple[Row, int]]:
         """Each row, and how many before it are the same and have no id either."""
@@ -166,6 +167,7 @@ class Manifest:
                         self.has_large_seeds = True
                     content.update(_json(row.id, *_content(row)))
                 columns.infer(table)
+                columns.check(table, self._inputs)
             except UnreadableError as error:
                 problems.add(str(error))
         ids.check(problems, self._samples)
@@ -343,6 +345,14 @@ class _OtherColumns:
                 raise UnreadableError(f"{table.url}: column {name!r} mixes types: {one_line(error)}") from error
             self._unify(table, pa.schema([(name, kind)]))
 
+    def check(self, table: Table, inputs: InputColumns) -> None:
+        """Refuse a column that the pipeline's own would take the place of. Raises UnreadableError."""
+        for name in self.schema.names:
+            if name in inputs.taken:
+                raise UnreadableError(
+                    f"{table.url}: column {name!r} is one that the metadata has for {inputs.taken[name]}; rename it"
+                )
+
     def _unify(self, table: Table, schema: pa.Schema) -> None:
         try:
             self.schema = pa.unify_schemas([self.schema, schema], promote_options="permissive")
@@ -416,9 +426,14 @@ def _content(row: Row) -> list[Any]:
     return [row.prompt, row.negative_prompt, _given_seed(row.seed), *inputs]
 
 
+def columns_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of a row as the metadata's columns have them; see `inputs.noted`."""
+    return {of_input(name): value for name, value in noted(inputs).items()}
+
+
 def _field(one: Input) -> pa.Field:
     """An input's column of the metadata."""
-    return pa.field(one.name, {"int": pa.int64(), "float": pa.float64()}.get(one.kind, pa.string()))
+    return pa.field(of_input(one.name), {"int": pa.int64(), "float": pa.float64()}.get(one.kind, pa.string()))
 
 
 def _digest(*values: Any) -> bytes:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from show1_ray.errors import ConfigError, shown
@@ -24,7 +24,11 @@ Value = str | int | float | bytes
 
 
 class InputError(Exception):
-    """A declaration, or a row's value, that cannot be: the reason, for people."""
+    """A declaration, or a row's value, that cannot be: the reason, for people. `passing`: it may do later."""
+
+    def __init__(self, reason: str, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,12 @@ class InputColumns:
     Attributes:
         inputs: of the pipeline.
         check: is given the values of a row; raises ConfigError where they do not go together.
+        taken: columns of the metadata that the pipeline fills → with what, for people: no others can be called so.
     """
 
     inputs: tuple[Input, ...] = ()
     check: Callable[[Mapping[str, Any]], object] = lambda values: None
+    taken: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:

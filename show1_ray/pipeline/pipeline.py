@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError
 
 from show1_ray.errors import ConfigError
+from show1_ray.pipeline import columns
 from show1_ray.pipeline import recipe as recipes
 from show1_ray.pipeline.checkpoints import Checkpoint, folder_of, resolve
 from show1_ray.pipeline.code import Code
@@ -275,7 +276,7 @@ class Pipeline:
     @property
     def input_columns(self) -> InputColumns:
         """What a manifest's rows bring for `inputs`."""
-        return InputColumns(self.inputs, self.row)
+        return InputColumns(self.inputs, self.row, self.columns)
 
     def faults(self) -> list[Fault]:
         """What does not fit together: keys and reasons."""
@@ -285,7 +286,24 @@ class Pipeline:
                 part.checkpoints()
             except RegistryError as error:
                 found.append((("stages", part.name), str(error)))
+        found += columns.clashes((column, key, what) for column, (key, what) in self._columns())
         return [*found, *faults_of_settings(self)] or list(self._misfits())
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns of the metadata that inputs and plain values become → what each is, for people."""
+        return {column: what for column, (_, what) in self._columns()}
+
+    def _columns(self) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
+        for one in self.inputs:
+            key = ("inputs", one.name)
+            yield columns.of_input(one.name), (key, f"the input {one.name!r}")
+            if one.is_file:
+                yield columns.of_content(one.name), (key, f"the SHA-256 of the input {one.name!r}")
+        for stage in self.wired():
+            for name in stage.plain:
+                key = ("stages", stage.name)
+                yield columns.of_value(stage.name, name), (key, f"the value {name!r} of the stage {stage.name!r}")
 
     @cached_property
     def _wiring(self) -> Wiring:

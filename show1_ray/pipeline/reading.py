@@ -11,6 +11,7 @@ from typing import Any
 from show1_ray.clip import Clip
 from show1_ray.line.spec import StageSpec
 from show1_ray.pipeline import Pipeline
+from show1_ray.pipeline.columns import of_content
 from show1_ray.pipeline.inputs import Input, InputError
 from show1_ray.pipeline.media import MOST_BYTES, read_image, read_video
 from show1_ray.pipeline.sources import Sources
@@ -35,10 +36,16 @@ def reading_stage(pipeline: Pipeline, sources: Sources) -> StageSpec | None:
         name=INPUTS,
         build=partial(Reading.on, files, sources),
         gives=tuple(files.values()),
-        plain=tuple(f"{one.name}_sha256" for one in files),
+        plain=tuple(of_content(one.name) for one in files),
         on="cpu",
         seconds=READ_SECONDS,
     )
+
+
+class UnusableError(StageError):
+    """A file that is not there, not allowed, or not what it should be, now and later."""
+
+    is_permanent = True
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Reading:
         """Gives each clip's images (`h w c`) and videos (`f h w c`), uint8.
 
         Raises:
-            StageError: one cannot be read; it names the column.
+            StageError: one cannot be read; it names the column, and says whether another attempt may do better.
         """
         return [self._read(clip) for clip in clips]
 
@@ -73,6 +80,7 @@ class Reading:
                 data = self.sources.read(clip.inputs[one.name], MOST_BYTES[one.kind])
                 found[line] = read_image(data) if one.kind == "image" else read_video(data)
             except InputError as error:
-                raise StageError(clip.id, INPUTS, f"column {one.name!r} {error}") from None
-            found[f"{one.name}_sha256"] = hashlib.sha256(data).hexdigest()
+                kind = StageError if error.passing else UnusableError
+                raise kind(clip.id, INPUTS, f"column {one.name!r} {error}") from None
+            found[of_content(one.name)] = hashlib.sha256(data).hexdigest()
         return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 import socket
+import ssl
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -12,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
 from show1_ray.errors import one_line, shown
 from show1_ray.pipeline.inputs import InputError
+from show1_ray.pipeline.passing import PASSING_STATUS, can_become_good
 
 STORES = {"s3": "s3", "gs": "gcs"}
 """Schemes of object stores, and the extra that each needs."""
@@ -23,6 +28,9 @@ READ_SECONDS = 30.0
 MOST_SECONDS = 300.0
 """Of a whole file over HTTP."""
 REDIRECTS = 5
+ATTEMPTS, FIRST_WAIT = 3, 1.0
+"""How often a place is asked whose answer may be another one later, and the seconds of the first wait; each wait is
+twice the one before."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -46,14 +54,34 @@ class Sources:
             most: bytes that it may have.
 
         Raises:
-            InputError: a place that is not read, that cannot be read, or too many bytes.
+            InputError: a place that is not read, that cannot be read, or too many bytes. What may pass (a server that
+                is down, a timeout) has been tried `ATTEMPTS` times, and the error says that it may.
         """
         if isinstance(given, bytes):
             return _bounded([given], most)
+        asked = Retrying(
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_exponential(multiplier=FIRST_WAIT),
+            retry=retry_if_exception(lambda error: isinstance(error, InputError) and error.passing),
+            reraise=True,
+        )
         try:
-            return self._read(given, most)
+            return asked(self._read, given, most)
         except InputError as error:
-            raise InputError(f"{shown(given, 200)} {error}") from None
+            raise InputError(f"{shown(given, 200)} {error}", error.passing) from None
+
+    def local_sha256(self, given: str | bytes) -> str | None:
+        """The SHA-256 of a file's bytes, where it lies in a folder of this machine that may be read; None elsewhere."""
+        if isinstance(given, bytes):
+            return hashlib.sha256(given).hexdigest()
+        scheme, is_url, rest = given.partition("://")
+        if is_url and scheme.lower() != "file":
+            return None
+        try:
+            with self._place(rest if is_url else self._whole(given)).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except (InputError, OSError, ValueError):
+            return None
 
     def _read(self, given: str, most: int) -> bytes:
         scheme, is_url, rest = given.partition("://")
@@ -67,23 +95,29 @@ class Sources:
         return self._http(given, most) if scheme in ("http", "https") else _stored(scheme, rest, most)
 
     def _relative(self, given: str, most: int) -> bytes:
+        whole = self._whole(given)
+        return self._local(whole, most) if "://" not in whole else Sources(None, self.allow_private)._read(whole, most)
+
+    def _whole(self, given: str) -> str:
+        """A path, or the URL that it stands for where `root` is one."""
         if Path(given).is_absolute() or self.root is None:
-            return self._local(given, most)
-        if "://" not in self.root:
-            return self._local(f"{self.root}/{given}", most)
-        if ".." in given.split("/"):
+            return given
+        if "://" in self.root and ".." in given.split("/"):
             raise InputError("leads out of the manifest's folder")
-        return Sources(None, self.allow_private)._read(f"{self.root}/{given}", most)
+        return f"{self.root}/{given}"
+
+    def _place(self, path: str) -> Path:
+        place = Path(path).resolve()
+        if not self.allow_private and (self.root is None or not place.is_relative_to(Path(self.root).resolve())):
+            raise InputError("is a local file outside the manifest's folder: --allow-private-urls reads it")
+        return place
 
     def _local(self, path: str, most: int) -> bytes:
         try:
-            place = Path(path).resolve()
-            if not self.allow_private and (self.root is None or not place.is_relative_to(Path(self.root).resolve())):
-                raise InputError("is a local file outside the manifest's folder: --allow-private-urls reads it")
-            with place.open("rb") as file:
+            with self._place(path).open("rb") as file:
                 return _bounded(iter(lambda: file.read(2**20), b""), most)
         except (OSError, ValueError) as error:
-            raise InputError(f"cannot be read here: {_reason(error)}") from None
+            raise InputError(f"cannot be read here: {_reason(error)}", can_become_good(error)) from None
 
     def _http(self, given: str, most: int) -> bytes:
         import httpcore
@@ -106,10 +140,11 @@ class Sources:
                             return _bounded(answer.iter_stream(), most, until)
                         place = dict(answer.headers).get(b"location") or dict(answer.headers).get(b"Location")
                     if answer.status not in (301, 302, 303, 307, 308) or not place:
-                        raise InputError(f"cannot be read: HTTP status {answer.status}")
+                        passing = answer.status >= 500 or answer.status in PASSING_STATUS
+                        raise InputError(f"cannot be read: HTTP status {answer.status}", passing)
                     url = url.join(place.decode("latin-1"))
         except _http_errors() as error:
-            raise InputError(f"cannot be read: {_reason(error)}") from None
+            raise InputError(f"cannot be read: {_reason(error)}", not _is_wrong_url(error)) from None
         raise InputError(f"leads on to other URLs more than {REDIRECTS} times")
 
 
@@ -167,6 +202,17 @@ def _http_errors() -> tuple[type[Exception], ...]:
     return OSError, ValueError, httpx.InvalidURL, *http
 
 
+def _is_wrong_url(error: BaseException) -> bool:
+    """Whether there can be no such place: no URL, no such name, a certificate that is not trusted."""
+    chain = [error, *filter(None, (error.__cause__, error.__context__))]
+    if any(isinstance(one, ssl.SSLCertVerificationError) for one in chain):
+        return True
+    names = [one.errno for one in chain if isinstance(one, socket.gaierror)]
+    if names:
+        return socket.EAI_AGAIN not in names
+    return isinstance(error, ValueError) or type(error).__name__ in ("InvalidURL", "UnsupportedProtocol")
+
+
 def _stored(scheme: str, path: str, most: int) -> bytes:
     import fsspec
 
@@ -178,7 +224,7 @@ def _stored(scheme: str, path: str, most: int) -> bytes:
     except InputError:
         raise
     except Exception as error:  # stores' clients have errors of their own, of no common kind
-        raise InputError(f"cannot be read: {_reason(error)}") from None
+        raise InputError(f"cannot be read: {_reason(error)}", can_become_good(error)) from None
 
 
 def _bounded(chunks: Iterable[bytes], most: int, until: float | None = None) -> bytes:
@@ -189,7 +235,7 @@ def _bounded(chunks: Iterable[bytes], most: int, until: float | None = None) -> 
         if len(data) > most:
             raise InputError(f"has more than {most >> 20} MiB, the most")
         if until is not None and time.monotonic() > until:
-            raise InputError(f"is not there after {MOST_SECONDS:.0f} s")
+            raise InputError(f"is not there after {MOST_SECONDS:.0f} s", passing=True)
     if not data:
         raise InputError("is empty")
     return bytes(data)

@@ -197,7 +197,6 @@ def wire(
         )
         wired.append(one)
         values.give(part.name, shapes)
-    faults += values.clashes()
     try:
         return Wiring(tuple(wired), values.clip(clip), tuple(faults))
     except WiringError as error:
@@ -253,15 +252,6 @@ class _Values:
         """A value's name on the line: bare for the last of its name; the others, and plain ones, say whose they are."""
         is_plain = self._axes[stage, name] == PLAIN
         return f"{stage}.{name}" if is_plain or self._last[name] != stage else name
-
-    def clashes(self) -> Iterable[Fault]:
-        """Plain values that would become the same column of the metadata."""
-        columns: dict[str, tuple[str, str]] = {}
-        for stage, name in (key for key, axes in self._axes.items() if axes == PLAIN and key[0] != INPUTS):
-            first = columns.setdefault(f"{stage}_{name}", (stage, name))
-            if first != (stage, name):
-                column = f"{stage}_{name}"
-                yield ("stages", stage), f"its value {name!r} and {'.'.join(first)} would both be the column {column!r}"
 
     def find(self, reference: str, asking: str, is_said: bool = True) -> Ref:
         """The newest value that a reference means: a value, a stage's value, or a stage. Raises WiringError."""

@@ -13,10 +13,10 @@ from show1_ray.errors import ConfigError
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.checkpoints import CheckpointError
 from show1_ray.show1 import settings as recipe
+from show1_ray.show1.execution import prepare
 from show1_ray.show1.loading import Checkpoints
 from show1_ray.show1.stages import STAGES, CascadeStage
 from show1_ray.stage import Context
-from show1_ray.stages.compilation import prepare
 from show1_ray.stages.stage import Stage
 
 if TYPE_CHECKING:

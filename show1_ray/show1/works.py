@@ -17,10 +17,10 @@ from torch import nn
 from show1_ray.pipeline.checkpoints import Checkpoint, published_or_local_config
 from show1_ray.show1 import random
 from show1_ray.show1 import settings as recipe
-from show1_ray.show1.deep_features import DeepFeatures
 from show1_ray.show1.loading import FOLDERS
 from show1_ray.show1.super_resolution import window_slices
 from show1_ray.stage import Context, Shape
+from show1_ray.stages.deep_features import DeepFeatures
 from show1_ray.stages.operations import Work, argument, weight_bytes
 from show1_ray.stages.plan import plan_steps
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from show1_ray.show1.settings import Denoising
+from show1_ray.stages.settings import Denoising
 
 
 @dataclass(frozen=True)

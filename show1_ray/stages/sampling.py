@@ -13,10 +13,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from show1_ray.errors import ConfigError
-from show1_ray.show1.deep_features import DeepFeatures
-from show1_ray.show1.settings import Denoising
+from show1_ray.stages.deep_features import DeepFeatures
 from show1_ray.stages.noise import Noise, draw_ahead
 from show1_ray.stages.plan import Step, plan_steps
+from show1_ray.stages.settings import Denoising
 
 Scheduler: TypeAlias = DPMSolverMultistepScheduler | DDPMScheduler | DDIMScheduler
 Predict: TypeAlias = Callable[[Tensor, Tensor], Tensor]

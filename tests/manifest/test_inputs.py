@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from show1_ray.dataset.metadata import BY_STAGE, IN_SHARDS, SCHEMA, check_columns
 from show1_ray.errors import ConfigError
 from show1_ray.manifest import ManifestError, open_manifest
+from show1_ray.pipeline import columns
 from show1_ray.pipeline.inputs import Input, InputColumns
 
 STYLE = Input("style", "text", default="plain")
@@ -62,6 +64,38 @@ def test_a_derived_id_knows_the_inputs(tmp_path):
     plain = [entry.clip.id for entry in open_manifest(path)]
     assert not set(ids) & set(plain)
     assert open_manifest(path, inputs=INPUTS).fingerprint != open_manifest(path).fingerprint
+
+
+def test_an_input_that_is_called_like_a_column_of_the_metadata_has_one_of_its_own(tmp_path):
+    path = rows(tmp_path / "a.jsonl", {"frames": 5, "width": "wide"}, {"width": "wide"})
+    inputs = InputColumns((Input("frames", "int", ("stages", "a", "frames"), 9), Input("width", "text")))
+    manifest = open_manifest(path, inputs=inputs)
+    assert [entry.clip.inputs["frames"] for entry in manifest] == [5, 9]
+    assert [entry.extra for entry in manifest] == [
+        {"input_frames": 5, "input_width": "wide"},
+        {"input_frames": 9, "input_width": "wide"},
+    ]
+    check_columns(manifest.columns)
+
+
+def test_the_columns_of_the_metadata_are_known_to_whoever_reads_pipelines():
+    assert set(columns.OWN) == {*SCHEMA.names, *IN_SHARDS.names}
+    assert set(columns.BY_STAGE) == set(BY_STAGE)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_a_column_that_the_pipeline_fills_is_refused_and_not_written_over(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.csv":
+        path.write_text("prompt,image,image_sha256\na,a.png,mine\n")
+    elif name == "a.jsonl":
+        rows(path, {"image": "a.png"}, {"image": "a.png", "image_sha256": "mine"})
+    else:
+        pq.write_table(pa.table({"prompt": ["a"], "image": ["a.png"], "image_sha256": ["mine"]}), path)
+    taken = {"image_sha256": "the SHA-256 of the input 'image'"}
+    message = f"{name}: column 'image_sha256' is one that the metadata has for the SHA-256 of the input 'image'; rename"
+    with pytest.raises(ManifestError, match=message):
+        open_manifest(str(path), inputs=InputColumns((IMAGE,), taken=taken))
 
 
 @pytest.mark.parametrize(

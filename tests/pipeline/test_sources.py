@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -15,7 +16,8 @@ from PIL import Image
 
 from show1_ray.clip import Clip
 from show1_ray.dataset.video import encode_video
-from show1_ray.pipeline import Pipeline, media
+from show1_ray.line.faults import failure
+from show1_ray.pipeline import Pipeline, media, sources
 from show1_ray.pipeline.inputs import InputError
 from show1_ray.pipeline.media import read_image, read_video
 from show1_ray.pipeline.reading import reading_stage
@@ -31,6 +33,9 @@ def file_of(array: np.ndarray, mode: str | None = None, format: str = "PNG", **m
     return file.getvalue()
 
 
+ASKED = Counter[str]()
+"""How often the server below was asked for each path."""
+
 PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 PNG = file_of(PIXELS)
 
@@ -41,8 +46,18 @@ def server() -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            ASKED[self.path] += 1
             places = {"/a.png": (200, PNG), "/empty": (200, b""), "/long": (200, bytes(2 * MIB))}
             status, body = places.get(self.path, (404, b""))
+            if self.path.startswith("/busy/"):  # once, for ever, or with an answer that is cut off
+                status, body = (200, PNG) if self.path == "/busy/once" and ASKED[self.path] > 1 else (503, b"")
+            if self.path == "/cut" and ASKED[self.path] == 1:
+                self.send_response(200)
+                self.send_header("Content-Length", "100")
+                self.end_headers()
+                return
+            if self.path == "/cut":
+                status, body = 200, PNG
             if self.path.startswith("/to/"):
                 self.send_response(302)
                 self.send_header("Location", self.path.removeprefix("/to/"))
@@ -67,6 +82,28 @@ def test_a_url_is_read_and_a_redirect_followed(server):
     assert anywhere.read(f"{server}/a.png", MIB) == PNG
     assert anywhere.read(f"{server}/to//a.png", MIB) == PNG
     assert anywhere.read(f"{server}/to/{server}/a.png", MIB) == PNG
+
+
+def test_what_may_pass_is_asked_again_and_what_may_not_is_asked_once(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "FIRST_WAIT", 0.01)
+    anywhere = Sources(str(tmp_path), allow_private=True)
+    for path in ("busy/once", "cut"):
+        assert anywhere.read(f"{server}/{path}", MIB) == PNG
+        assert ASKED[f"/{path}"] == 2
+    with pytest.raises(InputError, match="HTTP status 503") as error:
+        anywhere.read(f"{server}/busy/always", MIB)
+    assert (ASKED["/busy/always"], error.value.passing) == (sources.ATTEMPTS, True)
+    for path in ("gone", "long?once", "empty?once"):
+        with pytest.raises(InputError) as error:
+            anywhere.read(f"{server}/{path}", MIB)
+        assert (ASKED[f"/{path}"], error.value.passing) == (1, False)
+    for place in ("gone.png", "http://[nonsense/", "ftp://x/a.png", f"file://{tmp_path}"):
+        with pytest.raises(InputError) as error:
+            anywhere.read(place, MIB)
+        assert not error.value.passing, place
+    with pytest.raises(InputError) as error:
+        Sources().read(f"{server}/a.png", MIB)
+    assert not error.value.passing
 
 
 @pytest.mark.parametrize(
@@ -116,8 +153,6 @@ def test_which_addresses_are_public(address, expected):
 
 def test_a_redirect_from_a_public_place_to_a_private_one_is_refused(server, monkeypatch):
     """The first connection is let through: a name of the public Internet, which tests have none of, stands for it."""
-    from show1_ray.pipeline import sources
-
     seen: list[str] = []
     monkeypatch.setattr(sources, "is_public", lambda address: not (seen.append(address) or len(seen) > 1))
     with pytest.raises(InputError, match="leads to localhost"):
@@ -141,14 +176,14 @@ def test_paths_are_relative_to_the_manifests_folder_and_do_not_leave_it(tmp_path
     for manifest in (folder / "rows.csv", folder, folder / "*.csv"):
         assert folder_of_manifest(str(manifest)) == str(folder)
     assert folder_of_manifest("s3://bucket/job/rows.csv") == folder_of_manifest("s3://bucket/job/") == "s3://bucket/job"
-    sources = Sources(str(folder))
-    assert sources.read("a.png", MIB) == sources.read(f"file://{folder}/a.png", MIB) == PNG
+    inside = Sources(str(folder))
+    assert inside.read("a.png", MIB) == inside.read(f"file://{folder}/a.png", MIB) == PNG
     for path in ("../secret.png", "link.png", str(tmp_path / "secret.png"), f"file://{tmp_path}/secret.png"):
         with pytest.raises(InputError, match="outside the manifest's folder: --allow-private-urls reads it"):
-            sources.read(path, MIB)
+            inside.read(path, MIB)
         assert Sources(str(folder), allow_private=True).read(path, MIB) == PNG
     with pytest.raises(InputError, match=r"'b\.png' cannot be read here: No such file"):
-        sources.read("b.png", MIB)
+        inside.read("b.png", MIB)
 
 
 def test_object_stores_are_read_too(s3):
@@ -235,7 +270,8 @@ class Repeat(Stage):
 '''
 
 
-def test_inputs_that_a_stage_takes_are_read_first_and_their_content_is_told(tmp_path):
+def test_inputs_that_a_stage_takes_are_read_first_and_their_content_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "FIRST_WAIT", 0.01)
     (tmp_path / "repeating.py").write_text(STAGES)
     (tmp_path / "p.yaml").write_text('inputs: {picture: image, unused: video}\nstages: {r: {uses: "repeating:Repeat"}}')
     pipeline = Pipeline.load(tmp_path / "p.yaml", code=tmp_path / "repeating.py")
@@ -248,14 +284,22 @@ def test_inputs_that_a_stage_takes_are_read_first_and_their_content_is_told(tmp_
     assert len(values["picture_sha256"]) == 64
     with pytest.raises(StageError, match="clip b: stage inputs: column 'picture' is no image") as error:
         read([Clip("b", "b", inputs={"picture": b"text"})], [{}])
-    assert error.value.clip_id == "b"
+    assert (error.value.clip_id, failure(error.value).is_permanent) == ("b", True)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/a.png"
+        anywhere = reading_stage(pipeline, Sources(allow_private=True))
+        with pytest.raises(StageError) as error:
+            anywhere.build("cpu")([Clip("c", "c", inputs={"picture": url})], [{}])
+    assert not failure(error.value).is_permanent
 
 
 def test_nothing_is_read_where_no_stage_takes_it(tmp_path):
     assert reading_stage(Pipeline.load("nano"), Sources()) is None
 
 
-def test_a_connection_that_is_refused_says_so():
+def test_a_connection_that_is_refused_says_so(monkeypatch):
+    monkeypatch.setattr(sources, "FIRST_WAIT", 0.01)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         with pytest.raises(InputError, match=r"cannot be read: .*refused"):

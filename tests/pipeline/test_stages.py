@@ -71,6 +71,10 @@ class Judge(Toy):
     takes = {"image": "h w c", "score": PLAIN}
     gives = {"verdict": PLAIN}
 
+class Size(Toy):
+    """A clip, and what is known of it."""
+    gives = {"video": FRAMES, "width": PLAIN, "bytes": PLAIN}
+
 class Latents(Toy):
     gives = {"latents": "l d"}
 
@@ -407,6 +411,23 @@ FAULTS = [
         "inputs.n: its default is 'x'",
     ),
     ("stages: {a: {uses: 'toys:Draw'}}\ninputs: [n]", "inputs: must be a mapping"),
+    (
+        "stages: {a: {uses: 'toys:Draw'}}\ninputs: {frames: int, input_frames: int}",
+        "inputs.input_frames: the input 'input_frames' and the input 'frames' would both be the column 'input_frames'",
+    ),
+    (
+        "stages: {a: {uses: 'toys:Draw'}}\ninputs: {b: image, b_sha256: text}",
+        "inputs.b_sha256: the input 'b_sha256' and the SHA-256 of the input 'b' would both be the column 'b_sha256'",
+    ),
+    (
+        "stages: {input: {uses: 'toys:Size'}}\ninputs: {width: int}",
+        "stages.input: the value 'width' of the stage 'input' and the input 'width' would both be the column",
+    ),
+    (
+        "stages: {shard: {uses: 'toys:Size'}}",
+        "stages.shard: the value 'bytes' of the stage 'shard' would be the column 'shard_bytes', which the dataset's "
+        "metadata uses itself",
+    ),
 ]
 
 

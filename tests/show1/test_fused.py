@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from show1_ray.show1 import fused
+from show1_ray.show1.execution import put_channels_last
 from show1_ray.show1.random import tiny_networks
-from show1_ray.stages.compilation import put_channels_last
 from show1_ray.stages.replay import Replay
 
 CUDA = torch.cuda.is_available()

@@ -9,10 +9,10 @@ from show1_ray.clip import Clip
 from show1_ray.pipeline import Pipeline
 from show1_ray.planning.costs import count_stages
 from show1_ray.show1.cascade import load_stage, load_stages, render
-from show1_ray.show1.settings import Denoising
 from show1_ray.stages.noise import seeded_noise
 from show1_ray.stages.operations import counted, operations_of
 from show1_ray.stages.plan import plan_steps
+from show1_ray.stages.settings import Denoising
 
 LOOPS = ("keyframes", "interpolation", "super_resolution", "super_resolution.first_frame", "latent_super_resolution")
 CLIPS = [Clip("a", "a red circle moving left", seed=1), Clip("b", "a blue square", seed=2)]

@@ -18,8 +18,7 @@ from show1_ray.dataset.patience import Retries
 from show1_ray.dataset.report.facts import PROMPT_CHARACTERS, About, Facts, Shown
 from show1_ray.dataset.report.page import page
 from show1_ray.dataset.storage import Storage
-from show1_ray.errors import UserError, without_secrets
-from show1_ray.notice import Aside
+from show1_ray.errors import Aside, UserError, without_secrets
 
 REPORT_SECONDS = 60.0
 """Between two writes, while the job runs."""

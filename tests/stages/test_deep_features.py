@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from show1_ray.show1.deep_features import DeepFeatures
 from show1_ray.show1.random import tiny_networks
+from show1_ray.stages.deep_features import DeepFeatures
 
 UNETS = ("show-1-base/unet", "show-1-sr1/unet", "IF-II-L-v1.0/unet", "show-1-sr2/unet")
 
