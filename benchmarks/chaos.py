@@ -56,6 +56,8 @@ HERE = Path(__file__).parent
 PATIENCE = 200.0
 """Seconds without a word of a job after the last fault, until it counts as one that hangs."""
 ROUNDS = ("folder", "nodes", "s3", "nodes", "disk", "folder", "nodes", "s3", "tiny", "disk")
+STARTING = 90.0
+"""Seconds in which a job has stations; until then it is left alone, but for a fault at its very start now and then."""
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 AWS = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 
@@ -65,7 +67,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", default=",".join(ROUNDS), help="kinds of rounds, which take turns")
-    parser.add_argument("--faults-a-round", type=int, default=30)
+    parser.add_argument("--faults-a-round", type=int, default=50)
     parser.add_argument("--log", type=Path, help="rounds, a line each; what it holds already counts")
     parser.add_argument("--table", type=Path, help="show the table of such a log, and do nothing")
     parser.add_argument("--out", type=Path, help="also write the table there")
@@ -113,7 +115,7 @@ def play(
     folder.mkdir()
     began = time.monotonic()
     this = Round(kind, form, folder, str(folder / "out"), chance, CLIPS[kind], count)
-    write_manifest(folder, this.clips)
+    write_manifest(folder, this.clips, 0.3 if kind == "nodes" else 0.15)
     try:
         prepare(this, port)
         landed: dict[str, str] = {}
@@ -156,7 +158,7 @@ def run_job(this: Round) -> int:
     text, code = log.read_text(errors="replace"), job.wait()
     if "Traceback (most recent call last)" in text:
         this.wrong.append(f"a traceback: {text[text.index('Traceback') :][:3000]}")
-    if code not in (0, 3, 130, -signal.SIGKILL) and not (code == 2 and may_refuse(text)):
+    if code not in (0, 3, 130, -signal.SIGINT, -signal.SIGKILL) and not (code == 2 and may_refuse(text)):
         this.wrong.append(f"exit code {code}: {text.strip()[-1500:]}")
     count_left(this)
     return code
@@ -166,27 +168,28 @@ def watch(this: Round, job: psutil.Popen, log: Path) -> None:
     """Does the faults, and ends a job that says nothing any more."""
     began = last = time.monotonic()
     progress, next_fault = -1, began + this.random.uniform(1, 6)
-    early = this.random.random() < 0.25
+    early, this.is_doomed = this.random.random() < 0.25, False
     while job.poll() is None:
         time.sleep(0.1)
         now = time.monotonic()
         this.undo_until(now)
         if (size := log.stat().st_size) != progress:
             progress, last = size, now
-        if this.faults.total() < this.count and now > next_fault:
-            if not early and not named(this, "ray::Station") and now - began < 20:
+        if this.faults.total() < this.count and now > next_fault and not this.is_doomed:
+            if not early and not named(this, "ray::Station") and now - began < STARTING:
                 next_fault = now + 0.5
                 continue
+            early = False
             inflict(this, job)
-            next_fault = last = time.monotonic() + this.random.expovariate(1.2)
+            next_fault = last = time.monotonic() + this.random.expovariate(1.6)
         if now - last > PATIENCE:
             this.wrong.append(f"the job hangs: nothing new for {PATIENCE:g} s; see {log}")
             end_tree(job)
 
 
 def may_refuse(text: str) -> bool:
-    """Whether a job that ended with exit code 2 could not do otherwise: it says what of its storage failed."""
-    return any(word in text for word in ("storage", "cannot write", "cannot read"))
+    """Whether a job that ended with exit code 2 could not do otherwise: it says what of its storage failed, or that Ray did not start."""
+    return any(word in text for word in ("storage", "cannot write", "cannot read", "it does not start"))
 
 
 def count_left(this: Round) -> None:
@@ -234,7 +237,7 @@ def undisturbed(folder: Path, world: str) -> dict[str, str]:
         (folder.parent / "cascade").mkdir()
         write_tiny_cascade(folder.parent / "cascade").rename(folder.parent / "cascade" / "pipeline.yaml")
     this = Round(kind, "mp4", folder, str(folder / "out"), random.Random(0), CLIPS[kind], 0)
-    write_manifest(folder, this.clips, seconds=0)
+    write_manifest(folder, this.clips, 0)
     subprocess.run(command(this), env=environment(this), cwd=folder, check=True, capture_output=True)
     found = {name: digest(video) for name, video in videos(this)}
     clean_up(this)

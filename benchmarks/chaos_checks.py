@@ -26,8 +26,8 @@ execution:
 """
 
 
-def write_manifest(folder: Path, count: int, seconds: float = 0.05) -> None:
-    """What the job of a round renders, and with what."""
+def write_manifest(folder: Path, count: int, seconds: float) -> None:
+    """What the job of a round renders, and with what: stages that take so many seconds a clip."""
     rows = {"id": [f"clip-{i}" for i in range(count)], "prompt": ["a red circle"] * count, "seed": list(range(count))}
     pq.write_table(pa.table(rows), folder / "prompts.parquet")
     (folder / "chaos.yaml").write_text(PIPELINE % (seconds, seconds))

@@ -22,9 +22,13 @@ import fsspec
 import psutil
 from faulty_s3 import FaultyS3
 
-CLIPS = {"folder": 500, "s3": 400, "disk": 500, "nodes": 1000, "tiny": 30}
+CLIPS = {"folder": 250, "s3": 250, "disk": 250, "nodes": 300, "tiny": 30}
 """Clips of a round."""
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
+
+ENDING = {"driver killed", "GCS killed", "GCS stopped for good", "head restarted"}
+ENDING_ALONE = {"raylet killed", "raylet stopped for good"}
+"""On one node."""
 
 
 @dataclass
@@ -49,6 +53,8 @@ class Round:
     faults: collections.Counter[str] = field(default_factory=collections.Counter)
     exits: collections.Counter[int] = field(default_factory=collections.Counter)
     wrong: list[str] = field(default_factory=list)
+    is_doomed: bool = False
+    """Whether the start of the job that runs must end, because of what was done last: no more is done to it."""
     left: collections.Counter[str] = field(default_factory=collections.Counter)
     """What starts of the job left behind, by kind: the most that was seen at once."""
 
@@ -93,6 +99,7 @@ def inflict(this: Round, job: psutil.Popen) -> None:
         with suppress(psutil.Error):
             if fault():
                 this.faults[name] += 1
+                this.is_doomed = this.is_doomed or name in ENDING or (name in ENDING_ALONE and this.head is None)
                 return
 
 
@@ -110,19 +117,19 @@ def possible(this: Round, job: psutil.Popen) -> dict[str, tuple[float, Callable[
         "idle worker stopped for 3 s": (3, lambda: hit(this, idle, STOP, 3)),
         "idle worker stopped for good": (0.7, lambda: hit(this, idle, STOP)),
         "driver stopped for 3 s": (2, lambda: stop(this, job, 3)),
-        "driver killed": (1.3, lambda: kill(job)),
-        "driver interrupted": (1.3, lambda: interrupt(job)),
-        "raylet killed": (0.8, lambda: hit(this, "raylet", KILL)),
+        "driver killed": (0.9, lambda: kill(job)),
+        "driver interrupted": (0.9, lambda: interrupt(job)),
+        "raylet killed": (0.5, lambda: hit(this, "raylet", KILL)),
         "raylet stopped for 3 s": (1.5, lambda: hit(this, "raylet", STOP, 3)),
-        "raylet stopped for good": (0.4, lambda: hit(this, "raylet", STOP)),
-        "GCS killed": (0.5, lambda: hit(this, "gcs_server", KILL)),
+        "raylet stopped for good": (0.3, lambda: hit(this, "raylet", STOP)),
+        "GCS killed": (0.35, lambda: hit(this, "gcs_server", KILL)),
         "GCS stopped for 3 s": (1.5, lambda: hit(this, "gcs_server", STOP, 3)),
-        "GCS stopped for good": (0.3, lambda: hit(this, "gcs_server", STOP)),
+        "GCS stopped for good": (0.25, lambda: hit(this, "gcs_server", STOP)),
     }
     if this.head is not None:
         faults["node left"] = (4, lambda: leave(this))
         faults["node came"] = (4, lambda: come(this))
-        faults["head restarted"] = (1, lambda: restart_cluster(this))
+        faults["head restarted"] = (0.8, lambda: restart_cluster(this))
         faults["bad card"] = (8, lambda: break_card(this))
     if this.proxy is not None:
         for mode, seconds, weight in (("busy", 3, 7), ("cut", 2, 7), ("reset", 3, 7), ("hang", 60, 1.5)):
@@ -235,8 +242,9 @@ def restart_cluster(this: Round) -> bool:
     end_ray(this)
     os.environ[chaos_stages.FOLDER] = str(this.folder)
     quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
-    head = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 100_000_000}
-    this.head = Cluster(initialize_head=True, head_node_args={**head, "_system_config": quick, "temp_dir": str(this.short)})
+    head: dict[str, Any] = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 100_000_000}
+    head |= {"_system_config": quick, "temp_dir": str(this.short), "include_dashboard": False}
+    this.head = Cluster(initialize_head=True, head_node_args=head)
     this.nodes = [add_node(this) for _ in range(2)]
     return True
 

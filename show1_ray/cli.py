@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import signal
 import sys
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 from rich.console import Console, RenderableType
 
+from show1_ray.cluster.leaving import is_stuck
 from show1_ray.errors import UserError, printable, shown, without_secrets
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.commands import CodeOption, SetOption, check, fetch, pipelines, schema, stages
@@ -417,5 +419,12 @@ def one_line_errors() -> Iterator[None]:
 
 def main(command: Callable[[], object] = app) -> None:
     """What the `show1-ray` script calls."""
-    with one_line_errors():
-        command()
+    try:
+        with one_line_errors():
+            command()
+    except SystemExit as end:
+        if is_stuck():  # Ray, which would be waited for
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise

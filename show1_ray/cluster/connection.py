@@ -17,12 +17,14 @@ from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from show1_ray.cluster.head import check_head
+from show1_ray.cluster.leaving import leave
 from show1_ray.cluster.watch import ClusterGoneError, Watch
 from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError
 from show1_ray.line import gcs
 
 LEVEL = "RAY_BACKEND_LOG_LEVEL"
+PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
 
 def checked_address(address: str | None) -> str:
@@ -66,7 +68,7 @@ def cluster(address: str) -> Iterator[Watch]:
         with watched(address) as watch:
             yield watch
     finally:
-        ray.shutdown()
+        leave()
 
 
 @contextmanager
@@ -95,7 +97,7 @@ def connect(address: str) -> None:
             check_head(_found(address), where)
             quiet = only_what_is_fatal()
         dashboard = False if address == "local" else None
-        with quiet:
+        with quiet, patient():
             ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except UserError:
         raise
@@ -113,6 +115,21 @@ def _found(address: str) -> str:
     if address != "auto":
         return address
     return str(services.canonicalize_bootstrap_address_or_die(address))
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Ray's C++ part, begun within this block, leaves it to the watch to say that the head is gone: by itself it ends
+    the process after 60 s, exit code 1, also while a slow storage is still being written to.
+    """
+    if PATIENCE in os.environ:
+        yield
+        return
+    os.environ[PATIENCE] = "600"
+    try:
+        yield
+    finally:
+        del os.environ[PATIENCE]
 
 
 @contextmanager

@@ -7,18 +7,23 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
+from show1_ray.cluster.head import wants_tls
 from show1_ray.errors import UserError
 from show1_ray.line import gcs
 
 LOOK_SECONDS = 2.0
 GONE_SECONDS = 25.0
-"""A head that does not answer for so long is gone. (Ray itself ends the process after 60.)"""
+"""A head that does not answer for so long is gone."""
 REFUSALS = 3
-"""Times in a row that this machine's raylet does not answer, after which it is gone."""
+"""Times in a row that this machine's raylet refuses a connection, after which it is gone."""
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
+"""What a client of gRPC says first, with empty settings; a server answers with its own."""
+
+Raylet = Literal["answers", "refuses", "silent"]
 
 
 class ClusterGoneError(UserError):
@@ -36,14 +41,16 @@ class Verdict:
     failures: int = 0
     """Looks in a row that the head did not answer."""
     refusals: int = 0
-    """Looks in a row that this machine's raylet did not answer."""
+    """Looks in a row that this machine's raylet refused a connection."""
+    silent_since: float | None = None
+    """When this machine's raylet was first seen to take a connection and not to answer; None: it answers."""
     gone: str = ""
     """Why the cluster is gone; "" as long as it is there."""
 
     @property
     def is_open(self) -> bool:
         """Whether something is amiss, and not decided."""
-        return not self.gone and bool(self.failures or self.refusals)
+        return not self.gone and (bool(self.failures or self.refusals) or self.silent_since is not None)
 
     def silent(self, now: float, is_another: bool) -> None:
         """The head did not answer, or another one did in its place."""
@@ -53,12 +60,17 @@ class Verdict:
         elif self.failures >= REFUSALS and now - self.answered >= GONE_SECONDS:
             self.gone = f"its head has not answered for {now - self.answered:.0f} s"
 
-    def seen(self, now: float, alive: bool, answers: bool) -> None:
-        """The head answered: whether it takes this machine's raylet for alive, and whether that answers."""
+    def seen(self, now: float, alive: bool, raylet: Raylet) -> None:
+        """The head answered: whether it takes this machine's raylet for alive, and what that does itself."""
         self.answered, self.failures = now, 0
-        self.refusals = 0 if answers else self.refusals + 1
+        self.refusals = self.refusals + 1 if raylet == "refuses" else 0
+        self.silent_since = (self.silent_since or now) if raylet == "silent" else None
         if not alive or self.refusals >= REFUSALS:
             self.gone = "Ray's process on this machine, the raylet, has ended"
+        elif self.silent_since is not None and now - self.silent_since >= GONE_SECONDS:
+            self.gone = (
+                f"Ray's process on this machine, the raylet, has not answered for {now - self.silent_since:.0f} s"
+            )
 
 
 class Watch:
@@ -117,8 +129,8 @@ class Watch:
             return
         own = next((node for node in found if node["NodeID"] == self._node), None)
         alive = own is not None and own["Alive"]
-        answers = own is not None and _answers(own)
-        self._note(lambda now: self._verdict.seen(now, alive, answers))
+        raylet = _ask(own) if own is not None else "refuses"
+        self._note(lambda now: self._verdict.seen(now, alive, raylet))
 
     def _note(self, note: Callable[[float], None]) -> None:
         with self._decided:
@@ -133,9 +145,15 @@ class Watch:
                 tell(error)
 
 
-def _answers(node: dict[str, Any]) -> bool:
+def _ask(node: dict[str, Any]) -> Raylet:
+    """A process that was stopped takes connections as before: its kernel does that. It does not greet."""
     try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=2.0).close()
+        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=2.0) as connection:
+            if wants_tls():
+                return "answers"
+            connection.sendall(HTTP2_PREFACE)
+            return "answers" if connection.recv(1) else "refuses"
+    except TimeoutError:
+        return "silent"
     except OSError:
-        return False
-    return True
+        return "refuses"
