@@ -188,7 +188,7 @@ def watch(this: Round, job: psutil.Popen, log: Path) -> None:
 
 
 def may_refuse(text: str) -> bool:
-    """Whether a job that ended with exit code 2 could not do otherwise: it says what of its storage failed, or that Ray did not start."""
+    """Whether a job that ended with exit code 2 could not do otherwise: its storage failed, or Ray did not start."""
     return any(word in text for word in ("storage", "cannot write", "cannot read", "it does not start"))
 
 

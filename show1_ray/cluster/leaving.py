@@ -24,5 +24,5 @@ def leave() -> None:
 
 
 def is_stuck() -> bool:
-    """Whether Ray is still being left. It would be waited for at the interpreter's end: end the process by `os._exit`."""
+    """Whether Ray is still being left. The interpreter's end would wait for it: end the process by `os._exit`."""
     return _leaving is not None and _leaving.is_alive()

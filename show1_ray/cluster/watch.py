@@ -64,13 +64,16 @@ class Verdict:
         """The head answered: whether it takes this machine's raylet for alive, and what that does itself."""
         self.answered, self.failures = now, 0
         self.refusals = self.refusals + 1 if raylet == "refuses" else 0
-        self.silent_since = (self.silent_since or now) if raylet == "silent" else None
+        if raylet != "silent":
+            self.silent_since = None
+        elif self.silent_since is None:
+            self.silent_since = now
+        seconds = 0.0 if self.silent_since is None else now - self.silent_since
+        what = "Ray's process on this machine, the raylet,"
         if not alive or self.refusals >= REFUSALS:
-            self.gone = "Ray's process on this machine, the raylet, has ended"
-        elif self.silent_since is not None and now - self.silent_since >= GONE_SECONDS:
-            self.gone = (
-                f"Ray's process on this machine, the raylet, has not answered for {now - self.silent_since:.0f} s"
-            )
+            self.gone = f"{what} has ended"
+        elif seconds >= GONE_SECONDS:
+            self.gone = f"{what} has not answered for {seconds:.0f} s"
 
 
 class Watch:
