@@ -168,7 +168,7 @@ def watch(this: Round, job: psutil.Popen, log: Path) -> None:
     """Does the faults, and ends a job that says nothing any more."""
     began = last = time.monotonic()
     progress, next_fault = -1, began + this.random.uniform(1, 6)
-    early, this.is_doomed = this.random.random() < 0.25, False
+    early, this.is_doomed = this.random.random() < 0.1, False
     while job.poll() is None:
         time.sleep(0.1)
         now = time.monotonic()
@@ -181,7 +181,7 @@ def watch(this: Round, job: psutil.Popen, log: Path) -> None:
                 continue
             early = False
             inflict(this, job)
-            next_fault = last = time.monotonic() + this.random.expovariate(1.6)
+            next_fault = last = time.monotonic() + this.random.expovariate(2.5)
         if now - last > PATIENCE:
             this.wrong.append(f"the job hangs: nothing new for {PATIENCE:g} s; see {log}")
             end_tree(job)
@@ -193,17 +193,17 @@ def may_refuse(text: str) -> bool:
 
 
 def count_left(this: Round) -> None:
-    """What the job left: processes of its own Ray 10 s later, and files in its folder for temporary ones."""
+    """What the job left: processes of its own Ray 20 s later, and files in its folder for temporary ones."""
     left: list[psutil.Process] = []
     if this.kind != "nodes":
-        end = time.monotonic() + 10
+        end = time.monotonic() + 20
         while (left := rays(this)) and time.monotonic() < end:
             time.sleep(0.2)
         seen: collections.Counter[str] = collections.Counter()
         for process in left:
             with suppress(psutil.Error):
-                stopped = " that were stopped" * (process.status() == psutil.STATUS_STOPPED)
-                seen[f"processes{stopped}"] += 1
+                stopped = "stopped " * (process.status() == psutil.STATUS_STOPPED)
+                seen[f"{stopped}{process.name()}"] += 1
         this.left |= seen
         end_ray(this)
     this.left |= collections.Counter({"temporary files": len(list((this.folder / "tmp").iterdir()))})
