@@ -1,7 +1,7 @@
 """Random faults over jobs: processes killed and stopped, nodes that leave, bad cards, storage that fails.
 
     python benchmarks/chaos.py --faults 1000 --log chaos.jsonl --out chaos.txt  # an hour or two on 2 cores
-    python benchmarks/chaos.py --faults 20 --rounds folder,s3                   # a short form
+    python benchmarks/chaos.py --faults 16 --rounds folder,s3 --quick           # what tests/test_chaos.py does
     python benchmarks/chaos.py --table chaos.jsonl                              # what a log says
 
 In each round a job renders a manifest through the command line, on one node or on three, into video files or shards, in
@@ -22,6 +22,7 @@ import collections
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ import psutil
 from chaos_checks import check_dataset, check_landed, digest, videos, write_manifest
 from chaos_faults import (
     CLIPS,
+    QUICK_CLIPS,
     Round,
     clean_up,
     direct_s3,
@@ -68,6 +71,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", default=",".join(ROUNDS), help="kinds of rounds, which take turns")
     parser.add_argument("--faults-a-round", type=int, default=50)
+    parser.add_argument("--quick", action="store_true", help="shorter jobs, and no faults that take half a minute")
     parser.add_argument("--log", type=Path, help="rounds, a line each; what it holds already counts")
     parser.add_argument("--table", type=Path, help="show the table of such a log, and do nothing")
     parser.add_argument("--out", type=Path, help="also write the table there")
@@ -76,7 +80,8 @@ def main() -> None:
         rounds = read_log(options.table)
     else:
         log = options.log or Path(tempfile.mkdtemp(prefix="chaos")) / "log.jsonl"
-        rounds = play_all(options.faults, options.seed, options.rounds.split(","), options.faults_a_round, log)
+        plan = Plan(options.faults, options.seed, options.rounds.split(","), options.faults_a_round, options.quick)
+        rounds = play_all(plan, log)
     text = table(rounds)
     print(text)
     if options.out:
@@ -84,54 +89,73 @@ def main() -> None:
     sys.exit(any(one["wrong"] for one in rounds))
 
 
-def play_all(faults: int, seed: int, kinds: list[str], count: int, log: Path) -> list[dict[str, Any]]:
-    """Rounds until there were so many faults, those of the log included; all that it then holds."""
+@dataclass(frozen=True)
+class Plan:
+    """Which rounds are to be played: of `kinds` in turn, `faults` in all, `count` a round at most."""
+
+    faults: int
+    seed: int
+    kinds: list[str]
+    count: int
+    quick: bool
+
+    def round(self, number: int, folder: Path) -> Round:
+        """The so manieth of them."""
+        kind, form = (
+            self.kinds[number % len(self.kinds)],
+            ("mp4", "webdataset")[(number + number // len(self.kinds)) % 2],
+        )
+        clips = QUICK_CLIPS if self.quick else CLIPS[kind]
+        chance = random.Random(f"{self.seed} {number}")
+        return Round(kind, form, folder, str(folder / "out"), chance, clips, self.count, self.quick)
+
+
+def play_all(plan: Plan, log: Path) -> list[dict[str, Any]]:
+    """Rounds until there were enough faults, those of the log included; all that it then holds."""
     folder = Path(tempfile.mkdtemp(prefix="chaos", dir="/tmp"))
     os.environ.update(TOKEN | AWS)
+    expected: dict[str, dict[str, str]] = {}
     with s3_server() as port:
         os.environ["CHAOS_S3"] = str(port)
-        expected: dict[str, dict[str, str]] = {}
-        while added(counted(rounds := read_log(log)), "faults").total() < faults:
-            number = sum(one["seed"] == seed for one in rounds)
-            kind, form = kinds[number % len(kinds)], ("mp4", "webdataset")[(number + number // len(kinds)) % 2]
-            world = "tiny" if kind == "tiny" else "sleeping"
+        while added(counted(rounds := read_log(log)), "faults").total() < plan.faults:
+            number = sum(one["seed"] == plan.seed for one in rounds)
+            this = plan.round(number, folder / f"round{number}")
+            world = "tiny" if this.kind == "tiny" else "sleeping"
             if world not in expected:
-                expected[world] = undisturbed(folder / world, world)
-            chance = random.Random(f"{seed} {number}")
-            said = play(kind, form, folder / f"round{number}", port, chance, count, expected[world])
+                expected[world] = undisturbed(folder / world, world, plan.quick)
+            said = play(this, port, expected[world])
             with log.open("a") as file:
-                file.write(json.dumps(said | {"seed": seed}) + "\n")
+                file.write(json.dumps(said | {"seed": plan.seed}) + "\n")
             print(describe(said), file=sys.stderr, flush=True)
+    if not any(one["wrong"] for one in rounds):
+        shutil.rmtree(folder, ignore_errors=True)
     return rounds
 
 
 # One round.
 
 
-def play(
-    kind: str, form: str, folder: Path, port: int, chance: random.Random, count: int, expected: dict[str, str]
-) -> dict[str, Any]:
+def play(this: Round, port: int, expected: dict[str, str]) -> dict[str, Any]:
     """Renders one manifest under faults, to its end, and looks at what came out."""
-    folder.mkdir()
+    this.folder.mkdir()
     began = time.monotonic()
-    this = Round(kind, form, folder, str(folder / "out"), chance, CLIPS[kind], count)
-    write_manifest(folder, this.clips, 0.3 if kind == "nodes" else 0.15)
+    write_manifest(this.folder, this.clips, 0.3 if this.kind == "nodes" else 0.15)
     try:
         prepare(this, port)
         landed: dict[str, str] = {}
         while this.exits[0] == 0 and not this.wrong:
-            if kind == "nodes" and not is_up(this):
+            if this.kind == "nodes" and not is_up(this):
                 restart_cluster(this)
             this.exits[run_job(this)] += 1
-            if sum(this.exits.values()) > count + 10:
+            if this.exits.total() > this.count + 10:
                 this.wrong.append(f"it was started {this.exits.total()} times and did not end: {dict(this.exits)}")
             landed = check_landed(this, landed)
         if not this.wrong:
             check_dataset(this, expected)
     finally:
         clean_up(this)
-    told = {"kind": kind, "form": form, "clips": this.clips, "faults": this.faults, "exits": this.exits}
-    wrong = [f"{folder}: {text}" for text in this.wrong]
+    told = {"kind": this.kind, "form": this.form, "clips": this.clips, "faults": this.faults, "exits": this.exits}
+    wrong = [f"{this.folder}: {text}" for text in this.wrong]
     return told | {"left": this.left, "wrong": wrong, "seconds": round(time.monotonic() - began)}
 
 
@@ -227,7 +251,7 @@ def environment(this: Round) -> dict[str, str]:
     return os.environ | own
 
 
-def undisturbed(folder: Path, world: str) -> dict[str, str]:
+def undisturbed(folder: Path, world: str, quick: bool) -> dict[str, str]:
     """Frames' digests by id, of a job that nothing happened to."""
     folder.mkdir()
     kind = "tiny" if world == "tiny" else "nodes"
@@ -236,7 +260,8 @@ def undisturbed(folder: Path, world: str) -> dict[str, str]:
 
         (folder.parent / "cascade").mkdir()
         write_tiny_cascade(folder.parent / "cascade").rename(folder.parent / "cascade" / "pipeline.yaml")
-    this = Round(kind, "mp4", folder, str(folder / "out"), random.Random(0), CLIPS[kind], 0)
+    clips = QUICK_CLIPS if quick else CLIPS[kind]
+    this = Round(kind, "mp4", folder, str(folder / "out"), random.Random(0), clips, 0, quick)
     write_manifest(folder, this.clips, 0)
     subprocess.run(command(this), env=environment(this), cwd=folder, check=True, capture_output=True)
     found = {name: digest(video) for name, video in videos(this)}

@@ -23,12 +23,15 @@ import psutil
 from faulty_s3 import FaultyS3
 
 CLIPS = {"folder": 250, "s3": 250, "disk": 250, "nodes": 300, "tiny": 30}
+QUICK_CLIPS = 60
 """Clips of a round."""
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 
 ENDING = {"driver killed", "GCS killed", "GCS stopped for good", "head restarted"}
 ENDING_ALONE = {"raylet killed", "raylet stopped for good"}
 """On one node."""
+LONG = ("for good", "for 60 s", "GCS killed")
+"""Found out by a deadline, or by waiting."""
 
 
 @dataclass
@@ -43,6 +46,8 @@ class Round:
     clips: int
     count: int
     """Faults at most."""
+    quick: bool
+    """Whether nothing is to be done that takes half a minute."""
     proxy: FaultyS3 | None = None
     head: Any = None
     nodes: list[Any] = field(default_factory=list)
@@ -92,7 +97,11 @@ def direct_s3() -> dict[str, Any]:
 
 def inflict(this: Round, job: psutil.Popen) -> None:
     """One fault, of those that there is something for."""
-    faults = possible(this, job)
+    faults = {
+        name: fault
+        for name, fault in possible(this, job).items()
+        if not (this.quick and any(long in name for long in LONG))
+    }
     while faults:
         name, (_, fault) = choice = this.random.choices(list(faults.items()), [w for w, _ in faults.values()])[0]
         del faults[choice[0]]
