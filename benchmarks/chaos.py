@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", default=",".join(ROUNDS), help="kinds of rounds, which take turns")
-    parser.add_argument("--faults-a-round", type=int, default=50)
+    parser.add_argument("--faults-a-round", type=int, default=100)
     parser.add_argument("--quick", action="store_true", help="shorter jobs, and no faults that take half a minute")
     parser.add_argument("--log", type=Path, help="rounds, a line each; what it holds already counts")
     parser.add_argument("--table", type=Path, help="show the table of such a log, and do nothing")
@@ -122,7 +122,7 @@ def play_all(plan: Plan, log: Path) -> list[dict[str, Any]]:
             this = plan.round(number, folder / f"round{number}")
             world = "tiny" if this.kind == "tiny" else "sleeping"
             if world not in expected:
-                expected[world] = undisturbed(folder / world, world, plan.quick)
+                expected[world] = undisturbed(folder / world, world, plan.quick, log)
             said = play(this, port, expected[world])
             with log.open("a") as file:
                 file.write(json.dumps(said | {"seed": plan.seed}) + "\n")
@@ -139,7 +139,7 @@ def play(this: Round, port: int, expected: dict[str, str]) -> dict[str, Any]:
     """Renders one manifest under faults, to its end, and looks at what came out."""
     this.folder.mkdir()
     began = time.monotonic()
-    write_manifest(this.folder, this.clips, 0.3 if this.kind == "nodes" else 0.15)
+    write_manifest(this.folder, this.clips, 0.5 if this.kind == "nodes" else 0.15 if this.quick else 0.3)
     try:
         prepare(this, port)
         landed: dict[str, str] = {}
@@ -251,20 +251,25 @@ def environment(this: Round) -> dict[str, str]:
     return os.environ | own
 
 
-def undisturbed(folder: Path, world: str, quick: bool) -> dict[str, str]:
-    """Frames' digests by id, of a job that nothing happened to."""
+def undisturbed(folder: Path, world: str, quick: bool, log: Path) -> dict[str, str]:
+    """Frames' digests by id, of a job that nothing happened to; those of stages that only draw are kept by the log."""
+    known, kind = log.with_suffix(".frames.json"), "nodes"
     folder.mkdir()
-    kind = "tiny" if world == "tiny" else "nodes"
-    if kind == "tiny":
+    if world == "tiny":
         from show1_ray.show1.random import write_tiny_cascade
 
-        (folder.parent / "cascade").mkdir()
-        write_tiny_cascade(folder.parent / "cascade").rename(folder.parent / "cascade" / "pipeline.yaml")
+        kind, cascade = world, folder.parent / "cascade"
+        cascade.mkdir()
+        write_tiny_cascade(cascade).rename(cascade / "pipeline.yaml")
+    elif known.exists():
+        return dict(json.loads(known.read_text()))
     clips = QUICK_CLIPS if quick else CLIPS[kind]
     this = Round(kind, "mp4", folder, str(folder / "out"), random.Random(0), clips, 0, quick)
     write_manifest(folder, this.clips, 0)
     subprocess.run(command(this), env=environment(this), cwd=folder, check=True, capture_output=True)
     found = {name: digest(video) for name, video in videos(this)}
+    if kind != world:
+        known.write_text(json.dumps(found))
     clean_up(this)
     return found
 

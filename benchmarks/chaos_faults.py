@@ -116,32 +116,32 @@ def possible(this: Round, job: psutil.Popen) -> dict[str, tuple[float, Callable[
     """Faults with their weights. What ends a job is rarer: it costs a start."""
     station, landing, idle = "ray::Station", "ray::run_task", "ray::IDLE"
     faults: dict[str, tuple[float, Callable[[], bool]]] = {
-        "station killed": (7, lambda: hit(this, station, KILL)),
-        "station stopped for 3 s": (4, lambda: hit(this, station, STOP, 3)),
-        "station stopped for good": (1, lambda: hit(this, station, STOP)),
-        "landing killed": (5, lambda: hit(this, landing, KILL)),
-        "landing stopped for 3 s": (3, lambda: hit(this, landing, STOP, 3)),
-        "landing stopped for good": (0.7, lambda: hit(this, landing, STOP)),
-        "idle worker killed": (4, lambda: hit(this, idle, KILL)),
-        "idle worker stopped for 3 s": (3, lambda: hit(this, idle, STOP, 3)),
-        "idle worker stopped for good": (0.7, lambda: hit(this, idle, STOP)),
-        "driver stopped for 3 s": (2, lambda: stop(this, job, 3)),
-        "driver killed": (0.9, lambda: kill(job)),
-        "driver interrupted": (0.9, lambda: interrupt(job)),
-        "raylet killed": (0.5, lambda: hit(this, "raylet", KILL)),
-        "raylet stopped for 3 s": (1.5, lambda: hit(this, "raylet", STOP, 3)),
-        "raylet stopped for good": (0.3, lambda: hit(this, "raylet", STOP)),
-        "GCS killed": (0.35, lambda: hit(this, "gcs_server", KILL)),
-        "GCS stopped for 3 s": (1.5, lambda: hit(this, "gcs_server", STOP, 3)),
-        "GCS stopped for good": (0.25, lambda: hit(this, "gcs_server", STOP)),
+        "station killed": (5, lambda: hit(this, station, KILL)),
+        "station stopped for 3 s": (5, lambda: hit(this, station, STOP, 3)),
+        "station stopped for good": (0.5, lambda: hit(this, station, STOP)),
+        "landing killed": (6, lambda: hit(this, landing, KILL)),
+        "landing stopped for 3 s": (4, lambda: hit(this, landing, STOP, 3)),
+        "landing stopped for good": (0.5, lambda: hit(this, landing, STOP)),
+        "idle worker killed": (3, lambda: hit(this, idle, KILL)),
+        "idle worker stopped for 3 s": (4, lambda: hit(this, idle, STOP, 3)),
+        "idle worker stopped for good": (0.5, lambda: hit(this, idle, STOP)),
+        "driver stopped for 3 s": (3, lambda: stop(this, job, 3)),
+        "driver killed": (0.6, lambda: kill(job)),
+        "driver interrupted": (0.6, lambda: interrupt(job)),
+        "raylet killed": (0.35, lambda: hit(this, "raylet", KILL)),
+        "raylet stopped for 3 s": (3, lambda: hit(this, "raylet", STOP, 3)),
+        "raylet stopped for good": (0.25, lambda: hit(this, "raylet", STOP)),
+        "GCS killed": (0.25, lambda: hit(this, "gcs_server", KILL)),
+        "GCS stopped for 3 s": (3, lambda: hit(this, "gcs_server", STOP, 3)),
+        "GCS stopped for good": (0.2, lambda: hit(this, "gcs_server", STOP)),
     }
     if this.head is not None:
-        faults["node left"] = (4, lambda: leave(this))
-        faults["node came"] = (4, lambda: come(this))
-        faults["head restarted"] = (0.8, lambda: restart_cluster(this))
+        faults["node left"] = (3, lambda: leave(this))
+        faults["node came"] = (3, lambda: come(this))
+        faults["head restarted"] = (0.5, lambda: restart_cluster(this))
         faults["bad card"] = (8, lambda: break_card(this))
     if this.proxy is not None:
-        for mode, seconds, weight in (("busy", 3, 7), ("cut", 2, 7), ("reset", 3, 7), ("hang", 60, 1.5)):
+        for mode, seconds, weight in (("busy", 3, 10), ("cut", 2, 10), ("reset", 3, 10), ("hang", 60, 1)):
             faults[f"S3: {mode} for {seconds} s"] = (weight, partial(misbehave, this, mode, seconds))
     if this.kind == "disk":
         faults["disk full for 4 s"] = (10, lambda: fill_disk(this))
