@@ -42,7 +42,7 @@ from show1_ray.show1.temporal import TemporalConv
 from show1_ray.show1.text import Text
 from show1_ray.stages.noise import Noise, draw_batch, seeded_noise
 from show1_ray.stages.operations import counted, operations_of
-from show1_ray.stages.stage import Stage, Tensors
+from show1_ray.stages.torch_stage import Tensors, TorchStage
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def measure(
-    stage: Stage, clips: Sequence[Clip], tensors: Sequence[Tensors], mode: str, peak: float, repeats: int
+    stage: TorchStage, clips: Sequence[Clip], tensors: Sequence[Tensors], mode: str, peak: float, repeats: int
 ) -> Row:
     """Times the stage on a batch."""
     device = stage.device
@@ -164,7 +164,7 @@ def measure(
 
 
 @contextlib.contextmanager
-def as_published(stage: Stage) -> Iterator[None]:
+def as_published(stage: TorchStage) -> Iterator[None]:
     """Weights at home in host memory, convolutions over frames in 3D, the VAE one frame at a time."""
     device = stage.device
     convolutions = [
@@ -187,7 +187,7 @@ def as_published(stage: Stage) -> Iterator[None]:
 
 
 def run_as_published(
-    stage: Stage, clips: Sequence[Clip], tensors: Sequence[Tensors], device: torch.device
+    stage: TorchStage, clips: Sequence[Clip], tensors: Sequence[Tensors], device: torch.device
 ) -> list[dict[str, Tensor]]:
     """As the published script: one clip, window after window; weights come to the device for one pipeline call and go
     home after it, as accelerate's model offloading lets them. Call it within `as_published`.
@@ -228,7 +228,7 @@ def upscale_as_published(
 
 
 @contextlib.contextmanager
-def on_device(networks: Iterable[nn.Module], stage: Stage, device: torch.device) -> Iterator[None]:
+def on_device(networks: Iterable[nn.Module], stage: TorchStage, device: torch.device) -> Iterator[None]:
     """Brings weights from host memory and takes them back."""
     networks = list(networks)
     for network in networks:

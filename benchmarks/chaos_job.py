@@ -12,11 +12,10 @@ from show1_ray.__main__ import main
 
 def job() -> None:
     """Renders, and ends with the job's exit code. Imports as the command line does, when it knows what to do."""
-    from rich.console import Console
-
     from show1_ray.cli import stopped_by_signals
     from show1_ray.job import Control, render
     from show1_ray.line import LineSettings
+    from show1_ray.output import Console
     from show1_ray.progress import Progress, summary_lines
 
     quick = LineSettings(deadline_floor=10, first_deadline=45)  # a stopped process is noticed only by its deadline

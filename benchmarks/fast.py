@@ -27,7 +27,7 @@ from show1_ray.clip import Clip
 from show1_ray.errors import UserError
 from show1_ray.pipeline import Pipeline
 from show1_ray.planning.costs import count_stages
-from show1_ray.show1.cascade import load_stages, render
+from show1_ray.show1.cascade import load_stages, run_stages
 from training.measure import ATTRIBUTES, sample_prompts, score
 
 GOAL = -2.0
@@ -74,7 +74,7 @@ def compare(
         pair: dict[str, Any] = {}
         for name, loaded in stages.items():
             begin = time.perf_counter()
-            videos[name] = render(loaded, [clip])[0]
+            videos[name] = run_stages(loaded, [clip])[0]
             seconds = time.perf_counter() - begin
             pair[name] = {"seconds": seconds, "right": score(scene, videos[name].numpy()).right}
         pair["psnr"] = psnr(videos["fast"], videos["exact"])

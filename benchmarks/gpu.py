@@ -54,7 +54,7 @@ from show1_ray.pipeline import STAGES, Pipeline
 from show1_ray.show1.cascade import load_stage
 from show1_ray.show1.loading import Checkpoints
 from show1_ray.show1.random import RandomCheckpoints, write_tiny_cascade
-from show1_ray.stages.stage import Stage
+from show1_ray.stages.torch_stage import TorchStage
 
 PARTS = ("machine", "start", "restart", "stages", "numerics")
 MEASURES = ("short", "swap", "exact", "fast", "alone", "profile", "published")
@@ -99,7 +99,7 @@ class Run:
         """Operations a second of large matrix products."""
         return self.find(part="machine")[0]["peak"]
 
-    def load(self, stage: str) -> Stage:
+    def load(self, stage: str) -> TorchStage:
         """A stage on the device, with random weights."""
         source = Checkpoints if self.options.tiny else RandomCheckpoints
         return load_stage(self.pipeline("exact"), stage, self.device, source)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from show1_ray.clip import Clip
 from show1_ray.pipeline import Pipeline
-from show1_ray.show1.cascade import load_stages, render
+from show1_ray.show1.cascade import load_stages, run_stages
 from show1_ray.show1.interpolation import join_windows, window_conditions
 from show1_ray.show1.latent_super_resolution import resize, to_uint8
 from show1_ray.show1.super_resolution import upscale
@@ -69,7 +69,7 @@ def rendered(prompts: Iterable[tuple[Scene, str]], pipeline: Pipeline, seed: int
     """Clips of the prompts, F H W 3, one after the other."""
     stages = load_stages(pipeline)
     for i, (_, text) in enumerate(prompts):
-        yield render(stages, [Clip(id=str(i), prompt=text, seed=1_000_000 * seed + i)])[0].numpy()
+        yield run_stages(stages, [Clip(id=str(i), prompt=text, seed=1_000_000 * seed + i)])[0].numpy()
 
 
 def true_clips(prompts: Iterable[tuple[Scene, str]], pipeline: Pipeline) -> Iterator[NDArray[np.uint8]]:

@@ -22,7 +22,7 @@ from show1_ray.show1.execution import prepare
 from show1_ray.show1.settings import Execution
 from show1_ray.show1.super_resolution import SuperResolution
 from show1_ray.stages.noise import seeded_noise
-from show1_ray.stages.stage import Stage, Tensors
+from show1_ray.stages.torch_stage import Tensors, TorchStage
 
 FEATURES: dict[str, dict[str, Any]] = {
     "eager": {},
@@ -35,7 +35,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 """Execution settings by their name in a mode."""
 
 
-def switch(stage: Stage, mode: str, done: Sequence[str] = ("eager",)) -> list[str]:
+def switch(stage: TorchStage, mode: str, done: Sequence[str] = ("eager",)) -> list[str]:
     """Brings a stage from the features that it has to those of `mode`, which has them too; returns the latter."""
     features = mode.split(", ")
     settings = [FEATURES[feature] for feature in features if feature not in done]
@@ -44,7 +44,7 @@ def switch(stage: Stage, mode: str, done: Sequence[str] = ("eager",)) -> list[st
     return features
 
 
-def set_recipe(stage: Stage, pipeline: Pipeline) -> None:
+def set_recipe(stage: TorchStage, pipeline: Pipeline) -> None:
     """Lets a loaded stage do what another pipeline of the same networks says."""
     settings: Any = getattr(pipeline.stages, stage.name)
     stage.settings = settings  # type: ignore[attr-defined]
@@ -53,7 +53,7 @@ def set_recipe(stage: Stage, pipeline: Pipeline) -> None:
 
 
 def timing(
-    stage: Stage,
+    stage: TorchStage,
     pipeline: Pipeline,
     short: Pipeline,
     size: int,
@@ -98,7 +98,7 @@ def timing(
 
 
 @contextmanager
-def first_prediction(stage: Stage) -> Iterator[list[torch.Tensor]]:
+def first_prediction(stage: TorchStage) -> Iterator[list[torch.Tensor]]:
     """What a stage's UNet gives when it is called first: later calls go where rounding leads them."""
     given: list[torch.Tensor] = []
 
@@ -116,7 +116,7 @@ class _SeenError(Exception):
     """A UNet was called."""
 
 
-def alone(stage: Stage, pipeline: Pipeline, size: int) -> dict[str, Any]:
+def alone(stage: TorchStage, pipeline: Pipeline, size: int) -> dict[str, Any]:
     """What the first clip's half without guidance gets in a batch and alone: the difference's norm over the norm."""
     calls: list[Any] = []
 
@@ -159,7 +159,7 @@ def batch_for(pipeline: Pipeline, size: int) -> tuple[list[Clip], list[Tensors]]
 
 
 def run_batch(
-    stage: Stage, clips: Sequence[Clip], tensors: Sequence[Tensors], published_on: torch.device | None = None
+    stage: TorchStage, clips: Sequence[Clip], tensors: Sequence[Tensors], published_on: torch.device | None = None
 ) -> None:
     """One batch, as it is or as published on a device."""
     encoder = getattr(stage, "encoder", None)
@@ -172,7 +172,7 @@ def run_batch(
             stage.run(clips, tensors, [seeded_noise(clip.generator_seed, stage.dtype) for clip in clips])
 
 
-def swap(stage: Stage, device: torch.device) -> dict[str, Any]:
+def swap(stage: TorchStage, device: torch.device) -> dict[str, Any]:
     """Seconds to leave and to enter, the first time and then; the rate of the latter."""
     seconds = []
     for _ in range(2):
@@ -183,7 +183,7 @@ def swap(stage: Stage, device: torch.device) -> dict[str, Any]:
     return {"first_leave": first_leave, "first_enter": first_enter, **again}
 
 
-def profiled(stage: Stage, pipeline: Pipeline, size: int, device: torch.device, out: Path) -> dict[str, Any]:
+def profiled(stage: TorchStage, pipeline: Pipeline, size: int, device: torch.device, out: Path) -> dict[str, Any]:
     """Where a batch's time goes; kernels, torch's operations by shapes, and waits are written to files in `out`."""
     set_recipe(stage, pipeline)
     batch, is_gpu = batch_for(pipeline, size), device.type == "cuda"
@@ -215,7 +215,7 @@ def by_shape(found: profile, is_gpu: bool) -> str:
     return "\n".join(line for _, line in sorted(lines, reverse=True)[:80]) + "\n"
 
 
-def count_waits(stage: Stage, clips: Sequence[Clip], tensors: Sequence[Tensors], out: Path) -> int:
+def count_waits(stage: TorchStage, clips: Sequence[Clip], tensors: Sequence[Tensors], out: Path) -> int:
     """How often a batch waits for the GPU: its end does, loops should not."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

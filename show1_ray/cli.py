@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console, RenderableType
 
 from show1_ray.cluster.leaving import is_stuck
-from show1_ray.errors import UserError, printable, shown, without_secrets
+from show1_ray.errors import UserError, shown
+from show1_ray.output import Console, Lines, say, say_json, take_over
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.commands import CodeOption, SetOption, check, fetch, pipelines, schema, stages
 
@@ -106,7 +105,7 @@ def render(
 
     def observe(event: object) -> None:
         if isinstance(event, Summary):
-            console.print(printable(summary_lines(event, before=True)), highlight=False, markup=False, soft_wrap=True)
+            console.print(summary_lines(event, before=True))
         else:
             progress.observe(event)
 
@@ -134,9 +133,9 @@ def render(
             control=control,
         )
     if json_output:
-        print(without_secrets(json.dumps(summary.as_dict())))
+        say_json(summary.as_dict())
     elif not dry_run:
-        console.print(printable(summary_lines(summary)), highlight=False, markup=False, soft_wrap=True)
+        console.print(summary_lines(summary))
     raise typer.Exit(summary.exit_code)
 
 
@@ -178,7 +177,7 @@ def submit(
             say(follow)
             raise typer.Exit(0)
         say(f"job {follow}; Ctrl-C leaves it running, `show1-ray submit --stop {follow}` stops it", file=sys.stderr)
-    raise typer.Exit(Cluster(address).follow(follow, sys.stdout))
+    raise typer.Exit(Cluster(address).follow(follow, Lines(sys.stdout)))
 
 
 def refuse_extra(context: typer.Context) -> None:
@@ -225,7 +224,7 @@ def status(
 
     status = read_status(where, verify)
     if json_output:
-        print(without_secrets(json.dumps(asdict(status))))
+        say_json(asdict(status))
         raise typer.Exit(0 if status.is_sound else 1)
     rejected = f"{len(status.rejections)} rejected, " if status.rejections else ""
     ended = f"{len(status.failures)} failed, {rejected}{status.left} left"
@@ -319,7 +318,7 @@ def profile(
     loaded = Pipeline.load(pipeline, changes or (), code)
     sizes = [int(size) for size in batch_sizes.split(",") if size]
     found = measure(loaded, device or ("cuda:0" if local_gpu() else CPU), sizes, repeats)
-    _print_all(profile_report(found))
+    Console().print(*profile_report(found), sep="\n")
     path = out or profile_path(loaded, found.device)
     save_profile(found, path)
     say(f"kept in {path}")
@@ -357,20 +356,9 @@ def plan(
     clips = open_manifest(manifest, samples=samples, limit=limit, inputs=loaded.input_columns).count
     found = estimate(loaded, clips, gpus, gpu_type, price, given)
     if json_output:
-        print(without_secrets(json.dumps(found.as_dict())))
+        say_json(found.as_dict())
     else:
-        _print_all(plan_report(found))
-
-
-def _print_all(parts: Iterable[RenderableType]) -> None:
-    console = Console(soft_wrap=True)
-    for part in parts:
-        console.print(part, highlight=False, markup=False)
-
-
-def say(text: str, file: TextIO | None = None) -> None:
-    """A line of output."""
-    print(printable(text), file=file or sys.stdout)
+        Console().print(*plan_report(found), sep="\n")
 
 
 def stations_of(gpus: str) -> int | tuple[int, int]:
@@ -419,6 +407,7 @@ def one_line_errors() -> Iterator[None]:
 
 def main(command: Callable[[], object] = app) -> None:
     """What the `show1-ray` script calls."""
+    take_over()
     try:
         with one_line_errors():
             command()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of characters that a terminal obeys, hides or cannot write: controls, directions of writing,
@@ -96,6 +97,17 @@ def without_secrets(text: str) -> str:
     for secret in _secrets():
         text = text.replace(secret, HIDDEN)
     return SECRETS.sub(lambda found: (found["before"] or "") + HIDDEN, text)
+
+
+def hidden(value: Any) -> Any:
+    """Plain data (mappings, lists, text, numbers) `without_secrets`."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, Mapping):
+        return {without_secrets(key) if isinstance(key, str) else key: hidden(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [hidden(one) for one in value]
+    return value
 
 
 def _secrets() -> list[str]:

@@ -375,7 +375,7 @@ def tell_report(report: Report, event: Event) -> None:
         case StationUp():
             report.station_up(event.station)
         case StationLost():
-            report.station_lost(event.station, event.reason)
+            report.station_lost(event.station, event.text)
         case StationShutOut():
             report.station_shut_out(event.station, event.text)
         case StationEnded():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from show1_ray.errors import Notice, without_secrets
+from show1_ray.errors import Notice
 from show1_ray.line.events import (
     ClipDone,
     ClipFailed,
@@ -18,10 +17,12 @@ from show1_ray.line.events import (
     StageDone,
     StationEnded,
     StationLost,
+    StationsAwaited,
     StationShutOut,
     StationTriedAgain,
     StationUp,
 )
+from show1_ray.output import as_json, say
 
 SNAPSHOT_SECONDS = 30.0
 
@@ -55,7 +56,9 @@ class Log:
             case StationUp():
                 self.write("station up", station=event.station, node=event.node)
             case StationLost():
-                self.write("station lost", station=event.station, error=event.reason)
+                self.write("station lost", station=event.station, place=event.place, error=event.reason)
+            case StationsAwaited():
+                self.write("stations awaited", text=event.text)
             case StationShutOut():
                 what = {"station": event.station, "node": event.node, "place": event.place, "stage": event.stage}
                 self.write("station shut out", **what, seconds=event.seconds, error=event.reason)
@@ -81,6 +84,4 @@ class Log:
     def write(self, event: str, **about: Any) -> None:
         """One line."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "job": self.job, "event": event, **about})
-        self.file.write(without_secrets(line) + "\n")
-        self.file.flush()
+        say(as_json({"time": now, "job": self.job, "event": event, **about}), self.file)

@@ -8,16 +8,26 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from show1_ray.line.events import ClipDone, ClipFailed, ClipRejected, Snapshot, StageDone
 
-CLIPS = "show1_clips_total"
+CLIPS_TOTAL = "show1_clips_total"
 STAGE_CLIPS = "show1_stage_clips"
-STAGE_DONE = "show1_stage_done_total"
+STAGE_DONE_TOTAL = "show1_stage_done_total"
 BATCH_SECONDS = "show1_batch_seconds"
 BUSY_SHARE = "show1_busy_share"
 STATIONS = "show1_stations"
 IN_FLIGHT = "show1_in_flight"
-FAILURES = "show1_failures_total"
-BYTES = "show1_bytes_total"
-NAMES = (CLIPS, STAGE_CLIPS, STAGE_DONE, BATCH_SECONDS, BUSY_SHARE, STATIONS, IN_FLIGHT, FAILURES, BYTES)
+FAILURES_TOTAL = "show1_failures_total"
+BYTES_TOTAL = "show1_bytes_total"
+NAMES = (
+    CLIPS_TOTAL,
+    STAGE_CLIPS,
+    STAGE_DONE_TOTAL,
+    BATCH_SECONDS,
+    BUSY_SHARE,
+    STATIONS,
+    IN_FLIGHT,
+    FAILURES_TOTAL,
+    BYTES_TOTAL,
+)
 
 BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 """Seconds; of the histogram's buckets."""
@@ -37,17 +47,17 @@ class Metrics:
         def keys(*names: str) -> dict[str, Any]:
             return {"tag_keys": ("run", *names)}
 
-        self._clips = Counter(CLIPS, "Clips that left the line: done, failed or rejected.", **keys("state"))
+        self._clips = Counter(CLIPS_TOTAL, "Clips that left the line: done, failed or rejected.", **keys("state"))
         self._stage_clips = Gauge(STAGE_CLIPS, "Clips before a stage, or in it.", **keys("stage", "state"))
-        self._stage_done = Counter(STAGE_DONE, "Clips that a stage has done.", **keys("stage"))
+        self._stage_done = Counter(STAGE_DONE_TOTAL, "Clips that a stage has done.", **keys("stage"))
         self._batch_seconds = Histogram(
             BATCH_SECONDS, "Seconds that a batch took.", boundaries=BOUNDARIES, **keys("stage")
         )
         self._busy_share = Gauge(BUSY_SHARE, "Share of the stations' time that went into batches.", **keys())
         self._stations = Gauge(STATIONS, "Stations that are up, or asked for.", **keys("state"))
         self._in_flight = Gauge(IN_FLIGHT, "Clips in the line.", **keys())
-        self._failures = Counter(FAILURES, "Clips that a stage failed on.", **keys("stage"))
-        self._bytes = Counter(BYTES, "Bytes of videos landed.", **keys())
+        self._failures = Counter(FAILURES_TOTAL, "Clips that a stage failed on.", **keys("stage"))
+        self._bytes = Counter(BYTES_TOTAL, "Bytes of videos landed.", **keys())
 
     def observe(self, event: object) -> None:
         """Takes note of one of the line's events."""

@@ -6,13 +6,14 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from show1_ray.errors import Notice, printable
-from show1_ray.line.events import ClipFailed, NodeAvoided, Snapshot, StationLost, StationShutOut
+from show1_ray.errors import Notice
+from show1_ray.line.events import ClipFailed, NodeAvoided, Snapshot, StationLost, StationsAwaited, StationShutOut
+from show1_ray.output import Console
 
 if TYPE_CHECKING:
     from show1_ray.job import Summary
@@ -41,7 +42,7 @@ class Progress:
 
     def print(self, text: str, style: str | None = None) -> None:
         """A line, which scrolls away above the table."""
-        self.console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, style=style)
 
     def observe(self, event: Any) -> None:
         """Shows what is worth it."""
@@ -54,10 +55,10 @@ class Progress:
                     self.print(line(event))
             case ClipFailed():
                 self.print(f"clip {event.clip.id} failed in {event.stage}: {event.reason}", style="red")
-            case Notice() | NodeAvoided():
+            case Notice() | NodeAvoided() | StationsAwaited():
                 self.print(event.text, style="yellow")
             case StationLost():
-                self.print(f"station {event.station} lost: {event.reason}", style="yellow")
+                self.print(f"station {event.station} lost: {event.text}", style="yellow")
             case StationShutOut():
                 self.print(f"station {event.station}: {event.text}", style="yellow")
 

@@ -6,12 +6,20 @@ import io
 import json
 
 import pytest
-from rich.console import Console
 
 from show1_ray import progress
 from show1_ray.clip import Clip
-from show1_ray.line.events import ClipFailed, Snapshot, StageView, StationLost, StationShutOut, StationView
+from show1_ray.line.events import (
+    ClipFailed,
+    Snapshot,
+    StageView,
+    StationLost,
+    StationsAwaited,
+    StationShutOut,
+    StationView,
+)
 from show1_ray.log import Log
+from show1_ray.output import Console
 from show1_ray.progress import Progress
 
 
@@ -59,11 +67,13 @@ def test_stations_that_were_asked_for_are_told():
 def test_failures_and_lost_stations_are_told_in_a_line_each():
     failed = ClipFailed(Clip("clip-1", "a [red] circle", seed=1), "keyframes", 3, "Traceback\nValueError: [boom]")
     out = StationShutOut(5, "f00", "GPU 3 of node 10.0.0.7 (f00)", "keyframes", 60.0, "keyframes: boom")
-    text = shown(False, failed, StationLost(4, "gone: its node"), out)
+    lost = StationLost(4, "gone: it was preempted", "GPU 1 of node 10.0.0.7 (f00)")
+    text = shown(False, failed, lost, out, StationsAwaited("no station is up after 30 s: …"))
     assert text.splitlines() == [
         "clip clip-1 failed in keyframes: ValueError: [boom]",
-        "station 4 lost: gone: its node",
+        "station 4 lost: GPU 1 of node 10.0.0.7 (f00): gone: it was preempted",
         "station 5: GPU 3 of node 10.0.0.7 (f00) is shut out of keyframes for 60 s: keyframes: boom",
+        "no station is up after 30 s: …",
     ]
 
 

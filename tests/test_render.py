@@ -31,8 +31,7 @@ from show1_ray.job import Control, measured
 from show1_ray.line.events import ClipDone, Snapshot, StageBegan, StageDone, StationLost, StationUp
 from show1_ray.line.spec import LineSettings
 from show1_ray.progress import summary_lines
-from show1_ray.show1.cascade import load_stages
-from show1_ray.show1.cascade import render as render_in_process
+from show1_ray.show1.cascade import load_stages, run_stages
 from tests.broken import break_word
 from tests.own_ray import own_ray
 
@@ -59,7 +58,7 @@ def manifest(tmp_path):
 def expected(tiny):
     """What each clip of the manifest is, rendered in this process, without Ray: {id: frames}."""
     clips = [Clip(f"clip-{i:02}", prompt, seed=i) for i, prompt in enumerate(PROMPTS)]
-    videos = render_in_process(load_stages(Pipeline.load(tiny)), clips)
+    videos = run_stages(load_stages(Pipeline.load(tiny)), clips)
     return {clip.id: video.numpy() for clip, video in zip(clips, videos, strict=True)}
 
 

@@ -24,7 +24,7 @@ from show1_ray.dataset.video import decode_video
 from show1_ray.job import origin
 from show1_ray.manifest import open_manifest
 from show1_ray.pipeline import STAGES
-from show1_ray.show1.cascade import load_stages, render
+from show1_ray.show1.cascade import load_stages, run_stages
 from tests.dataset.test_dataset import WORKER, assert_complete
 from tests.dataset.toys import Job
 from tests.test_render import kill
@@ -61,7 +61,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes]) 
 def undisturbed(tiny, tmp_path) -> dict[str, np.ndarray]:
     """The frames of each clip's file, rendered in this process to a folder of this machine."""
     pipeline, folder = Pipeline.load(tiny).resolved(), tmp_path / "undisturbed"
-    videos = render(load_stages(pipeline), CLIPS)
+    videos = run_stages(load_stages(pipeline), CLIPS)
     with Dataset.open(str(folder), origin=origin(pipeline)) as dataset:
         for clip, video in zip(CLIPS, videos, strict=True):
             dataset.lander(clip, video.numpy(), Rendering(), {})

@@ -21,8 +21,7 @@ from show1_ray.dataset.video import decode_video, encode_video
 from show1_ray.job import origin
 from show1_ray.manifest import open_manifest
 from show1_ray.manifest.manifest import derived_seed
-from show1_ray.show1.cascade import load_stages
-from show1_ray.show1.cascade import render as render_in_process
+from show1_ray.show1.cascade import load_stages, run_stages
 from show1_ray.stages.noise import seeded_noise
 from tests.own_ray import own_ray
 
@@ -145,7 +144,7 @@ def test_a_new_dataset_has_other_clips_for_seeds_that_differ_above_32_bits(tiny,
 
     # What the metadata says makes the same clips again, and what is there is not rendered again.
     clips = [Clip(row["id"], row["prompt"], seed=row["seed"]) for row in rows.values()]
-    for clip, video in zip(clips, render_in_process(load_stages(Pipeline.load(tiny)), clips), strict=True):
+    for clip, video in zip(clips, run_stages(load_stages(Pipeline.load(tiny)), clips), strict=True):
         assert np.array_equal(landed(video), frames[clip.id])
     assert render(path, str(out), str(tiny), dry_run=True).done_before == 3
     assert render(path, str(out), str(tiny), limit=1, dry_run=True).done_before == 1
@@ -182,7 +181,7 @@ def test_a_dataset_begun_before_gets_the_clips_that_it_would_have_got(tmp_path):
     assert seeds == {clip_id: clip.seed for clip_id, clip in entries.items()}
     assert seeds["c"] == 6846657573935923751  # of 63 bits, as the build before has written it down
     low = [Clip(clip_id, entries[clip_id].prompt, seed=seeds[clip_id] % 2**32) for clip_id in ("e", "f")]
-    for clip, video in zip(low, render_in_process(load_stages(Pipeline.load("nano", ONE_STEP)), low), strict=True):
+    for clip, video in zip(low, run_stages(load_stages(Pipeline.load("nano", ONE_STEP)), low), strict=True):
         assert np.array_equal(landed(video), frames_of(out)[clip.id])
 
 

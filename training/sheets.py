@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from show1_ray.show1.random import published_config
-from show1_ray.stages.sampling import Schedule, denoise, guided, make_scheduler
+from show1_ray.stages.sampling import NoiseSchedule, denoise, guided, make_scheduler
 from training import networks
 from training.loop import Draw, Trainer
 from training.phases import HEIGHT, KEYFRAMES, LAMBDA_MIN, WIDTH, scenes_and_captions
@@ -52,7 +52,7 @@ def keyframes(training: Training, unet: Any, frames: int, guidance: float = 3.0,
     begin = LAMBDA_MIN["keyframes"]
     scheduler = make_scheduler(published_config("show-1-base", "scheduler"), lambda_min_clipped=begin)
     x = draw.noise(torch.empty(ROWS, 3, frames, HEIGHT, WIDTH))
-    return denoise(guided(unet, text, nothing, guidance), x, Schedule.of(scheduler, steps))
+    return denoise(guided(unet, text, nothing, guidance), x, NoiseSchedule.of(scheduler, steps))
 
 
 def picture(video: Tensor, path: Path, factor: int = 3) -> None:

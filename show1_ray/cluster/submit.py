@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 import yaml
@@ -23,6 +23,7 @@ import show1_ray
 from show1_ray.cluster.head import WANTS_TOKEN
 from show1_ray.cluster.watch import ClusterGoneError
 from show1_ray.errors import UserError
+from show1_ray.output import Lines, say
 from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
 from show1_ray.pipeline.code import Code
 
@@ -158,7 +159,7 @@ class Cluster:
         """Lets a job end; its dataset can be continued. Raises UserError if there is none."""
         self._patiently(lambda: self._client.stop_job(job), "", LOST_SECONDS)
 
-    def follow(self, job: str, out: TextIO) -> int:
+    def follow(self, job: str, out: Lines) -> int:
         """Writes a job's log to `out` until the job ends, over lost connections too.
 
         Returns:
@@ -175,7 +176,8 @@ class Cluster:
             code = self._code(job)
             if code is not None:
                 rest = self._patiently(lambda: self._client.get_job_logs(job), "", LOST_SECONDS)[shown:]
-                print(rest, end="", file=out, flush=True)
+                out.write(rest)
+                out.end()
                 return code
             time.sleep(RETRY_SECONDS)
 
@@ -198,7 +200,7 @@ class Cluster:
             raise UserError(f"cluster {self.address}: job {job} could not begin: {told}")
         raise ClusterGoneError(f"cluster {self.address}: job {job} is gone with its node: {told}; submit it again")
 
-    async def _tail(self, job: str, out: TextIO, shown: int) -> int:
+    async def _tail(self, job: str, out: Lines, shown: int) -> int:
         """One connection; its log begins anew, so `shown` characters are left out. Returns how many there were."""
         import aiohttp
 
@@ -207,7 +209,7 @@ class Cluster:
             async for text in self._client.tail_job_logs(job):
                 seen += len(text)
                 if seen > shown:
-                    print(text[-(seen - shown) :], end="", file=out, flush=True)
+                    out.write(text[-(seen - shown) :])
                     shown = seen
         except (aiohttp.ClientError, OSError, RuntimeError):
             return shown  # whether the cluster is there, and the job, is seen by asking
@@ -234,7 +236,7 @@ class Cluster:
             if time.monotonic() > end:
                 raise ClusterGoneError(problem)
             if not told:
-                print(f"{problem}; trying again", file=sys.stderr, flush=True)
+                say(f"{problem}; trying again", sys.stderr)
                 told = True
             time.sleep(RETRY_SECONDS)
 

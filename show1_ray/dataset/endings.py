@@ -11,9 +11,7 @@ import pyarrow.parquet as pq
 
 from show1_ray.dataset.inventory import LISTINGS, Done
 from show1_ray.dataset.layout import FAILURES, REJECTIONS, new_part
-from show1_ray.dataset.metadata import FAILURES as FAILURE_SCHEMA
-from show1_ray.dataset.metadata import REJECTIONS as REJECTION_SCHEMA
-from show1_ray.dataset.metadata import id_digest, to_parquet, to_table
+from show1_ray.dataset.metadata import FAILURE_SCHEMA, REJECTION_SCHEMA, id_digest, to_parquet, to_table
 from show1_ray.dataset.parts import BROKEN, Merger, list_parts
 from show1_ray.dataset.storage import Storage, StorageError
 

@@ -22,8 +22,8 @@ from show1_ray.dataset.layout import (
     PIPELINE,
     REJECTIONS,
     REPORT,
+    SAVED_FRAMES,
     SHARDS,
-    STAGES,
     shard_number,
 )
 from show1_ray.dataset.storage import Storage
@@ -112,7 +112,7 @@ def _foreign(storage: Storage) -> str:
     files, folders = {name for name in listed[0] if not name.startswith(".")}, set(listed[1])
     ours = folders & {CLIPS, SHARDS, METADATA, FAILURES, REJECTIONS}
     known = {METADATA_FILE, REPORT} | ({PIPELINE, CARD} if ours or METADATA_FILE in files else set())
-    strange = sorted(files - known) + sorted(folders - {CLIPS, SHARDS, METADATA, FAILURES, REJECTIONS, STAGES})
+    strange = sorted(files - known) + sorted(folders - {CLIPS, SHARDS, METADATA, FAILURES, REJECTIONS, SAVED_FRAMES})
     if CLIPS in ours:
         strange += [f"{CLIPS}/{name}" for name in storage.folders(CLIPS) if not re.fullmatch("[0-9a-f]{2}", name)]
         strange += [f"{CLIPS}/{name}" for name in storage.sizes(CLIPS) if not name.startswith(".")]

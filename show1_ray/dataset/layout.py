@@ -18,7 +18,7 @@ METADATA = "metadata"  # parts, while the dataset grows
 METADATA_FILE = "metadata.parquet"  # all of it, at the end
 FAILURES = "failures"
 REJECTIONS = "rejections"
-STAGES = "__stages__"
+SAVED_FRAMES = "__stages__"
 
 
 def clip_path(clip_id: str) -> str:
@@ -40,7 +40,7 @@ def merged_part(last: str) -> str:
 
 def stage_path(stage: str, clip_id: str) -> str:
     """The frames that a stage made of a clip, in a folder that `datasets` leaves alone."""
-    return f"{STAGES}/{stage}/{clip_path(clip_id).removeprefix(CLIPS + '/')}"
+    return f"{SAVED_FRAMES}/{stage}/{clip_path(clip_id).removeprefix(CLIPS + '/')}"
 
 
 def shard_path(number: int) -> str:

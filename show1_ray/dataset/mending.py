@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from show1_ray.dataset.lander import row_of_file
-from show1_ray.dataset.layout import CLIPS, FAILURES, METADATA, REJECTIONS, SHARDS, STAGES, clip_path
+from show1_ray.dataset.layout import CLIPS, FAILURES, METADATA, REJECTIONS, SAVED_FRAMES, SHARDS, clip_path
 from show1_ray.dataset.metadata import id_digest
 from show1_ray.dataset.shards import read_videos
 from show1_ray.dataset.stock import take_stock
@@ -14,7 +14,7 @@ def clean(storage: Storage) -> None:
     """Remove what interrupted writes have left in a dataset's folders. Raises StorageError."""
     if not storage.is_local:  # object stores have no such thing
         return
-    stages = [f"{STAGES}/{name}" for name in storage.folders(STAGES)]
+    stages = [f"{SAVED_FRAMES}/{name}" for name in storage.folders(SAVED_FRAMES)]
     folders = [f"{folder}/{name}" for folder in (CLIPS, *stages) for name in storage.folders(folder)]
     storage.clean(["", SHARDS, METADATA, FAILURES, REJECTIONS, *folders])
 

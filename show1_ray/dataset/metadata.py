@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 )
 BY_STAGE = {"seconds_": pa.float64(), "batch_size_": pa.int32()}  # each followed by a stage's name
 IN_SHARDS = pa.schema([("shard", pa.string()), ("shard_bytes", pa.int64())])
-FAILURES = pa.schema(
+FAILURE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("prompt", pa.string()),
@@ -56,7 +56,7 @@ FAILURES = pa.schema(
         ("failed", pa.timestamp("ms", "UTC")),
     ]
 )
-REJECTIONS = pa.schema(
+REJECTION_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("prompt", pa.string()),

@@ -20,6 +20,7 @@ from show1_ray.dataset.layout import METADATA, METADATA_FILE, merged_part, shard
 from show1_ray.dataset.metadata import digest, id_digest, to_parquet
 from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.errors import UserError, one_line
+from show1_ray.manifest import all_rows
 
 COLUMNS = ["id", "prompt", "negative_prompt", "seed", "bytes", "shard", "shard_bytes"]
 CONTENTS = {"prompt", "negative_prompt", "seed"}
@@ -89,7 +90,7 @@ def metadata_parts(storage: Storage) -> list[str]:
 def read_part(storage: Storage, path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a Parquet file, in batches. Raises one of BROKEN where it is not whole."""
     with storage.local_copy(path) as local, pq.ParquetFile(local) as parquet:
-        yield from parquet.iter_batches(ROWS_AT_ONCE, columns=columns)
+        yield from all_rows(parquet, ROWS_AT_ONCE, columns)
 
 
 def read_rows(storage: Storage, path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -147,7 +148,7 @@ def index_of(path: str, file: object, columns: list[str] = COLUMNS) -> Part:
     with pq.ParquetFile(file) as parquet:
         schema = parquet.schema_arrow.remove_metadata()
         _check_types(schema)
-        for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=columns):
+        for batch in all_rows(parquet, ROWS_AT_ONCE, columns):
             rows.add(batch)
     return rows.part(path, schema)
 
@@ -307,4 +308,4 @@ def read_all(storage: Storage, paths: Iterable[str], sizes: dict[str, int]) -> I
             yield from read_part(storage, path)
         else:
             with pq.ParquetFile(io.BytesIO(data)) as parquet:
-                yield from parquet.iter_batches(ROWS_AT_ONCE)
+                yield from all_rows(parquet, ROWS_AT_ONCE)

@@ -21,6 +21,7 @@ from show1_ray.demo.studio import Studio
 from show1_ray.errors import UserError, one_line
 from show1_ray.job import origin
 from show1_ray.live import open_line
+from show1_ray.output import say
 from show1_ray.pipeline import Pipeline
 
 QUEUE = 64
@@ -64,14 +65,14 @@ def serve(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="show1-ray-demo-"))).resolve()
         line = stack.enter_context(open_line(loaded, address=address, max_waiting=QUEUE))
         asked_to_stop = stack.enter_context(stop_signals())  # after Ray, which sets handlers of its own
-        print(f"show1-ray: {loaded.name}: {line.stations} stations load their stages", file=sys.stderr)
+        say(f"show1-ray: {loaded.name}: {line.stations} stations load their stages", sys.stderr)
         while not line.warm.wait(0.2) and not asked_to_stop.is_set():
             continue
         lander = Lander(Storage.at(str(folder)), origin(loaded))
         studio = Studio(line, loaded, lander, folder, name=pipeline, overrides=tuple(overrides))
         if not asked_to_stop.is_set() and not line.ended.is_set():
             stack.enter_context(serving(page.app(studio, account), listening))
-            print(f"show1-ray: {page_url(host, listening)}", file=sys.stderr, flush=True)
+            say(f"show1-ray: {page_url(host, listening)}", sys.stderr)
         while not asked_to_stop.is_set():
             if line.ended.wait(0.2):
                 raise UserError(f"the line has stopped: {line.error}")
@@ -95,16 +96,16 @@ def checked_auth(auth: str | None) -> tuple[str, str] | None:
 def warn_if_open(host: str, account: tuple[str, str] | None) -> None:
     """Says so where other machines may use the demo without a password, or could read it on its way."""
     if account is None and not is_loopback(host):
-        print(
+        say(
             f"show1-ray: warning: listening on {host} without a password: whoever reaches this machine can use it; "
             "give --auth @FILE, a file with user:password",
-            file=sys.stderr,
+            sys.stderr,
         )
     if account is not None and not is_loopback(host):
-        print(
+        say(
             f"show1-ray: warning: listening on {host}: the password travels over plain HTTP, where others can read it; "
             "put a proxy with TLS in front",
-            file=sys.stderr,
+            sys.stderr,
         )
 
 
@@ -141,7 +142,7 @@ def serving(app: Any, listening: socket.socket) -> Iterator[None]:
     """Serves an ASGI application in a thread; pages that are open do not hold up the end."""
     import uvicorn
 
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_config=None, log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), name="page")
     thread.start()

@@ -27,6 +27,21 @@ class StationLost:
 
     station: int
     reason: str
+    place: str = ""
+    """Its GPU and node, or what is known of them, for people."""
+
+    @property
+    def text(self) -> str:
+        """For people, in one line."""
+        return f"{self.place}: {self.reason}" if self.place else self.reason
+
+
+@dataclass(frozen=True)
+class StationsAwaited:
+    """For a while now no station has been up, and the cluster has no place for those that are asked for."""
+
+    text: str
+    """For people, in one line."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +241,7 @@ Event = (
     | StationLost
     | StationEnded
     | StationShutOut
+    | StationsAwaited
     | StationTriedAgain
     | NodeAvoided
     | StageBegan
@@ -256,4 +272,5 @@ __all__ = [
     "StationTriedAgain",
     "StationUp",
     "StationView",
+    "StationsAwaited",
 ]

@@ -25,6 +25,9 @@ from show1_ray.line.station import StationInfo, start_station
 LANDING_SHARE = 0.25
 """Share of the cluster's CPUs, one at least, that stages with stations of their own leave to what lands clips."""
 
+ANSWER_SECONDS = 5.0
+"""What a station says of itself is small and comes with the news that it is up; this is for an answer that does not."""
+
 NEWS_SECONDS = 3.0
 """What a station has taken that came up so lately may not be seen yet."""
 
@@ -69,7 +72,7 @@ class StationHandle:
         """Where it stands; without GPUs, stations of a node are told apart by their slots."""
         assert self.info is not None
         gpu = f"GPU {self.info.gpu}" if self.info.gpu else ""
-        address = f"{self.info.address} ({self.info.node[:8]})"
+        address = _named(self.info.address, self.info.node)
         card = self.info.gpu or "slot " + "/".join(str(part) for part in self.slot if part is not None)
         return Place(f"{self.info.node}/{card}", gpu, self.info.node, address)
 
@@ -245,10 +248,25 @@ class Fleet:
         """Whether none is up of those for all, or of those for one stage."""
         return {handle.slot.own for handle in self.stations.values()} != {None, *self.own}
 
+    def awaited(self) -> str:
+        """What is asked for that the cluster has no place for, where no station is up; "" if all are on their way."""
+        pool = next(own for own in (None, *self.own) if all(one.slot.own != own for one in self.stations.values()))
+        where = [one.where for one in self.starting.values() if one.slot.own == pool]
+        _, waiting = ray.wait(where, num_returns=len(where), timeout=0, fetch_local=False) if where else ([], [])
+        if not waiting:
+            return ""
+        unit, each = (self._unit, self._each) if pool is None else ("CPU", self.own[pool])
+        view = self.nodes.view
+        most = max((node["Resources"].get(unit, 0) for node in view.nodes.values() if node["Alive"]), default=0)
+        whose = "" if pool is None else f" of stage {self.specs[pool].name}"
+        there = f"{view.resources.get(unit, 0):g} {unit}, {view.free.get(unit, 0):g} of them free"
+        asked = f"{len(waiting)} stations{whose} wait for a place, with {each} {unit} each"
+        return f"{asked}; the cluster has {there}, {most:g} at most on a node"
+
     def up(self, ref: ray.ObjectRef, now: float) -> StationHandle:
         """A station has answered. Raises RayError if it died instead; it is forgotten then."""
         handle = self.starting.pop(ref)
-        handle.info = ray.get(ref)
+        handle.info = ray.get(ref, timeout=ANSWER_SECONDS)
         handle.up_since = now
         self.stations[handle.number] = handle
         return handle
@@ -307,6 +325,11 @@ class Fleet:
         node = None if number is None else self.stations[number].place.node
         return self.nodes.inquire(lambda: self._why(node, error, begun))
 
+    def name(self, node: str) -> str:
+        """How people call a node, by Ray's id or by its address; "" if nobody knows which it is."""
+        known = self.node(node)
+        return f"node {_named(known['NodeManagerAddress'], node) if known else node}" if node else ""
+
     def stillborn(self, handle: StationHandle, error: Exception) -> Future[tuple[str, Failure]]:
         """Where a station died before it was up ("": nobody knows), and why: "gone" is nobody's fault."""
         self.judged.add(handle.slot)
@@ -343,13 +366,18 @@ class Fleet:
         return min(1.0, self.busy_seconds / up) if up > 0 else 0.0
 
 
+def _named(address: str, node: str) -> str:
+    """For people: nodes of one machine share its address."""
+    return f"{address} ({node[:8]})"
+
+
 def _node_of(handle: StationHandle, error: Exception) -> str:
-    """The node of a station that never came up: what it said itself, or its address in Ray's words, or ""."""
+    """The node of a station that never came up: what it said itself, or its id or address in Ray's words, or ""."""
     try:
         where: StationInfo = ray.get(handle.where, timeout=0)
         return where.node
     except ray.exceptions.RayError:
-        found = re.search(r"\bip: (\S+)", str(error))
+        found = re.search(r"\bNode Id: ([0-9a-f]+)", str(error)) or re.search(r"\bip: (\S+)", str(error))
         return found[1] if found else ""
 
 

@@ -37,6 +37,8 @@ SCALING_SECONDS = 1.0
 """How often the line asks itself how many stations it should have."""
 COMING_SECONDS = 60.0
 """A station that was asked for so long ago is not waited for any more by what has failed on all others."""
+LONELY_SECONDS = 30.0
+"""Without any station for so long, it is told what the line waits for."""
 MANY = 4
 """A stage that has not loaded so many times as often as it may does not load anywhere."""
 
@@ -80,6 +82,7 @@ class Line:
         self._rate = FailureRate()
         self._stopped_because = ""
         self._alone_since = time.monotonic()
+        self._told_alone = False
         self._stopping = False
         self._stopping_now = False
 
@@ -288,11 +291,13 @@ class Line:
 
     def _did_not_start(self, handle: StationHandle, found: tuple[str, Failure]) -> None:
         node, failure = found
-        self._events.append(events.StationLost(handle.number, f"it did not start: {failure.last_line}"))
+        now, reason, place = time.monotonic(), f"it did not start: {failure.last_line}", self.fleet.name(node)
         if failure.cause == "gone":
-            self.fleet.ask(handle.slot, time.monotonic())
+            self._events.append(events.StationLost(handle.number, reason, place))
+            self.fleet.ask(handle.slot, now)
             return
-        self.fleet.ask_later(handle.slot, node, time.monotonic())
+        pause = self.fleet.ask_later(handle.slot, node, now)
+        self._events.append(events.StationLost(handle.number, f"{reason} (asked for again in {pause:.0f} s)", place))
         self._count_dead_start("", f"a station did not start: {failure.last_line}")
 
     def _settle(self, batch: Batch) -> None:
@@ -319,9 +324,19 @@ class Line:
             batch.cancel()
             self._arrivals.ask(self.fleet.overdue(), partial(self._conclude_failed, batch))
         if not self.fleet.lonely:
-            self._alone_since = now
+            self._alone_since, self._told_alone = now, False
         elif now - self._alone_since > self.settings.start_deadline:
-            raise FatalError(f"no station came up in {self.settings.start_deadline:g} s")
+            why = self.fleet.awaited()
+            raise FatalError(f"no station came up in {self.settings.start_deadline:g} s" + (f": {why}" if why else ""))
+        elif now - self._alone_since > LONELY_SECONDS and not self._told_alone:
+            self._told_alone = True
+            self._tell_alone(now)
+
+    def _tell_alone(self, now: float) -> None:
+        if why := self.fleet.awaited():
+            minutes = self.settings.start_deadline / 60
+            text = f"no station is up after {now - self._alone_since:.0f} s: {why}; given up after {minutes:.0f} min"
+            self._events.append(events.StationsAwaited(text))
 
     def _conclude_failed(self, batch: Batch, failure: Failure) -> None:
         self._conclude(batch, Report(failure=failure))
@@ -488,11 +503,12 @@ class Line:
         now = time.monotonic()
         self.care.leave(number, troubled)
         handle: StationHandle = self.fleet.lose(number, now)
-        self._events.append(events.StationLost(number, reason))
         if after_a_pause or (troubled and not handle.has_worked):
-            self.fleet.ask_later(handle.slot, handle.place.node, now)
+            pause = self.fleet.ask_later(handle.slot, handle.place.node, now)
+            reason += f" (asked for again in {pause:.0f} s)"
         else:
             self.fleet.ask(handle.slot, now)
+        self._events.append(events.StationLost(number, reason, handle.place.name))
 
     def _count_dead_start(self, what: str, text: str) -> None:
         """Give up if it has happened too often in a row, and to all: where others do well, it is the cards' fault."""

@@ -209,7 +209,7 @@ def _parquet_rows(url: str, extra: bool, inputs: InputColumns) -> Iterator[Row]:
         own = [name for name in (*COLUMNS, *inputs.names) if name in names]
         at_once = FILES_AT_ONCE if inputs.has_files else ROWS_AT_ONCE
         number = 0
-        for batch in table.iter_batches(at_once, columns=None if extra else own):
+        for batch in all_rows(table, at_once, None if extra else own):
             values = [batch[name].to_pylist() if name in own else [None] * len(batch) for name in COLUMNS]
             others = batch.drop_columns(own).to_pylist() if extra else [{}] * len(batch)
             given = [name for name in inputs.names if name in own]
@@ -217,6 +217,22 @@ def _parquet_rows(url: str, extra: bool, inputs: InputColumns) -> Iterator[Row]:
             for prompt, negative_prompt, clip_id, seed, rest, mine in zip(*values, others, brought, strict=True):
                 number += 1
                 yield Row(number, prompt, negative_prompt, clip_id, seed, rest, inputs=mine)
+
+
+def all_rows(table: pq.ParquetFile, at_once: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """All rows of a Parquet file, in batches.
+
+    Raises ArrowInvalid where the columns have more or fewer than the file says: a damaged page makes pyarrow give fewer
+    without a word.
+    """
+    left = table.metadata.num_rows
+    for batch in table.iter_batches(at_once, columns=columns):
+        left -= len(batch)
+        if left < 0:
+            break
+        yield batch
+    if left:
+        raise pa.ArrowInvalid(f"its columns do not have the {table.metadata.num_rows} rows that it tells of")
 
 
 def _csv_rows(url: str, extra: bool, inputs: InputColumns) -> Iterator[Row]:

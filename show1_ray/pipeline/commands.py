@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 
+from show1_ray.output import Console, say, say_json
 from show1_ray.pipeline.checkpoints import resolve
 from show1_ray.pipeline.file import names
 from show1_ray.pipeline.pipeline import Pipeline
@@ -27,8 +28,6 @@ CodeOption = Annotated[
         help="Python code whose stages the pipeline may use (`uses: module:Class`); it is run, here and on stations.",
     ),
 ]
-WIDTH = 160
-"""Columns, where no terminal says how many there are."""
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
@@ -51,7 +50,7 @@ def fetch(
     loaded = Pipeline.load(pipeline, changes or (), code)
     loaded.fetch()
     for checkpoint in loaded.checkpoints():
-        print(f"{checkpoint.repo} {resolve(checkpoint)}")
+        say(f"{checkpoint.repo} {resolve(checkpoint)}")
 
 
 def stages(
@@ -66,14 +65,14 @@ def stages(
     own = None if code is None else Code.at(code)
     found: Any = list_stages(own) if name is None else describe_stage(name, own)
     if json_output:
-        print(json.dumps(found))
+        say_json(found)
     elif name is None:
         table = _table("name", "what it does", "from")
         for one in found:
             table.add_row(one["name"], one["description"], one["from"])
-        _print([table])
+        Console().print(table)
     else:
-        _print(_stage(found))
+        Console().print(*_stage(found), sep="\n")
 
 
 def check(
@@ -87,9 +86,9 @@ def check(
 
     found = checked(Pipeline.load(pipeline, changes or (), code))
     if json_output:
-        print(json.dumps(found))
+        say_json(found)
     else:
-        _print(_pipeline(found))
+        Console().print(*_pipeline(found), sep="\n")
 
 
 def schema(
@@ -100,12 +99,12 @@ def schema(
 
     text = json.dumps(pipeline_schema(), indent=1)
     if out is None:
-        print(text)
+        say(text)
     else:
         out.write_text(text + "\n")
 
 
-def _stage(found: dict[str, Any]) -> Iterable[RenderableType]:
+def _stage(found: dict[str, Any]) -> Iterator[RenderableType]:
     yield f"{found['name']} ({found['class']}, version {found['version']})"
     yield found["description"] + "\n"
     for word in ("takes", "gives"):
@@ -122,7 +121,7 @@ def _stage(found: dict[str, Any]) -> Iterable[RenderableType]:
         yield f"\na row of the manifest may change {', '.join(found['row_settings'])}"
 
 
-def _pipeline(found: dict[str, Any]) -> Iterable[RenderableType]:
+def _pipeline(found: dict[str, Any]) -> Iterator[RenderableType]:
     yield f"{found['name']}: {found['description']}".rstrip(": ")
     yield f"{found['dtype']}, {found['fps']:g} frames a second"
     if found["inputs"]:
@@ -177,11 +176,3 @@ def _table(*columns: str) -> Table:
     table = Table(*columns, box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     return table
-
-
-def _print(parts: Iterable[RenderableType]) -> None:
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        console = Console(soft_wrap=True, width=WIDTH)
-    for part in parts:
-        console.print(part, highlight=False, markup=False)

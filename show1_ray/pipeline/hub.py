@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from show1_ray.output import say
 from show1_ray.pipeline.checkpoints import Checkpoint, CheckpointError, is_commit, wanted_files
 
 
@@ -31,7 +32,7 @@ def check_access(checkpoint: Checkpoint) -> None:
         HfApi().auth_check(checkpoint.repo)
     except (HfHubHTTPError, HTTPError, OSError) as error:
         raise CheckpointError(_reason(checkpoint, error)) from None
-    print(f"{checkpoint}: licence of the weights: {checkpoint.licence or 'not stated'}", file=sys.stderr)
+    say(f"{checkpoint}: licence of the weights: {checkpoint.licence or 'not stated'}", sys.stderr)
 
 
 def commit_of(checkpoint: Checkpoint) -> str:
@@ -60,10 +61,7 @@ def fetch(checkpoint: Checkpoint, components: Sequence[str], half: bool) -> Path
         if _cached(checkpoint) is None:
             card = info.card_data
             licence = checkpoint.licence or (card.get("license") if card else None) or "not stated"
-            print(
-                f"fetching {checkpoint} (commit {info.sha}); licence of the weights: {licence}",
-                file=sys.stderr,
-            )
+            say(f"fetching {checkpoint} (commit {info.sha}); licence of the weights: {licence}", sys.stderr)
         return Path(snapshot_download(checkpoint.repo, revision=checkpoint.revision, allow_patterns=wanted))
     except (HfHubHTTPError, HTTPError, OSError) as error:
         cached = _cached(checkpoint)

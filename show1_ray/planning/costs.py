@@ -13,6 +13,7 @@ import numpy as np
 
 from show1_ray.errors import UserError
 from show1_ray.line.spec import LineSettings
+from show1_ray.output import say
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.wiring import Wired
 from show1_ray.planning.gpus import GIB, Gpu
@@ -143,7 +144,7 @@ def costs_of_job(pipeline: Pipeline, device: str | None) -> dict[str, StageCost]
     """
     profile, ignored = find_profile(pipeline, device)
     for sentence in ignored:
-        print(sentence, file=sys.stderr)
+        say(sentence, sys.stderr)
     if profile is not None:
         return costs_from_profile(pipeline, profile)
     wired = pipeline.wired()

@@ -17,7 +17,7 @@ from show1_ray.show1.execution import prepare
 from show1_ray.show1.loading import Checkpoints
 from show1_ray.show1.stages import STAGES, CascadeStage
 from show1_ray.stage import Context
-from show1_ray.stages.stage import Stage
+from show1_ray.stages.torch_stage import TorchStage
 
 if TYPE_CHECKING:
     from show1_ray.show1.random import RandomCheckpoints
@@ -32,7 +32,7 @@ def build(
     stage: CascadeStage,
     device: str | torch.device = "cpu",
     source: Callable[[str | torch.device, torch.dtype], Parts] = Checkpoints,
-) -> Stage:
+) -> TorchStage:
     """What computes a stage, with its weights on `device`, in the pipeline's dtype.
 
     Libraries are imported by stage: a station begins with its first stage before it imports what the last one needs.
@@ -47,7 +47,7 @@ def build(
         ConfigError: a network's or a scheduler's configuration that is not known.
     """
     parts = source(device, getattr(torch, stage.context.dtype))
-    builders: dict[str, Callable[[Any, Any, Parts], Stage]] = {
+    builders: dict[str, Callable[[Any, Any, Parts], TorchStage]] = {
         "Text": _text,
         "Keyframes": _keyframes,
         "Interpolation": _interpolation,
@@ -64,19 +64,19 @@ def load_stage(
     name: str,
     device: str | torch.device = "cpu",
     source: Callable[[str | torch.device, torch.dtype], Parts] = Checkpoints,
-) -> Stage:
+) -> TorchStage:
     """One stage of a pipeline of Show-1's stages; see `build`. Raises KeyError if there is none of that name."""
     settings, execution = getattr(pipeline.stages, name), getattr(pipeline.execution, name)
     return build(STAGES[name](settings, execution, Context(name, pipeline.dtype, pipeline.fps)), device, source)
 
 
-def load_stages(pipeline: Pipeline, device: str | torch.device = "cpu") -> list[Stage]:
+def load_stages(pipeline: Pipeline, device: str | torch.device = "cpu") -> list[TorchStage]:
     """All stages in their order; see `load_stage`."""
     return [load_stage(pipeline, name, device) for name in STAGES]
 
 
-def render(
-    stages: Iterable[Stage],
+def run_stages(
+    stages: Iterable[TorchStage],
     clips: Sequence[Clip],
     report: Callable[[str, list[dict[str, Tensor]]], None] = lambda name, tensors: None,
 ) -> list[Tensor]:
@@ -128,7 +128,7 @@ def _unet(parts: Parts, kind: type[nn.Module], settings: recipe.Denoising, chann
     return unet
 
 
-def _text(settings: recipe.Text, execution: recipe.Execution, parts: Parts) -> Stage:
+def _text(settings: recipe.Text, execution: recipe.Execution, parts: Parts) -> TorchStage:
     from transformers import T5EncoderModel
 
     from show1_ray.show1.text import Text, TextEncoder
@@ -138,21 +138,21 @@ def _text(settings: recipe.Text, execution: recipe.Execution, parts: Parts) -> S
     return Text(TextEncoder(tokenizer, model, settings.max_tokens, attends_mask=True), settings, parts.dtype)
 
 
-def _keyframes(settings: recipe.Keyframes, execution: recipe.Execution, parts: Parts) -> Stage:
+def _keyframes(settings: recipe.Keyframes, execution: recipe.Execution, parts: Parts) -> TorchStage:
     from show1_ray.show1.keyframes import Keyframes
     from show1_ray.show1.video_unet import VideoUNet
 
     return Keyframes(_unet(parts, VideoUNet, settings, PIXELS), _denoising(parts, settings), settings)
 
 
-def _interpolation(settings: recipe.Interpolation, execution: recipe.Execution, parts: Parts) -> Stage:
+def _interpolation(settings: recipe.Interpolation, execution: recipe.Execution, parts: Parts) -> TorchStage:
     from show1_ray.show1.interpolation import Interpolation
     from show1_ray.show1.video_unet import VideoUNet
 
     return Interpolation(_unet(parts, VideoUNet, settings, 2 * PIXELS + MASK), _denoising(parts, settings), settings)
 
 
-def _super_resolution(settings: recipe.SuperResolution, execution: recipe.Execution, parts: Parts) -> Stage:
+def _super_resolution(settings: recipe.SuperResolution, execution: recipe.Execution, parts: Parts) -> TorchStage:
     from diffusers import UNet2DConditionModel
 
     from show1_ray.show1.super_resolution import FirstFrame, SuperResolution
@@ -171,7 +171,7 @@ def _super_resolution(settings: recipe.SuperResolution, execution: recipe.Execut
 
 def _latent_super_resolution(
     settings: recipe.LatentSuperResolution, execution: recipe.LatentExecution, parts: Parts
-) -> Stage:
+) -> TorchStage:
     from diffusers import AutoencoderKL, UNet3DConditionModel
     from transformers import CLIPTextModel
 

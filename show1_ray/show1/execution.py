@@ -7,10 +7,10 @@ from torch import nn
 
 from show1_ray.show1.settings import Execution
 from show1_ray.stages.compilation import compile_regions, keep_compiled
-from show1_ray.stages.stage import Stage
+from show1_ray.stages.torch_stage import TorchStage
 
 
-def prepare(stage: Stage, execution: Execution) -> None:
+def prepare(stage: TorchStage, execution: Execution) -> None:
     """Lays out and compiles a stage's networks, in place; texts' encoders stay as they are.
 
     Compilation is by region ("blocks") and for fixed shapes: the first batch of a size pays for it. What was compiled

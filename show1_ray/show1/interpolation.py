@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from show1_ray.clip import Clip
 from show1_ray.show1 import settings as recipe
 from show1_ray.stages.noise import Noise, draw_batch
-from show1_ray.stages.sampling import Schedule, Scheduler, denoise, guided_as_set
-from show1_ray.stages.stage import Stage, Tensors, device_and_dtype
+from show1_ray.stages.sampling import NoiseSchedule, Scheduler, denoise, guided_as_set
+from show1_ray.stages.torch_stage import Tensors, TorchStage, device_and_dtype
 
 
-class Interpolation(Stage):
+class Interpolation(TorchStage):
     """Fills each gap between neighbouring keyframes, all gaps of all clips as one batch.
 
     Takes `keyframes`, 3 K H W, `prompt_embeds` and `negative_prompt_embeds`, L D. Gives `frames`, 3 F H W with
@@ -34,7 +34,7 @@ class Interpolation(Stage):
         self.device, self.dtype = device_and_dtype(unet)
 
     def run(self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]) -> list[dict[str, Tensor]]:
-        """See `Stage`."""
+        """See `TorchStage`."""
         keyframes = self.batch(tensors, "keyframes")
         windows = keyframes.shape[2] - 1
         text, negative = (
@@ -44,14 +44,14 @@ class Interpolation(Stage):
         _, channels, _, height, width = keyframes.shape
         x = draw_batch(noise, (channels, self.settings.window, height, width), like=keyframes)
         condition = window_conditions(keyframes, self.settings.window)
-        schedule = Schedule.of(self.scheduler, self.settings.steps)
+        schedule = NoiseSchedule.of(self.scheduler, self.settings.steps)
         predict = guided_as_set(self.unet, text, negative, self.settings, schedule, condition=condition)
         x = denoise(predict, x.repeat_interleave(windows, dim=0), schedule, [n for n in noise for _ in range(windows)])
         return [{"frames": frames} for frames in join_windows(x, windows).cpu()]
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """See `Stage`."""
+        """See `TorchStage`."""
         return {"unet": self.unet}
 
 

@@ -17,11 +17,11 @@ from show1_ray.show1 import settings as recipe
 from show1_ray.show1.temporal import attend_many_sequences, convolve_frames_in_2d
 from show1_ray.show1.text import TextEncoder
 from show1_ray.stages.noise import Noise, draw_batch
-from show1_ray.stages.sampling import Schedule, Scheduler, denoise, guided_as_set
-from show1_ray.stages.stage import NonFiniteError, Stage, Tensors, device_and_dtype
+from show1_ray.stages.sampling import NoiseSchedule, Scheduler, denoise, guided_as_set
+from show1_ray.stages.torch_stage import NonFiniteError, Tensors, TorchStage, device_and_dtype
 
 
-class LatentSuperResolution(Stage):
+class LatentSuperResolution(TorchStage):
     """Resizes, noises and denoises in a VAE's latent space: the "expert translation" of Show-1, section 3.3.
 
     Takes `frames_sr`, 3 F H W in about [−1, 1]. Gives `video`, F height width 3, uint8. The frames are quantised to 8
@@ -52,7 +52,7 @@ class LatentSuperResolution(Stage):
         self.device, self.dtype = device_and_dtype(unet)
 
     def run(self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]) -> list[dict[str, Tensor]]:
-        """See `Stage`."""
+        """See `TorchStage`."""
         size = (self.settings.width, self.settings.height)
         frames = torch.stack([resize(to_uint8(given["frames_sr"]), size) for given in tensors])
         prompts = [clip.prompt for clip in clips]
@@ -84,7 +84,7 @@ class LatentSuperResolution(Stage):
         latents = mean + std * draw_batch(noise, (count, *mean.shape[1:]), like=mean).flatten(0, 1)
         latents = latents * self.vae.config.scaling_factor
 
-        schedule = Schedule.of(self.scheduler, self.settings.steps, self.settings.strength)
+        schedule = NoiseSchedule.of(self.scheduler, self.settings.steps, self.settings.strength)
         x = schedule.add_noise(latents, draw_batch(noise, (count, *mean.shape[1:]), like=mean).flatten(0, 1))
         predict = guided_as_set(self.unet, text, negative_text, self.settings, schedule)
         x = denoise(predict, rearrange(x, "(b f) c h w -> b c f h w", b=batch), schedule, noise)
@@ -102,7 +102,7 @@ class LatentSuperResolution(Stage):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """See `Stage`."""
+        """See `TorchStage`."""
         return {"unet": self.unet, "vae": self.vae, "text_encoder": self.encoder.model}
 
 

@@ -13,8 +13,8 @@ from show1_ray.clip import Clip
 from show1_ray.show1 import settings as recipe
 from show1_ray.stages.noise import Noise, draw_batch, seeded_noise
 from show1_ray.stages.replay import Replay
-from show1_ray.stages.sampling import Schedule, Scheduler, denoise, guided_as_set
-from show1_ray.stages.stage import Stage, Tensors, device_and_dtype
+from show1_ray.stages.sampling import NoiseSchedule, Scheduler, denoise, guided_as_set
+from show1_ray.stages.torch_stage import Tensors, TorchStage, device_and_dtype
 
 
 class FirstFrame:
@@ -55,7 +55,7 @@ class FirstFrame:
         x = draw_batch(noise, upscaled.shape[1:], like=images)
         labels = torch.full((len(images),), self.settings.noise_level, device=images.device)
         condition = self.noising.add_noise(upscaled, draw_batch(noise, upscaled.shape[1:], like=images), labels)
-        schedule = Schedule.of(self.scheduler, self.settings.steps)
+        schedule = NoiseSchedule.of(self.scheduler, self.settings.steps)
         is_replayed = self.replays and images.is_cuda and not self.settings.reuse
         unet = Replay(self.unet) if is_replayed else self.unet
         predict = guided_as_set(
@@ -67,7 +67,7 @@ class FirstFrame:
         return frames
 
 
-class SuperResolution(Stage):
+class SuperResolution(TorchStage):
     """Video super-resolution in windows: each starts from the last frame of the one before, the first from
     `FirstFrame`'s.
 
@@ -97,7 +97,7 @@ class SuperResolution(Stage):
         self.device, self.dtype = device_and_dtype(unet)
 
     def run(self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]) -> list[dict[str, Tensor]]:
-        """See `Stage`. `noise` serves the windows; the first frame has its own from the clips' seeds."""
+        """See `TorchStage`. `noise` serves the windows; the first frame has its own from the clips' seeds."""
         frames = self.batch(tensors, "frames")
         text, negative = self.batch(tensors, "prompt_embeds"), self.batch(tensors, "negative_prompt_embeds")
         first_noise = [seeded_noise(clip.generator_seed, self.dtype) for clip in clips]
@@ -169,7 +169,7 @@ class SuperResolution(Stage):
         condition = self.noising.add_noise(upscaled, condition_noise, labels)
         if first is not None:
             condition[:, :, 0] = first
-        schedule = Schedule.of(self.scheduler, self.settings.steps)
+        schedule = NoiseSchedule.of(self.scheduler, self.settings.steps)
         predict = guided_as_set(
             self.unet, text, negative_text, self.settings, schedule, condition=condition, class_labels=labels
         )
@@ -177,7 +177,7 @@ class SuperResolution(Stage):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """See `Stage`."""
+        """See `TorchStage`."""
         return {"unet": self.unet, "first_frame.unet": self.first_frame.unet}
 
 

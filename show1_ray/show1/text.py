@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from show1_ray.clip import Clip
 from show1_ray.show1 import settings as recipe
 from show1_ray.stages.noise import Noise
-from show1_ray.stages.stage import Stage, Tensors, device_and_dtype
+from show1_ray.stages.torch_stage import Tensors, TorchStage, device_and_dtype
 
 CACHED_TEXTS = 256
 
@@ -64,7 +64,7 @@ class TextEncoder:
             return self.model(tokens.input_ids.to(device), attention_mask=mask)[0][0].cpu()
 
 
-class Text(Stage):
+class Text(TorchStage):
     """T5 embeddings of prompt and negative prompt, for all pixel stages.
 
     Takes nothing. Gives `prompt_embeds` and `negative_prompt_embeds`, each L D.
@@ -79,7 +79,7 @@ class Text(Stage):
         self.dtype = dtype
 
     def run(self, clips: Sequence[Clip], tensors: Sequence[Tensors], noise: Sequence[Noise]) -> list[dict[str, Tensor]]:
-        """See `Stage`; draws no noise."""
+        """See `TorchStage`; draws no noise."""
         prompts = [self.prepare(clip.prompt) for clip in clips]
         negatives = [
             self.prepare(self.settings.negative_prompt if clip.negative_prompt is None else clip.negative_prompt)
@@ -99,5 +99,5 @@ class Text(Stage):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """See `Stage`."""
+        """See `TorchStage`."""
         return {"text_encoder": self.encoder.model}

@@ -22,7 +22,7 @@ from show1_ray.show1.super_resolution import window_slices
 from show1_ray.stage import Context, Shape
 from show1_ray.stages.deep_features import DeepFeatures
 from show1_ray.stages.operations import Work, argument, weight_bytes
-from show1_ray.stages.plan import plan_steps
+from show1_ray.stages.steps import plan_steps
 
 Given = Mapping[str, Shape]
 

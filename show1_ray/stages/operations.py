@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
-from show1_ray.stages.stage import Stage
+from show1_ray.stages.torch_stage import TorchStage
 
 Call = tuple[Any, ...]
 
@@ -41,7 +41,7 @@ def weight_bytes(network: nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def counted(stage: Stage) -> Iterator[Counter[Call]]:
+def counted(stage: TorchStage) -> Iterator[Counter[Call]]:
     """Counts calls of the stage's networks by their arguments' shapes: (network, positional, by name).
 
     Networks are named by copies on the meta device, made at their first call: `DeepFeatures` make new ones for each

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from show1_ray.errors import ConfigError
 from show1_ray.stages.deep_features import DeepFeatures
 from show1_ray.stages.noise import Noise, draw_ahead
-from show1_ray.stages.plan import Step, plan_steps
 from show1_ray.stages.settings import Denoising
+from show1_ray.stages.steps import Step, plan_steps
 
 Scheduler: TypeAlias = DPMSolverMultistepScheduler | DDPMScheduler | DDIMScheduler
 Predict: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -47,14 +47,14 @@ def make_scheduler(config: Any, **overrides: Any) -> Scheduler:
 
 
 @dataclass
-class Schedule:
+class NoiseSchedule:
     """A scheduler at the beginning of a denoising loop, and the timesteps (int64) that the loop walks."""
 
     scheduler: Scheduler
     timesteps: Tensor
 
     @classmethod
-    def of(cls, scheduler: Scheduler, steps: int, strength: float = 1.0) -> Schedule:
+    def of(cls, scheduler: Scheduler, steps: int, strength: float = 1.0) -> NoiseSchedule:
         """A schedule of its own, so that no state is shared between batches.
 
         Args:
@@ -125,7 +125,12 @@ def guided(
 
 
 def guided_as_set(
-    model: nn.Module, text: Tensor, negative_text: Tensor, settings: Denoising, schedule: Schedule, **inputs: Tensor
+    model: nn.Module,
+    text: Tensor,
+    negative_text: Tensor,
+    settings: Denoising,
+    schedule: NoiseSchedule,
+    **inputs: Tensor,
 ) -> Predict:
     """`guided` for one loop over `schedule`, with the guidance and the shortcuts of its settings.
 
@@ -140,7 +145,7 @@ def guided_as_set(
     return guided(model, text, negative_text, settings.guidance, plan=plan, levels=levels, **inputs)
 
 
-def denoise(predict: Predict, x: Tensor, schedule: Schedule, noises: Sequence[Noise] = ()) -> Tensor:
+def denoise(predict: Predict, x: Tensor, schedule: NoiseSchedule, noises: Sequence[Noise] = ()) -> Tensor:
     """Walks `schedule` from `x` on.
 
     Frames are steps of their own for the scheduler (dynamic thresholding is per frame, as in the published code), so

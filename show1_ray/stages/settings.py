@@ -11,7 +11,7 @@ from show1_ray.stage import Count, StageExecution
 from show1_ray.stage import StageSettings as Settings
 
 Guidance = Annotated[float, Field(ge=1, le=1000)]
-Part = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Compile = Annotated[
     Literal["off", "blocks", "graphs"],
     BeforeValidator(lambda value: "off" if value is False else value),  # YAML's off is false
@@ -64,7 +64,7 @@ class Denoising(Settings):
     steps: int = Field(ge=1, le=1000, description="of the scheduler")
     guidance: Guidance = Field(description="strength of the prompt; 1: none")
     scheduler: SchedulerChanges = SchedulerChanges()
-    guidance_interval: Annotated[tuple[Part, Part], Field(strict=False)] | None = Field(
+    guidance_interval: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = Field(
         None, description="the part of the steps that is guided, such as [0.2, 0.8]; none: all"
     )
     reuse: Reuse | None = Field(None, description="deep features that are computed at some steps only")

@@ -159,7 +159,7 @@ def test_a_job_is_followed_killed_submitted_again_and_its_dataset_is_complete(he
     assert sorted(row["id"] for row in pq.read_table(out / "metadata.parquet").to_pylist()) == sorted(rendered(out))
     assert len(rendered(out)) == COUNT
 
-    wanted = set(metrics.NAMES) - {metrics.FAILURES}  # nothing failed
+    wanted = set(metrics.NAMES) - {metrics.FAILURES_TOTAL}  # nothing failed
     while not wanted <= exported(head):
         time.sleep(0.5)  # they are exported every few seconds; what never comes is ended by pytest's timeout
 

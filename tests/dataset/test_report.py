@@ -18,7 +18,7 @@ import pytest
 from show1_ray.clip import Clip
 from show1_ray.dataset import LeaseError, Report, read_status
 from show1_ray.dataset.report import REPORT
-from show1_ray.dataset.report.facts import CLIPS, About, Facts, Sheet, Shown
+from show1_ray.dataset.report.facts import SHEET_CLIPS, About, Facts, Sheet, Shown
 from show1_ray.dataset.report.page import page, picture, stage_rows, time_axis
 from show1_ray.dataset.report.timeline import BARS, BINS, LANES, LOADING, Timeline
 from show1_ray.dataset.storage import Storage
@@ -276,7 +276,7 @@ def test_a_hundred_thousand_clips_make_a_small_page(storage, clock):
     assert sizes[1] < 1.2 * sizes[0]
     assert len(html) < 3_000_000
     assert html.count('class="bar') <= BARS
-    assert html.count("<video") == CLIPS
+    assert html.count("<video") == SHEET_CLIPS
     words = Elements(html).text
     assert "Clips done 100,000" in words
     assert "4,900 more: all of them are in failures/" in words
@@ -377,7 +377,7 @@ def test_the_sheet_is_spread_evenly_over_however_many_clips_there_are():
         if sheet.wants_next():
             sheet.add(Shown(row(number), b""))
     seeds = [clip.row["seed"] for clip in sheet.clips()]
-    assert len(seeds) == CLIPS
+    assert len(seeds) == SHEET_CLIPS
     assert seeds[0] == 0
     gaps = [other - one for one, other in zip(seeds, [*seeds[1:], 10_000], strict=True)]
     assert max(gaps) <= 2 * min(gaps)

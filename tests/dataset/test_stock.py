@@ -25,6 +25,7 @@ from show1_ray.clip import Clip
 from show1_ray.dataset import Rendering, look, read_status
 from show1_ray.dataset.layout import clip_path
 from show1_ray.dataset.video import encode_video
+from show1_ray.errors import UserError
 from tests.dataset.test_dataset import assert_complete, spoil, truncate, video
 from tests.dataset.toys import ORIGIN, Job, entries, frames
 
@@ -274,3 +275,18 @@ def test_of_very_many_that_are_lost_the_first_are_named(job, monkeypatch):
     status = read_status(job.url)
     assert len(status.lost) == 4
     assert status.lost[-1] == "and 6 more"
+
+
+def test_a_damaged_column_that_gives_too_few_rows_is_told(tmp_path):
+    """pyarrow reads none of its rows, and says nothing: the file's index has them all."""
+    out = shutil.copytree(Path(__file__).parents[1] / "golden" / "begun_before", tmp_path / "out")
+    data = bytearray((out / ROWS).read_bytes())
+    data[102] = 3  # the header of the file names' page: how they are encoded
+    (out / ROWS).write_bytes(data)
+    with pq.ParquetFile(out / ROWS) as table:
+        assert sum(len(batch) for batch in table.iter_batches(columns=["file_name"])) == 0
+        assert table.metadata.num_rows == 3
+    shutil.rmtree(out / "clips")  # whose names it would tell
+    told = CliRunner().invoke(app, ["status", str(out)])
+    assert isinstance(told.exception, UserError)
+    assert f"{ROWS} is not whole" in str(told.exception)

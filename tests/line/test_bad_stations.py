@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,8 @@ import pytest
 import ray
 
 from show1_ray.clip import Clip
-from show1_ray.line.events import StationShutOut, StationUp
+from show1_ray.line import line
+from show1_ray.line.events import Event, StationsAwaited, StationShutOut, StationUp
 from show1_ray.line.line import Line
 from show1_ray.line.spec import FatalError, Tensors
 from tests.line.sleepers import Adds, Outcome, clips, land, settings, spec
@@ -155,6 +157,25 @@ def test_a_card_whose_stations_die_at_once_is_asked_again_after_growing_pauses()
     outcome.assert_done(clips(200))
     assert ups == 3
     assert {lost.reason.split(":")[0] for lost in outcome.lost} == {"it did not start"}
+    [node] = ray.nodes()
+    named = f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+    assert {lost.place for lost in outcome.lost} == {named}
+    pauses = [int(re.findall(r"asked for again in (\d+) s", lost.reason)[0]) for lost in outcome.lost]
+    assert pauses == [2**number for number in range(len(pauses))]
+
+
+def test_what_the_cluster_has_no_place_for_is_told_and_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "LONELY_SECONDS", 0.5)
+    told = list[Event]()
+    why = "2 stations wait for a place, with 1 GPU each; the cluster has 4 GPU, 0 of them free, 4 at most on a node"
+    with (
+        only_gpus(0, set()),
+        pytest.raises(FatalError, match=rf"^no station came up in 4 s: {why}$"),
+        Line([spec(0), spec(1), spec(2), land()], settings(start_deadline=4)) as one,
+    ):
+        told.extend(one.run(clips(4)))
+    [text] = [event.text for event in told if isinstance(event, StationsAwaited)]
+    assert why in text
 
 
 def test_where_no_station_comes_up_the_job_ends() -> None:

@@ -132,8 +132,8 @@ class LandsBut(Lands):
 def test_what_cannot_land_on_a_node_lands_on_another_before_storage_is_called_broken(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    node = cluster.add_node(num_cpus=1, object_store_memory=80_000_000).node_id
-    stages = [spec(number, partial(Adds, number, 0.01, 10)) for number in range(3)]
+    node = cluster.add_node(num_cpus=1, num_gpus=2, object_store_memory=80_000_000).node_id
+    stages = [spec(number) for number in range(3)]
     avoided: list[NodeAvoided] = []
 
     def run(bad: str, batch: list[Clip]) -> Outcome:

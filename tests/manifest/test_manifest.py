@@ -248,6 +248,15 @@ def test_what_is_not_there_is_refused():
     )
 
 
+def test_a_damaged_column_that_gives_too_few_rows_is_refused():
+    """pyarrow reads none of its rows, and says nothing."""
+    path = Path(parquet("m.parquet", prompt=["a", "b", "c"]))
+    count = bytes([0x2C, 0x15, 2 * 3])  # in the header of the column's data: how many values
+    path.write_bytes(path.read_bytes().replace(count, count[:2] + b"\x00", 1))
+    assert list(pq.ParquetFile(path).iter_batches()) == []
+    assert "do not have the 3 rows" in refusal("m.parquet")
+
+
 def test_a_truncated_parquet_file_is_refused():
     whole = Path(parquet("m.parquet", prompt=["x" * 100] * 1000)).read_bytes()
     Path("m.parquet").write_bytes(whole[: len(whole) // 2])

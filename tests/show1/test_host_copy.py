@@ -8,7 +8,7 @@ from torch import nn
 
 from show1_ray.clip import Clip
 from show1_ray.pipeline import Pipeline
-from show1_ray.show1.cascade import load_stages, render
+from show1_ray.show1.cascade import load_stages, run_stages
 from show1_ray.stages.host_copy import HostCopy
 
 
@@ -57,10 +57,10 @@ def test_what_has_not_left_cannot_come_back(networks):
 
 def test_a_stage_that_left_and_came_back_renders_the_same(tiny):
     stages, clips = load_stages(Pipeline.load(tiny)), [Clip("a", "a red circle", seed=1)]
-    expected = render(stages, clips)[0]
+    expected = run_stages(stages, clips)[0]
     with pytest.raises(ValueError, match="text has not left its device"):
         stages[0].enter("cpu")
     for stage in stages:
         stage.leave()
         stage.enter("cpu")
-    assert torch.equal(render(stages, clips)[0], expected)
+    assert torch.equal(run_stages(stages, clips)[0], expected)

@@ -19,7 +19,7 @@ from show1_ray.clip import Clip
 from show1_ray.errors import ConfigError, UserError
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.checkpoints import Checkpoint, CheckpointError, fingerprint, folder_of, one_form
-from show1_ray.show1.cascade import load_stage, load_stages, render
+from show1_ray.show1.cascade import load_stage, load_stages, run_stages
 from show1_ray.show1.keyframes import Keyframes
 from show1_ray.show1.loading import load_network, load_tokenizer
 from show1_ray.show1.random import tiny_networks
@@ -43,7 +43,7 @@ def test_what_was_saved_in_the_published_layout_renders_the_same_frames(tiny):
         for name, network in stage.networks.items():
             place = "IF-II-L-v1.0/unet" if name == "first_frame.unet" else f"{folder}/{name}"
             network.load_state_dict(networks[place].float().state_dict())
-    [ours], [loaded] = render(in_memory, CLIPS), render(load_stages(Pipeline.load(tiny)), CLIPS)
+    [ours], [loaded] = run_stages(in_memory, CLIPS), run_stages(load_stages(Pipeline.load(tiny)), CLIPS)
     assert torch.equal(ours, loaded)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from show1_ray.errors import ConfigError
 from show1_ray.stages.noise import draw_ahead, draw_batch, seeded_noise, stored_noise
-from show1_ray.stages.sampling import Schedule, denoise, make_scheduler
+from show1_ray.stages.sampling import NoiseSchedule, denoise, make_scheduler
 
 CASES = [
     "base_75",
@@ -29,7 +29,7 @@ def test_a_scheduler_walks_as_the_published_one(golden, case):
         noise = 0.9 * torch.tanh(1.2 * x) + 0.05 * torch.sin(t / 40)
         return torch.cat([noise, 0.5 * torch.sin(3 * x)], dim=1) if learned else noise
 
-    schedule = Schedule.of(golden.scheduler(meta["scheduler"]), meta["steps"], meta["strength"] or 1.0)
+    schedule = NoiseSchedule.of(golden.scheduler(meta["scheduler"]), meta["steps"], meta["strength"] or 1.0)
     assert schedule.timesteps.tolist() == meta["timesteps"]
     x = schedule.add_noise(tensors["x0"], tensors["noise"]) if "x0" in tensors else tensors["x_start"]
     noises = []
@@ -45,12 +45,12 @@ def test_ddpm_draws_for_each_clip_of_a_batch_of_videos():
 
     def walk(rows: list[int]) -> torch.Tensor:
         noises = [seeded_noise(seed, torch.float32) for seed in rows]
-        return denoise(lambda x, t: x * 0.1, x[rows], Schedule.of(scheduler, 5), noises)
+        return denoise(lambda x, t: x * 0.1, x[rows], NoiseSchedule.of(scheduler, 5), noises)
 
     assert torch.equal(walk([0, 1])[1], walk([1])[0])
     assert not torch.equal(
         walk([0])[0],
-        denoise(lambda x, t: x * 0.1, x[[0]], Schedule.of(scheduler, 5), [seeded_noise(9, torch.float32)])[0],
+        denoise(lambda x, t: x * 0.1, x[[0]], NoiseSchedule.of(scheduler, 5), [seeded_noise(9, torch.float32)])[0],
     )
 
 
@@ -72,7 +72,7 @@ def test_the_loop_asks_the_device_for_nothing(golden, case):
     # A tensor on the meta device has no values: whatever waited for one would raise.
     meta = golden.meta(f"E_sampler/{case}")
     learned = meta["scheduler"]["init"].get("variance_type") == "learned_range"
-    schedule = Schedule.of(golden.scheduler(meta["scheduler"]), meta["steps"], meta["strength"] or 1.0)
+    schedule = NoiseSchedule.of(golden.scheduler(meta["scheduler"]), meta["steps"], meta["strength"] or 1.0)
     x = torch.empty(2, 3, 4, 8, 8, device="meta")
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_the_loop_asks_the_device_for_nothing(golden, case):
 def test_the_global_generator_is_left_alone():
     state = torch.get_rng_state()
     scheduler = make_scheduler({"_class_name": "DDPMScheduler"})
-    denoise(lambda x, t: x, torch.ones(1, 3, 4, 4), Schedule.of(scheduler, 3), [seeded_noise(1, torch.float32)])
+    denoise(lambda x, t: x, torch.ones(1, 3, 4, 4), NoiseSchedule.of(scheduler, 3), [seeded_noise(1, torch.float32)])
     assert torch.equal(torch.get_rng_state(), state)
 
 

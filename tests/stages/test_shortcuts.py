@@ -8,11 +8,11 @@ import torch
 from show1_ray.clip import Clip
 from show1_ray.pipeline import Pipeline
 from show1_ray.planning.costs import count_stages
-from show1_ray.show1.cascade import load_stage, load_stages, render
+from show1_ray.show1.cascade import load_stage, load_stages, run_stages
 from show1_ray.stages.noise import seeded_noise
 from show1_ray.stages.operations import counted, operations_of
-from show1_ray.stages.plan import plan_steps
 from show1_ray.stages.settings import Denoising
+from show1_ray.stages.steps import plan_steps
 
 LOOPS = ("keyframes", "interpolation", "super_resolution", "super_resolution.first_frame", "latent_super_resolution")
 CLIPS = [Clip("a", "a red circle moving left", seed=1), Clip("b", "a blue square", seed=2)]
@@ -50,7 +50,7 @@ def test_the_steps_of_a_loop(settings, steps):
 
 def test_shortcuts_that_are_off_are_bit_equal_and_leave_the_recipe_as_it_was(tiny):
     exact, off = Pipeline.load(tiny), Pipeline.load(tiny, NO_SHORTCUTS)
-    for video, same in zip(render(load_stages(exact), CLIPS), render(load_stages(off), CLIPS), strict=True):
+    for video, same in zip(run_stages(load_stages(exact), CLIPS), run_stages(load_stages(off), CLIPS), strict=True):
         assert torch.equal(video, same)
     without = Pipeline.load(tiny, [f"{loop}.{key}=null" for loop in LOOPS for key in ("guidance_interval", "reuse")])
     assert without.resolved().recipe_hash() == exact.resolved().recipe_hash()
@@ -61,7 +61,7 @@ def test_shortcuts_that_are_off_are_bit_equal_and_leave_the_recipe_as_it_was(tin
 def test_a_shortcut_is_part_of_the_recipe_and_of_the_clip(tiny, shortcut):
     exact, fast = Pipeline.load(tiny, MORE_STEPS), Pipeline.load(tiny, [*MORE_STEPS, *shortcut])
     assert fast.resolved().recipe_hash() != exact.resolved().recipe_hash()
-    assert not torch.equal(render(load_stages(fast), CLIPS[:1])[0], render(load_stages(exact), CLIPS[:1])[0])
+    assert not torch.equal(run_stages(load_stages(fast), CLIPS[:1])[0], run_stages(load_stages(exact), CLIPS[:1])[0])
 
 
 def test_operations_with_shortcuts_are_those_of_the_calls_that_are_made(tiny):

@@ -7,10 +7,10 @@ import torch
 
 from show1_ray.clip import Clip
 from show1_ray.pipeline import STAGES, Pipeline
-from show1_ray.show1.cascade import load_stage, load_stages, render
+from show1_ray.show1.cascade import load_stage, load_stages, run_stages
 from show1_ray.show1.super_resolution import window_slices
 from show1_ray.stages.noise import seeded_noise
-from show1_ray.stages.stage import NonFiniteError, StageError
+from show1_ray.stages.torch_stage import NonFiniteError, StageError
 
 CLIPS = [
     Clip("a", "a red circle moving left", seed=1),
@@ -67,18 +67,18 @@ def test_on_the_cpu_a_clip_is_equal_bit_for_bit_in_any_batch(stages, inputs, nam
 
 
 def test_clips_that_differ_only_in_their_seed_differ(stages):
-    videos = render(stages.values(), [Clip("a", "a red circle", seed=1), Clip("b", "a red circle", seed=2)])
+    videos = run_stages(stages.values(), [Clip("a", "a red circle", seed=1), Clip("b", "a red circle", seed=2)])
     assert not torch.equal(*videos)
 
 
 def test_the_negative_prompt_of_a_clip_is_used(stages):
     clips = [Clip("a", "a red circle", seed=1), Clip("a", "a red circle", negative_prompt="snow", seed=1)]
-    assert not torch.equal(*render(stages.values(), clips))
+    assert not torch.equal(*run_stages(stages.values(), clips))
 
 
 def test_nothing_draws_from_the_global_generator(stages):
     state = torch.get_rng_state()
-    render(stages.values(), CLIPS[:1])
+    run_stages(stages.values(), CLIPS[:1])
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -157,5 +157,5 @@ def test_a_stage_moves_all_its_networks(tiny):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_the_cascade_runs_in_half_precision(tiny, dtype):
-    video = render(load_stages(Pipeline.load(tiny, [f"dtype={dtype}"])), CLIPS[:1])[0]
+    video = run_stages(load_stages(Pipeline.load(tiny, [f"dtype={dtype}"])), CLIPS[:1])[0]
     assert (video.shape, video.dtype) == ((9, 24, 36, 3), torch.uint8)

@@ -7,7 +7,7 @@ import torch
 from show1_ray.pipeline import Pipeline
 from show1_ray.show1.cascade import load_stages
 from show1_ray.show1.random import published_config
-from show1_ray.stages.sampling import Schedule, denoise, make_scheduler
+from show1_ray.stages.sampling import NoiseSchedule, denoise, make_scheduler
 from training import export, networks, phases
 from training.diffusion import LEAST_WEIGHT, MOST_WEIGHT, Diffusion, variance_loss
 from training.loop import Draw, Phase, Trainer
@@ -97,7 +97,7 @@ def test_the_loss_is_zero_for_a_perfect_prediction_and_weighs_errors_in_x0():
 def test_what_is_learned_is_what_sampling_from_noise_alone_meets(repo: str):
     diffusion = Diffusion.of(repo, lambda_min=-1.0)
     scheduler = make_scheduler(published_config(repo, "scheduler"), lambda_min_clipped=-1.0, thresholding=False)
-    schedule = Schedule.of(scheduler, 6)
+    schedule = NoiseSchedule.of(scheduler, 6)
     torch.manual_seed(0)
     x0, noise = torch.rand(2, 1, 3, 4, 4)[:, :, None].expand(2, 1, 2, 3, 4, 4).transpose(2, 3).contiguous()
     met = dict[int, torch.Tensor]()

@@ -12,10 +12,10 @@ from typing import Any
 from show1_ray.clip import Clip
 from show1_ray.dataset.report.timeline import Timeline
 
-REJECTIONS = 50
-FAILURES = 100
-LOST = 50
-CLIPS = 12
+MOST_REJECTIONS = 50
+MOST_FAILURES = 100
+MOST_LOST = 50
+SHEET_CLIPS = 12
 """Clips of the contact sheet."""
 SAMPLE = 1000
 """Batches of a stage that its percentiles are taken from."""
@@ -104,7 +104,7 @@ class Shown:
 
 
 class Sheet:
-    """A choice of clips, evenly from first to last, however many there will be: CLIPS to twice as many are kept."""
+    """A choice of clips, evenly from first to last, however many there will be; up to twice SHEET_CLIPS are kept."""
 
     def __init__(self) -> None:
         self._kept: list[Shown] = []
@@ -120,18 +120,18 @@ class Sheet:
     def add(self, clip: Shown) -> None:
         """A clip that was wanted."""
         self._kept.append(clip)
-        if len(self._kept) == 2 * CLIPS:
+        if len(self._kept) == 2 * SHEET_CLIPS:
             del self._kept[1::2]
             self._stride *= 2
 
     def clips(self) -> list[Shown]:
-        """At most CLIPS."""
-        count = min(CLIPS, len(self._kept))
+        """At most SHEET_CLIPS."""
+        count = min(SHEET_CLIPS, len(self._kept))
         return [self._kept[place * len(self._kept) // count] for place in range(count)]
 
 
 @dataclass(frozen=True)
-class Rejected:
+class RejectedClip:
     """A clip that a stage did not let go on; `values` in words."""
 
     id: str
@@ -155,10 +155,10 @@ class Facts:
         self.failed = 0
         self.failures: list[Failed] = []
         self.rejected = 0
-        self.rejections: list[Rejected] = []
-        self.lost: deque[LostStation] = deque(maxlen=LOST)
+        self.rejections: list[RejectedClip] = []
+        self.lost: deque[LostStation] = deque(maxlen=MOST_LOST)
         self.stations_lost = 0
-        self.shut_out: deque[LostStation] = deque(maxlen=LOST)
+        self.shut_out: deque[LostStation] = deque(maxlen=MOST_LOST)
         self.state = "running"
         self.reason = ""
         self._choice = random.Random(0)
@@ -210,7 +210,7 @@ class Facts:
     def clip_failed(self, clip: Clip, stage: str, attempts: int, error: str) -> None:
         """A clip could not be rendered."""
         self.failed += 1
-        if len(self.failures) < FAILURES:
+        if len(self.failures) < MOST_FAILURES:
             text = error.strip()
             cut = f"…{text[-ERROR_CHARACTERS:]}" if len(text) > ERROR_CHARACTERS else text
             self.failures.append(Failed(clip.id, clip.prompt[:PROMPT_CHARACTERS], stage, attempts, cut))
@@ -218,10 +218,10 @@ class Facts:
     def clip_rejected(self, clip: Clip, stage: str, reason: str, values: Mapping[str, Any]) -> None:
         """A stage did not let a clip go on."""
         self.rejected += 1
-        if len(self.rejections) < REJECTIONS:
+        if len(self.rejections) < MOST_REJECTIONS:
             said = ", ".join(f"{name} {shown(value)}" for name, value in values.items())
             prompt, reason, said = (text[:PROMPT_CHARACTERS] for text in (clip.prompt, reason, said))
-            self.rejections.append(Rejected(clip.id, prompt, stage, reason, said))
+            self.rejections.append(RejectedClip(clip.id, prompt, stage, reason, said))
 
     def end(self, state: str, reason: str = "") -> None:
         """The job is over: "done", "interrupted", "stopped" or "failed", and why."""

@@ -111,7 +111,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Row:
+class DrawnLane:
     """A lane of the Gantt picture: the stations' name, when they were up, what they did."""
 
     name: str
@@ -126,7 +126,7 @@ class Picture:
     bins: float
     layers: list[tuple[str, str]]
     hints: list[Box]
-    rows: list[Row]
+    rows: list[DrawnLane]
     hidden_rows: int
     tick: float
     ticks: list[tuple[float, str]]
@@ -160,7 +160,7 @@ def picture(facts: Facts, seconds: float) -> Picture:
             _up(span, timeline.known_until(span.station, end) if span.end is None else span.end, end)
             for span in lane.spans
         ]
-        rows.append(Row(_name(lane), up, [_bar(bar, kinds, end) for bar in gantt.drawn(lane)]))
+        rows.append(DrawnLane(_name(lane), up, [_bar(bar, kinds, end) for bar in gantt.drawn(lane)]))
     ticks, unit = time_axis(end)
     hidden = max(0, len(gantt.lanes) - LANES)
     return Picture(end / shares.width, layers, hints, rows, hidden, gantt.tick, ticks, unit)

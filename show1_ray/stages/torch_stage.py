@@ -18,10 +18,10 @@ Tensors = Mapping[str, Tensor]
 """One clip's tensors by name, without a batch axis, on the CPU: so that the next stage may batch clips differently."""
 
 
-__all__ = ["NonFiniteError", "Stage", "StageError", "Tensors", "device_and_dtype"]
+__all__ = ["NonFiniteError", "StageError", "Tensors", "TorchStage", "device_and_dtype"]
 
 
-class Stage(ABC):
+class TorchStage(ABC):
     """One step of the cascade.
 
     A stage is called with a list of clips and a list of their tensors, and returns a list of new tensors. A clip's
