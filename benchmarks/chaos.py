@@ -212,8 +212,11 @@ def watch(this: Round, job: psutil.Popen, log: Path) -> None:
 
 
 def may_refuse(text: str) -> bool:
-    """Whether a job that ended with exit code 2 could not do otherwise: its storage failed, or Ray did not start."""
-    return any(word in text for word in ("storage", "cannot write", "cannot read", "it does not start"))
+    """Whether a job that ended with exit code 2 could not do otherwise: its storage failed, Ray did not start, or
+    station after station was killed while it started. It says so, and the same command goes on.
+    """
+    good = ("storage", "cannot write", "cannot read", "it does not start", "times in a row")
+    return any(reason in text for reason in good)
 
 
 def count_left(this: Round) -> None:
