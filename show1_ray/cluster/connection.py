@@ -62,13 +62,15 @@ def cluster(address: str) -> Iterator[Watch]:
         with watched(address) as watch:
             yield watch
         return
+    early = True
     try:
         with interrupted_at_the_end():
             connect(address)
         with watched(address) as watch:
             yield watch
+        early = False
     finally:
-        leave()
+        leave(early)
 
 
 @contextmanager

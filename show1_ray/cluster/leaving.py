@@ -9,11 +9,19 @@ LEAVE_SECONDS = 10.0
 _leaving: threading.Thread | None = None
 
 
-def leave() -> None:
-    """Disconnects. Where that takes too long, what was started here is killed; if not even that helps, `is_stuck`."""
+def leave(early: bool) -> None:
+    """Disconnects. Where that takes too long, what was started here is killed; if not even that helps, `is_stuck`.
+
+    Args:
+        early: whether threads may still ask something of Ray: it would start anew for them, by itself. From now on it
+            does not.
+    """
     import ray
+    from ray._private import auto_init_hook
 
     global _leaving
+    if early:
+        auto_init_hook.enable_auto_connect = False
     own = ray._private.worker._global_node
     _leaving = threading.Thread(target=ray.shutdown, name="leaving Ray", daemon=True)
     _leaving.start()

@@ -114,6 +114,28 @@ def test_a_cluster_that_goes_ends_a_job_with_one_line_and_exit_code_3(head, tmp_
     assert set(out.splitlines()) <= {"a clip"}, "what raylets complain of is not for standard output"
 
 
+LATE = """
+import ray
+from show1_ray.cluster.connection import cluster
+
+try:
+    with cluster("local"):
+        raise KeyboardInterrupt  # what of the line still runs in its thread then asks Ray for something:
+except KeyboardInterrupt:
+    try:
+        ray.put(1)
+    except Exception as error:
+        print(type(error).__name__, ray.is_initialized())
+"""
+
+
+def test_a_thread_that_outlives_the_job_does_not_start_another_ray(tmp_path):
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_ADDRESS": ""}
+    job = [sys.executable, "-c", LATE]
+    result = subprocess.run(job, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert result.stdout.endswith(" False\n"), result.stdout + result.stderr
+
+
 def test_a_head_is_gone_when_it_has_been_silent_for_long_and_was_asked_several_times():
     verdict = Verdict(answered=0.0)
     for number in range(1, REFUSALS):
