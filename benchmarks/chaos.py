@@ -40,6 +40,7 @@ import psutil
 from chaos_checks import check_dataset, check_landed, digest, videos, write_manifest
 from chaos_faults import (
     CLIPS,
+    CLUSTERED,
     QUICK_CLIPS,
     Round,
     clean_up,
@@ -56,10 +57,10 @@ from chaos_faults import (
 from faulty_s3 import FaultyS3
 
 HERE = Path(__file__).parent
-PATIENCE = 200.0
+PATIENCE = 300.0
 """Seconds without a word of a job after the last fault, until it counts as one that hangs."""
 ROUNDS = ("folder", "nodes", "s3", "nodes", "disk", "folder", "nodes", "s3", "tiny", "disk")
-STARTING = 90.0
+STARTING = 240.0
 """Seconds in which a job has stations; until then it is left alone, but for a fault at its very start now and then."""
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 AWS = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
@@ -144,7 +145,7 @@ def play(this: Round, port: int, expected: dict[str, str]) -> dict[str, Any]:
         prepare(this, port)
         landed: dict[str, str] = {}
         while this.exits[0] == 0 and not this.wrong:
-            if this.kind == "nodes" and not is_up(this):
+            if this.kind in CLUSTERED and not is_up(this):
                 restart_cluster(this)
             this.exits[run_job(this)] += 1
             if this.exits.total() > this.count + 10:
@@ -222,7 +223,7 @@ def may_refuse(text: str) -> bool:
 def count_left(this: Round) -> None:
     """What the job left: processes of its own Ray 20 s later, and files in its folder for temporary ones."""
     left: list[psutil.Process] = []
-    if this.kind != "nodes":
+    if this.kind not in CLUSTERED:
         end = time.monotonic() + 20
         while (left := rays(this)) and time.monotonic() < end:
             time.sleep(0.2)

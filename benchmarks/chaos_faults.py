@@ -27,6 +27,8 @@ QUICK_CLIPS = 60
 """Clips of a round."""
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 
+CLUSTERED = {"nodes", "s3", "disk"}
+"""Kinds of rounds whose job goes to a cluster that is there: of three nodes, or of one. Others start their own Ray."""
 ENDING = {"driver killed", "GCS killed", "GCS stopped for good", "head restarted"}
 ENDING_ALONE = {"raylet killed", "raylet stopped for good"}
 """On one node."""
@@ -108,7 +110,7 @@ def inflict(this: Round, job: psutil.Popen) -> None:
         with suppress(psutil.Error):
             if fault():
                 this.faults[name] += 1
-                this.is_doomed = this.is_doomed or name in ENDING or (name in ENDING_ALONE and this.head is None)
+                this.is_doomed = this.is_doomed or name in ENDING or (name in ENDING_ALONE and this.kind != "nodes")
                 return
 
 
@@ -136,9 +138,10 @@ def possible(this: Round, job: psutil.Popen) -> dict[str, tuple[float, Callable[
         "GCS stopped for good": (0.2, lambda: hit(this, "gcs_server", STOP)),
     }
     if this.head is not None:
+        faults["head restarted"] = (0.5, lambda: restart_cluster(this))
+    if this.kind == "nodes":
         faults["node left"] = (3, lambda: leave(this))
         faults["node came"] = (3, lambda: come(this))
-        faults["head restarted"] = (0.5, lambda: restart_cluster(this))
         faults["bad card"] = (8, lambda: break_card(this))
     if this.proxy is not None:
         for mode, seconds, weight in (("busy", 3, 10), ("cut", 2, 10), ("reset", 3, 10), ("hang", 60, 1)):
@@ -241,7 +244,7 @@ def heal(this: Round) -> None:
     this.undo_until(float("inf"))
 
 
-# The cluster of three nodes.
+# The cluster: of three nodes, or of one.
 
 
 def restart_cluster(this: Round) -> bool:
@@ -251,10 +254,10 @@ def restart_cluster(this: Round) -> bool:
     end_ray(this)
     os.environ[chaos_stages.FOLDER] = str(this.folder)
     quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
-    head: dict[str, Any] = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 100_000_000}
+    head: dict[str, Any] = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 150_000_000}
     head |= {"_system_config": quick, "temp_dir": str(this.short), "include_dashboard": False}
     this.head = Cluster(initialize_head=True, head_node_args=head)
-    this.nodes = [add_node(this) for _ in range(2)]
+    this.nodes = [add_node(this) for _ in range(2 if this.kind == "nodes" else 0)]
     return True
 
 
@@ -267,7 +270,7 @@ def is_up(this: Round) -> bool:
     if this.head is None or this.head.head_node is None or this.head.head_node.dead_processes():
         return False
     stopped = [one for name in ("raylet", "gcs_server") for one in named(this, name) if one.status() == "stopped"]
-    return not stopped and bool(this.nodes)
+    return not stopped and bool(this.nodes or this.kind != "nodes")
 
 
 def leave(this: Round) -> bool:

@@ -12,7 +12,7 @@ import pytest
 CHAOS = Path(__file__).parent.parent / "benchmarks" / "chaos.py"
 
 
-@pytest.mark.timeout(600)  # a job that hangs is told after 200 s
+@pytest.mark.timeout(600)  # a job that hangs is told after 300 s
 def test_no_fault_loses_or_doubles_a_clip_or_makes_a_job_hang(tmp_path):
     log = tmp_path / "log.jsonl"
     command = [sys.executable, str(CHAOS), "--quick", "--faults=16", "--faults-a-round=8", "--rounds=folder,s3"]
