@@ -308,7 +308,7 @@ def profile(
     code: CodeOption = None,
 ) -> None:
     """Measure seconds and memory of a pipeline's stages on the GPU at hand, for `plan` and for the start of jobs."""
-    from show1_ray.planning.profile import CPU, local_gpu, measure, profile_path, save_profile
+    from show1_ray.planning.profile import CPU, check_place, local_gpu, measure, profile_path, save_profile
     from show1_ray.planning.tables import profile_report
 
     if not re.fullmatch(r"([1-9]\d{0,3}(,[1-9]\d{0,3})*)?", batch_sizes, re.ASCII):
@@ -317,7 +317,11 @@ def profile(
         )
     loaded = Pipeline.load(pipeline, changes or (), code)
     sizes = [int(size) for size in batch_sizes.split(",") if size]
-    found = measure(loaded, device or ("cuda:0" if local_gpu() else CPU), sizes, repeats)
+    if out is not None:
+        check_place(out)
+    if device is None:
+        device = "cuda:0" if local_gpu() else CPU
+    found = measure(loaded, device, sizes, repeats)
     Console().print(*profile_report(found), sep="\n")
     path = out or profile_path(loaded, found.device)
     save_profile(found, path)

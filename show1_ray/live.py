@@ -56,9 +56,9 @@ def open_line(
     Raises:
         UserError: bad input, no cluster there, or stages that do not fit.
     """
+    address = checked_address(address)
     loaded = pipeline if isinstance(pipeline, Pipeline) else Pipeline.load(pipeline, overrides, code)
     loaded = loaded.resolved()
-    address = checked_address(address)
     loaded.fetch() if address == "local" else loaded.check_access()
     settings = settings or LineSettings(warm=True, measure_memory=memory_for_stages, gauge=gauge)
     sources = Sources(str(Path.cwd()), allow_private_urls)

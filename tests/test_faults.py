@@ -18,7 +18,7 @@ from show1_ray import Pipeline, render
 from show1_ray.dataset import Dataset, read_status
 from show1_ray.dataset.video import decode_video
 from show1_ray.job import Control, Summary, fill, orders_of, origin
-from show1_ray.landing import specs
+from show1_ray.job.landing import specs
 from show1_ray.line import Line, LineSettings
 from show1_ray.line.running import Running
 from show1_ray.manifest import open_manifest

@@ -141,6 +141,46 @@ def test_a_manifest_that_is_none_is_refused(tmp_path, command, manifest, reason)
 
 
 @pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("", "--address '': not an address; give auto, .*, or HOST:PORT of a cluster's head, such as head:6379"),
+        ("head", "--address head: not an address; .* such as head:6379"),
+        ("head:", "not an address; .* such as head:6379"),
+        (":6379", "not an address"),
+        ("Auto", "not an address"),
+        (" auto", "not an address"),
+        ("head:6379 ", "not an address"),
+        ("head:0", "not an address"),
+        ("head:65536", "not an address"),
+        ("head:١٢", "not an address"),
+        ("a b:6379", "not an address"),
+        ("::1:6379", "not an address"),
+        ("head:8265/", "not an address"),
+        ("http://head:8265", "`show1-ray submit` takes URLs of dashboards"),
+        ("ray://head:10001", "jobs run on the cluster, not through a client"),
+    ],
+)
+@pytest.mark.parametrize("command", [("render", "m.jsonl", "--out", "out"), ("demo",)], ids=["render", "demo"])
+def test_an_address_that_can_be_none_is_refused_at_once(tmp_path, command, address, reason):
+    assert re.search(reason, refusal(tmp_path, *command, "--address", address))
+
+
+def test_a_ray_address_that_can_be_none_is_refused_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    line = refusal(tmp_path, "render", "m.jsonl", "--out", "out")
+    assert line.startswith("show1-ray: RAY_ADDRESS=http://head:8265: give HOST:PORT of the cluster's head")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "auto", "http://", "http://:8265", "http://head:port", "http://head:0", "http://[::1", "ray://h:1", "a b"],
+)
+def test_an_address_that_can_be_no_dashboard_is_refused_at_once(tmp_path, address):
+    line = refusal(tmp_path, "submit", "m.jsonl", "--out", "s3://bucket/out", "--address", address)
+    assert line.endswith(": give the address of the cluster's dashboard, http://HOST:8265\n")
+
+
+@pytest.mark.parametrize(
     ("rows", "reason"),
     [
         (b'{"prompt": "\\ud800"}', "row 1: 'prompt' is not valid Unicode"),

@@ -27,7 +27,8 @@ from show1_ray.clip import Clip
 from show1_ray.dataset import read_status
 from show1_ray.dataset.video import decode_video
 from show1_ray.errors import Notice
-from show1_ray.job import Control, measured
+from show1_ray.job import Control
+from show1_ray.job.telling import measured
 from show1_ray.line.events import ClipDone, Snapshot, StageBegan, StageDone, StationLost, StationUp
 from show1_ray.line.spec import LineSettings
 from show1_ray.progress import summary_lines

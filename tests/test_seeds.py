@@ -20,7 +20,7 @@ from show1_ray.dataset import Dataset, read_status
 from show1_ray.dataset.video import decode_video, encode_video
 from show1_ray.job import origin
 from show1_ray.manifest import open_manifest
-from show1_ray.manifest.manifest import derived_seed
+from show1_ray.manifest.identity import derived_seed
 from show1_ray.show1.cascade import load_stages, run_stages
 from show1_ray.stages.noise import seeded_noise
 from tests.own_ray import own_ray

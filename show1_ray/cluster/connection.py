@@ -9,18 +9,18 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 import ray
-from ray._private import services
+from ray._private import ray_constants, services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from show1_ray.cluster.head import check_head
+from show1_ray.cluster.head import WANTS_TOKEN, check_form, check_head, explained
 from show1_ray.cluster.leaving import leave
 from show1_ray.cluster.watch import ClusterGoneError, Watch
 from show1_ray.dataset.storage import Storage
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, shown
 from show1_ray.line import gcs
 
 LEVEL = "RAY_BACKEND_LOG_LEVEL"
@@ -31,21 +31,20 @@ def checked_address(address: str | None) -> str:
     """Where Ray is: `address`, what RAY_ADDRESS says, or "local" for one of our own on this machine.
 
     Raises:
-        UserError: an address of the thin client, or of a dashboard.
+        UserError: an address of the thin client or of a dashboard, or none at all.
     """
     where = named(address)
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address.startswith("ray://"):
-        raise UserError(f"{where}: jobs run on the cluster, not through a client; see `show1-ray submit`")
-    if "://" in address:
-        raise UserError(f"{where}: give HOST:PORT of the cluster's head; `show1-ray submit` takes URLs of dashboards")
+    if address is None:
+        address = os.environ.get("RAY_ADDRESS") or "local"
+    if address not in ("auto", "local"):
+        check_form(address, where)
     return address
 
 
 def named(address: str | None) -> str:
     """What to call an address in an error: by the option or the variable that it comes from."""
-    if address:
-        return f"--address {address}"
+    if address is not None:
+        return f"--address {address or shown(address)}"
     given = os.environ.get("RAY_ADDRESS")
     return f"RAY_ADDRESS={given}" if given else "Ray on this machine"
 
@@ -94,22 +93,41 @@ def connect(address: str) -> None:
     where = named(None) if address in ("local", os.environ.get("RAY_ADDRESS")) else named(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        quiet: AbstractContextManager[None] = nullcontext()
-        if address != "local":
+        begun: AbstractContextManager[None]
+        if address == "local":
+            begun = on_loopback()
+        else:
             check_head(_found(address), where)
-            quiet = only_what_is_fatal()
+            begun = only_what_is_fatal()
         dashboard = False if address == "local" else None
-        with quiet, patient():
+        with begun, patient():
             ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except UserError:
         raise
     except Exception as error:  # Ray raises this very class where it does not come up in time
         what = "it does not start" if address == "local" else "no Ray cluster there"
-        raise UserError(f"{where}: {what}: {' '.join(str(error).split())}") from None
+        told = explained(error)
+        raise UserError(f"{where}: {told if told.startswith(WANTS_TOKEN) else f'{what}: {told}'}") from None
     _keep_quiet()
     # Ray has put one in its place that ends the process.
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """A Ray of this machine's own that is begun within this block listens on 127.0.0.1 alone, all processes of it.
+
+    Otherwise they listen on all interfaces, where only Ray's token keeps others from running code here. Ray has no
+    option for this (it replaces a loopback `_node_ip_address` by another), but knows the case: on macOS and Windows a
+    local Ray is on loopback, by this constant. It must not be so where a cluster is joined.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _found(address: str) -> str:

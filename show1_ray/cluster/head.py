@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import grpc
@@ -17,6 +18,35 @@ WANTS_TOKEN = (
 )
 
 
+REFUSED = r"(?i)\bstatus code 40[13]\b|\b40[13]:? (un|for)|authentication (token|required|failed)|invalidauthtoken"
+"""What Ray says of a cluster that wants a token, or another one."""
+GIVE = "give auto, for the cluster that this machine is a part of, or HOST:PORT of a cluster's head, such as"
+
+
+def explained(error: Exception) -> str:
+    """What Ray says went wrong, on one line; in words of our own where it is about tokens."""
+    text = " ".join(str(error).split())[:300]
+    return WANTS_TOKEN + _mode_to_set() if re.search(REFUSED, text) else text
+
+
+def check_form(address: str, where: str) -> None:
+    """Sees that an address is one of a head: HOST:PORT, [IPV6]:PORT. Raises UserError, which calls it `where`."""
+    if address.startswith("ray://"):
+        raise UserError(f"{where}: jobs run on the cluster, not through a client; see `show1-ray submit`")
+    if "://" in address:
+        raise UserError(f"{where}: give HOST:PORT of the cluster's head; `show1-ray submit` takes URLs of dashboards")
+    host, _, port = address.rpartition(":")
+    name = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?)", host)
+    if not name or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or not 0 < int(port) < 2**16:
+        raise UserError(f"{where}: not an address; {GIVE} {_like(address)}:6379")
+
+
+def _like(address: str) -> str:
+    """The host of an example: that of the address, where it has one."""
+    host = address.partition(":")[0]
+    return host if re.fullmatch(r"[A-Za-z0-9_.-]+", host) else "head"
+
+
 def check_head(address: str, where: str) -> None:
     """Sees that a Ray head answers at HOST:PORT, and takes this machine's token.
 
@@ -27,9 +57,8 @@ def check_head(address: str, where: str) -> None:
     Raises:
         UserError: nothing answers there, or something else.
     """
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or not host:
-        raise UserError(f"{where}: not an address; give HOST:PORT, such as {address or 'head'}:6379")
+    check_form(address, where)
+    host, _, port = address.rpartition(":")
     if wants_tls():
         return
     token = _token()
@@ -52,8 +81,7 @@ def _reason(error: grpc.RpcError, host: str, port: str) -> str:
     """What is there instead, and what would be right."""
     code, details = error.code(), " ".join((error.details() or "").split())
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-        told = "" if os.environ.get("RAY_AUTH_MODE") == "token" else ", and RAY_AUTH_MODE=token into the environment"
-        return f"{WANTS_TOKEN}{told}"
+        return WANTS_TOKEN + _mode_to_set()
     head = f"the head's own port, {host}:6379 where nothing else was asked for"
     if "http1" in details or "HTTP/2" in details:
         dashboard = f"`show1-ray submit --address http://{host}:{port}` takes a dashboard's"
@@ -63,6 +91,10 @@ def _reason(error: grpc.RpcError, host: str, port: str) -> str:
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no Ray cluster there: no answer for {ANSWER_SECONDS:.0f} s"
     return f"no Ray cluster there: {details.rpartition('last error: ')[2]}"
+
+
+def _mode_to_set() -> str:
+    return "" if os.environ.get("RAY_AUTH_MODE") == "token" else ", and RAY_AUTH_MODE=token into the environment"
 
 
 def _token() -> str:

@@ -6,25 +6,19 @@ import asyncio
 import os
 import re
 import shlex
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
-import fsspec
-import yaml
-
-import show1_ray
-from show1_ray.cluster.head import WANTS_TOKEN
+from show1_ray.cluster.head import explained
+from show1_ray.cluster.shipment import CODE, Files, shipment
 from show1_ray.cluster.watch import ClusterGoneError
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, shown
 from show1_ray.output import Lines, say
-from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
 from show1_ray.pipeline.code import Code
 
 if TYPE_CHECKING:
@@ -35,10 +29,6 @@ AGENT_SECONDS = 120.0
 LOST_SECONDS = 50.0
 """How long to ask again where the connection to a cluster is lost."""
 RETRY_SECONDS = 2.0
-REFUSED = r"(?i)\bstatus code 40[13]\b|\b40[13]:? (un|for)|authentication (token|required|failed)|invalidauthtoken"
-"""What a cluster says that wants a token, or another one."""
-CODE = "code"
-"""The folder of a shipment that has code of somebody's own."""
 
 T = TypeVar("T")
 
@@ -55,56 +45,6 @@ class Job:
     """As Ray knows it: None where the job's process did not end by itself."""
 
 
-@contextmanager
-def shipment(
-    manifest: str, pipeline: str, overrides: Sequence[str], code: Code | None = None
-) -> Iterator[tuple[Path, str, str]]:
-    """A folder with what a job needs: this package, and the manifest, pipeline file and code that are this machine's.
-
-    Yields:
-        The folder, and the names of manifest and pipeline in it (URLs and names of pipelines stay as they are); code
-        lies in `CODE`.
-
-    Raises:
-        UserError: no such manifest, or what `Pipeline.load` raises.
-    """
-    Pipeline.load(pipeline, overrides, code)
-    with tempfile.TemporaryDirectory(prefix="show1-ray") as name:
-        folder = Path(name)
-        package = Path(show1_ray.__file__).parent
-        ignored = shutil.ignore_patterns("__pycache__", "profiles")
-        shutil.copytree(package, folder / "show1_ray", ignore=ignored)
-        for pipelines in PIPELINE_FOLDERS:
-            shutil.copytree(pipelines, folder / "show1_ray" / "pipelines", ignore=ignored, dirs_exist_ok=True)
-        if code is not None:
-            code.write(folder / CODE)
-        yield folder, _ship_manifest(manifest, folder), _ship_pipeline(pipeline, folder, code)
-
-
-def _ship_manifest(manifest: str, folder: Path) -> str:
-    filesystem, path = fsspec.core.url_to_fs(manifest)
-    if "file" not in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
-        return manifest
-    found = [path] if filesystem.exists(path) else filesystem.glob(path)
-    if not found:
-        raise UserError(f"manifest {manifest}: no such file")
-    (folder / "manifest").mkdir()
-    for one in map(Path, found):
-        copy = shutil.copytree if one.is_dir() else shutil.copy
-        copy(one, folder / "manifest" / one.name)
-    return f"manifest/{Path(path).name}"
-
-
-def _ship_pipeline(pipeline: str, folder: Path, code: Code | None) -> str:
-    if pipeline in names():
-        return pipeline
-    # Whole, with absolute paths: what it extends and where it lies are not known there.
-    whole = Pipeline.load(pipeline, code=code).document()
-    path = folder / Path(pipeline).name
-    path.write_text(yaml.safe_dump(whole, sort_keys=False))
-    return path.name
-
-
 class Cluster:
     """A cluster's Jobs API.
 
@@ -116,11 +56,7 @@ class Cluster:
     """
 
     def __init__(self, address: str) -> None:
-        if "://" not in address:
-            address = f"http://{address}"
-        if not address.startswith(("http://", "https://")):
-            raise UserError(f"cluster {address}: give the address of the cluster's dashboard, http://HOST:8265")
-        self.address = address
+        self.address = address = _url(address)
         _use_token()
         from ray.job_submission import JobSubmissionClient
 
@@ -226,10 +162,10 @@ class Cluster:
             try:
                 return ask()
             except (requests.ConnectionError, ConnectionError, requests.Timeout) as error:
-                problem = f"cluster {self.address}: no answer: {_one_line(error)}"
+                problem = f"cluster {self.address}: no answer: {explained(error)}"
                 wait = hasattr(self, "_client")  # a first connection that fails is a wrong address
             except (RuntimeError, ValueError, RayError) as error:
-                problem = f"cluster {self.address}: {_explained(error)}"
+                problem = f"cluster {self.address}: {explained(error)}"
                 wait = bool(passing) and passing in str(error)
             if not wait:
                 raise UserError(problem)
@@ -253,7 +189,8 @@ def submit(
     """Hands a manifest to a cluster.
 
     Args:
-        manifest: see `show1_ray.render`; a file of this machine is shipped.
+        manifest: see `show1_ray.render`; a file of this machine is shipped, with the images and videos that it names by
+            paths below its folder.
         out: the dataset; a URL that all nodes reach.
         address: of the cluster's dashboard, `http://HOST:8265`.
         options: more arguments of `show1-ray render`.
@@ -268,12 +205,30 @@ def submit(
     """
     cluster = Cluster(address)
     own = None if code is None else Code.at(code)
-    with shipment(manifest, pipeline, changes, own) as (folder, manifest_there, pipeline_there):
+    limit = int(options[options.index("--limit") + 1]) if "--limit" in options else None
+    files = Files(limit, "--allow-private-urls" in options)
+    with shipment(manifest, pipeline, changes, own, files) as (folder, manifest_there, pipeline_there):
         where = out if "://" in out else str(Path(out).expanduser().absolute())
         sets = [argument for change in changes for argument in ("--set", change)]
         there = [] if own is None else ["--code", f"{CODE}/{own.place}"]
         arguments = [manifest_there, "--out", where, "--pipeline", pipeline_there, *there, *sets, *options]
         return cluster.submit(folder, arguments)
+
+
+def _url(address: str) -> str:
+    """Of a dashboard: `http://HOST:8265`, or without `http://`. Raises UserError."""
+    url = address if "://" in address else f"http://{address}"
+    try:
+        parts = urlsplit(url)
+        whole = (
+            parts.scheme in ("http", "https") and re.fullmatch(r"[\w.:-]+", parts.hostname or "") and parts.port != 0
+        )
+    except ValueError:  # a port that is none, brackets that do not close
+        whole = False
+    if not whole or address == "auto":
+        what = "give the address of the cluster's dashboard, http://HOST:8265"
+        raise UserError(f"cluster {address or shown(address)}: {what}")
+    return url
 
 
 def _exit_code(details: Any) -> int | None:
@@ -292,12 +247,3 @@ def _use_token() -> None:
     there = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if there or Path("~/.ray/auth_token").expanduser().is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def _explained(error: Exception) -> str:
-    text = _one_line(error)
-    return WANTS_TOKEN if re.search(REFUSED, text) else text
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

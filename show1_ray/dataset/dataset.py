@@ -26,6 +26,7 @@ from show1_ray.dataset.inventory import Inventory
 from show1_ray.dataset.lander import Lander, Origin
 from show1_ray.dataset.layout import CARD, FAILURES, METADATA, REJECTIONS, new_part
 from show1_ray.dataset.lease import Lease, LeaseError, LeaseTimes
+from show1_ray.dataset.makings import Makings
 from show1_ray.dataset.mending import clean, remove_damaged
 from show1_ray.dataset.metadata import Row, check_columns, to_json, to_parquet, to_table
 from show1_ray.dataset.parts import Merger, Part, index_of, list_parts
@@ -33,9 +34,10 @@ from show1_ray.dataset.patience import Retries
 from show1_ray.dataset.shards import write_shard
 from show1_ray.dataset.stock import Stock, take_stock
 from show1_ray.dataset.storage import Storage, StorageError
-from show1_ray.dataset.survey import Contents, Survey
+from show1_ray.dataset.survey import Contents, Sha256, Survey, not_at_hand
 from show1_ray.errors import UserError, without_secrets
 from show1_ray.manifest import Entry
+from show1_ray.pipeline.inputs import noted
 
 WAITING = 4
 """Writes that may wait for the one that is going on."""
@@ -75,6 +77,8 @@ class Dataset:
         self._background = Background()
         self._next_shard = 0  # the background's
         self._stock = Stock(Inventory())
+        self._makings = Makings.of(origin.pipeline)
+        self._sha256: Sha256 = not_at_hand
         self._contents = Contents(storage, origin.recipe_hash, self._stock, [])
         self._about: dict[str, Any] = {}
         self._news: deque[Part | tuple[Sequence[str], str]] = deque()  # parts written, parts merged, in order
@@ -97,6 +101,7 @@ class Dataset:
         job: str = "",
         verify: bool = False,
         settings: Settings | None = None,
+        sha256: Sha256 = not_at_hand,
     ) -> Self:
         """Begin a dataset at `url`, or continue the one that is there.
 
@@ -111,6 +116,7 @@ class Dataset:
             job: the job's name, for whoever is refused meanwhile.
             verify: read all clips, and remove those whose checksum is not their row's; else sizes are compared.
             settings: when what is written.
+            sha256: of an image or video that a row names; None where it is not at hand.
 
         Raises:
             UserError: a column's name or type that metadata cannot have; a folder that holds something else;
@@ -122,7 +128,7 @@ class Dataset:
         check_identity(storage, origin, format)
         lease = Lease(storage, job, settings.lease)
         dataset = cls(storage, lease, origin, format, settings)
-        dataset._columns, dataset._about = list(columns), dict(manifest or {})
+        dataset._columns, dataset._about, dataset._sha256 = list(columns), dict(manifest or {}), sha256
         try:
             check_identity(storage, origin, format)  # the one that had the lease may have begun it
             write_identity(storage, origin, format, dataset._about)
@@ -186,7 +192,8 @@ class Dataset:
         self._not_rendered += 1
         names = ("id", "prompt", "negative_prompt", "seed")
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._ended[ending].append({name: getattr(clip, name) for name in names} | row | {ending.when: now})
+        inputs = {"inputs": json.dumps(noted(clip.inputs), ensure_ascii=False)} if clip.inputs else {}
+        self._ended[ending].append({name: getattr(clip, name) for name in names} | row | {ending.when: now} | inputs)
         self._flush_if_due()
 
     def flush(self) -> None:
@@ -258,8 +265,9 @@ class Dataset:
         numbers = {*inventory.shards_there, *inventory.all.shard_sizes}
         self._next_shard = 1 + max(numbers, default=-1)
         self._at_first = self._stock.count
-        endings = (read_endings(self._storage, kind, self._mergers[kind.folder]) for kind in (FAILED, REJECTED))
-        self._contents = Contents(self._storage, self._origin.recipe_hash, self._stock, *endings)
+        failed, rejected = (read_endings(self._storage, one, self._mergers[one.folder]) for one in (FAILED, REJECTED))
+        about = (self._storage, self._origin.recipe_hash, self._stock, failed, rejected)
+        self._contents = Contents(*about, self._makings, self._sha256)
 
     def _settle(self) -> None:
         """Bring files and rows to agree: adopt what landed without a row, remove what is twice or broken."""
@@ -272,6 +280,7 @@ class Dataset:
             known=self._stock.inventory.parts,
             adopt_shard=self._adopt_shard,
             adopt=self._adopt,
+            makings=self._makings,
         )
         inventory = stock.inventory
         common_schema(storage, inventory.parts, self._columns)
@@ -359,7 +368,7 @@ class Dataset:
         path, data = new_part(folder), to_parquet(table)
         self._storage.write(path, data)
         if folder == METADATA:
-            self._news.append(index_of(path, io.BytesIO(data)))
+            self._news.append(index_of(path, io.BytesIO(data), makings=self._makings))
         self._mergers[folder].written(path, data)
 
     def _write_rest(self) -> None:

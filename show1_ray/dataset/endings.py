@@ -15,7 +15,7 @@ from show1_ray.dataset.metadata import FAILURE_SCHEMA, REJECTION_SCHEMA, id_dige
 from show1_ray.dataset.parts import BROKEN, Merger, list_parts
 from show1_ray.dataset.storage import Storage, StorageError
 
-MAY_LACK = ("negative_prompt", "values")
+MAY_LACK = ("negative_prompt", "values", "inputs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,8 @@ class Ending:
 
     def checked(self, table: pa.Table) -> pa.Table:
         """A part's table, if it is one. Raises one of BROKEN where it is not, or is spoilt."""
+        if "inputs" not in table.column_names:  # it was written before there were any
+            table = table.append_column("inputs", pa.nulls(len(table), pa.string()))
         table = table.select(self.schema.names).cast(self.schema)
         table.validate(full=True)
         lacking = [name for name in self.schema.names if name not in MAY_LACK and table[name].null_count]
@@ -69,7 +71,7 @@ def read_endings(storage: Storage, ending: Ending, merger: Merger | None = None)
     def load(path: str) -> tuple[bytes, pa.Table] | None:
         try:
             data = storage.read(path)
-            return data, ending.checked(pq.read_table(io.BytesIO(data), columns=ending.schema.names))
+            return data, ending.checked(pq.ParquetFile(io.BytesIO(data)).read(ending.schema.names))
         except FileNotFoundError:  # a job has made one of several since they were listed
             raise
         except BROKEN:

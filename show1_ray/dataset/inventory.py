@@ -10,8 +10,9 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from show1_ray.dataset.layout import CLIPS, METADATA, SHARDS, shard_number, shard_path
-from show1_ray.dataset.metadata import Row, content_digest, id_digest
-from show1_ray.dataset.parts import Merger, Part, list_parts, read_indexes
+from show1_ray.dataset.makings import Made, Makings
+from show1_ray.dataset.metadata import Row, id_digest
+from show1_ray.dataset.parts import NO_INPUTS, Merger, Part, list_parts, read_indexes
 from show1_ray.dataset.shards import read_shard
 from show1_ray.dataset.storage import Storage, StorageError
 
@@ -74,7 +75,8 @@ class Inventory:
     def done(self) -> Done:
         """A sorted view of the rows that count."""
         rows = self.order[self.backed[self.order]]
-        return Done(self.all.ids[rows], self.all.contents[rows], rows)
+        files = self.all.files[rows] if len(self.all.files) else self.all.files
+        return Done(self.all.ids[rows], self.all.contents[rows], files, rows)
 
     def place(self, row: int) -> tuple[str, int]:
         """The part that a row stands in, and its number there."""
@@ -103,6 +105,7 @@ class Done:
 
     ids: np.ndarray
     contents: np.ndarray
+    files: np.ndarray
     rows: np.ndarray
 
     def find(self, ids: list[bytes]) -> np.ndarray:
@@ -114,11 +117,15 @@ class Done:
         places = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
         return np.where(self.ids[places] == wanted, places, -1)
 
-    def has_contents(self, places: np.ndarray, contents: list[bytes]) -> np.ndarray:
-        """Whether the clips at these places (none where -1) are made from these contents."""
+    def are_made_from(self, places: np.ndarray, made: Sequence[Made]) -> np.ndarray:
+        """Whether the clips at these places (none where -1) are made from this; see `Made.is_same`."""
         if not len(self.ids):
-            return np.zeros(len(contents), bool)
-        return (places >= 0) & (self.contents[places] == np.array(contents, "S16"))
+            return np.zeros(len(made), bool)
+        same = self.contents[places] == np.array([one.told for one in made], "S16")
+        if len(self.files):
+            given, there = np.array([one.content for one in made], "S16"), self.files[places]
+            same = np.where((given != b"") & (there != b""), given == there, same)
+        return (places >= 0) & same
 
 
 def take_inventory(
@@ -129,6 +136,7 @@ def take_inventory(
     merger: Merger | None = None,
     known: Iterable[Part] = (),
     adopt_shard: Callable[[str, list[Row]], str] = lambda path, rows: path,
+    makings: Makings = NO_INPUTS,
 ) -> Inventory:
     """Read all metadata once and list all files; changes nothing.
 
@@ -140,25 +148,29 @@ def take_inventory(
         known: parts that have been read.
         adopt_shard: called with the rows of each shard that has none in the metadata, or that is whole and not as these
             tell; the path of the part that has them then.
+        makings: which columns tell what clips are made from.
 
     Raises:
         StorageError.
     """
-    inventory = Inventory(parts=_read_parts(storage, contents, merger, {part.path: part for part in known}))
+    there = {part.path: part for part in known}
+    inventory = Inventory(parts=_read_parts(storage, contents, merger, there, makings))
     inventory.broken_parts = [part.path for part in inventory.parts if part.is_broken]
     inventory.parts = [part for part in inventory.parts if not part.is_broken]
     inventory.backed = np.zeros(len(inventory.all), bool)
-    _back_by_shards(storage, inventory, recipe_hash, adopt_shard)
+    _back_by_shards(storage, inventory, recipe_hash, adopt_shard, makings)
     _back_by_files(storage, inventory)
     return inventory
 
 
-def _read_parts(storage: Storage, contents: bool, merger: Merger | None, there: dict[str, Part]) -> list[Part]:
+def _read_parts(
+    storage: Storage, contents: bool, merger: Merger | None, there: dict[str, Part], makings: Makings
+) -> list[Part]:
     for attempt in range(LISTINGS):
         listed = list_parts(storage, METADATA)
         fresh = {path: size for path, size in listed.items() if path not in there}
         try:
-            for path, part in read_indexes(storage, fresh, contents, merger):
+            for path, part in read_indexes(storage, fresh, contents, merger, makings):
                 there[path] = part or Part(path, is_broken=True)
         except FileNotFoundError:  # a job has made one of several since they were listed
             if attempt == LISTINGS - 1:
@@ -170,13 +182,15 @@ def _read_parts(storage: Storage, contents: bool, merger: Merger | None, there: 
     return [there[path] for path in listed]
 
 
-def index_of_rows(path: str, rows: Sequence[Row]) -> Part:
+def index_of_rows(path: str, rows: Sequence[Row], makings: Makings = NO_INPUTS) -> Part:
     """The index that a part of these rows has."""
+    made = [makings.of_row(row) for row in rows]
     numbers = [shard_number(PurePosixPath(row["shard"]).name) if row.get("shard") else None for row in rows]
     return Part(
         path,
         np.array([id_digest(row["id"]) for row in rows], "S16"),
-        np.array([content_digest(row["prompt"], row["negative_prompt"], row["seed"]) for row in rows], "S16"),
+        np.array([one.told for one in made], "S16"),
+        np.array([one.content for one in made] if makings.files else [], "S16"),
         np.array([row["bytes"] for row in rows], np.int64),
         np.array([-1 if number is None else number for number in numbers], np.int64),
         {number: row["shard_bytes"] for number, row in zip(numbers, rows, strict=True) if number is not None},
@@ -184,7 +198,11 @@ def index_of_rows(path: str, rows: Sequence[Row]) -> Part:
 
 
 def _back_by_shards(
-    storage: Storage, inventory: Inventory, recipe_hash: str, adopt_shard: Callable[[str, list[Row]], str]
+    storage: Storage,
+    inventory: Inventory,
+    recipe_hash: str,
+    adopt_shard: Callable[[str, list[Row]], str],
+    makings: Makings,
 ) -> None:
     """Mark the rows whose shard is there with its right size. Of the other shards, their own rows are read."""
     expected = inventory.all.shard_sizes
@@ -200,7 +218,7 @@ def _back_by_shards(
         path = shard_path(number)
         content = read_shard(storage, path, recipe_hash)
         if content.is_ours:
-            adopted.append(index_of_rows(adopt_shard(path, content.rows), content.rows))
+            adopted.append(index_of_rows(adopt_shard(path, content.rows), content.rows, makings))
             if content.others:
                 inventory.strange.append(f"{path}: {content.others} of its videos")
         elif content.is_foreign and number not in expected:

@@ -54,6 +54,7 @@ FAILURE_SCHEMA = pa.schema(
         ("attempts", pa.int32()),
         ("error", pa.string()),
         ("failed", pa.timestamp("ms", "UTC")),
+        ("inputs", pa.string()),  # JSON: the pipeline's inputs, files as the manifest names them
     ]
 )
 REJECTION_SCHEMA = pa.schema(
@@ -66,6 +67,7 @@ REJECTION_SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("values", pa.string()),  # JSON: plain values, `<stage>_<name>` → value
         ("rejected", pa.timestamp("ms", "UTC")),
+        ("inputs", pa.string()),
     ]
 )
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from show1_ray.dataset.layout import METADATA, METADATA_FILE, merged_part, shard_number
+from show1_ray.dataset.makings import Makings
 from show1_ray.dataset.metadata import digest, id_digest, to_parquet
 from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.errors import UserError, one_line
@@ -24,6 +25,7 @@ from show1_ray.manifest import all_rows
 
 COLUMNS = ["id", "prompt", "negative_prompt", "seed", "bytes", "shard", "shard_bytes"]
 CONTENTS = {"prompt", "negative_prompt", "seed"}
+NO_INPUTS = Makings()
 BROKEN = (pa.ArrowException, OSError, KeyError, UnicodeDecodeError)
 """What pyarrow raises for a file that is cut, spoilt or no Parquet."""
 ROWS_AT_ONCE = 8192
@@ -41,6 +43,7 @@ LEAST = 8
 class Part:
     """What is kept of a part: arrays of one entry a row.
 
+    `contents` and `files` are the two digests of `Made`; the second one is only there where the pipeline takes files.
     `sizes` are the videos' bytes, `shards` the numbers of the shards (-1 where a clip is a file), `shard_sizes` their
     bytes as the rows say.
     """
@@ -48,6 +51,7 @@ class Part:
     path: str
     ids: np.ndarray = field(default_factory=lambda: np.array([], "S16"))
     contents: np.ndarray = field(default_factory=lambda: np.array([], "S16"))
+    files: np.ndarray = field(default_factory=lambda: np.array([], "S16"))
     sizes: np.ndarray = field(default_factory=lambda: np.array([], np.int64))
     shards: np.ndarray = field(default_factory=lambda: np.array([], np.int64))
     shard_sizes: dict[int, int] = field(default_factory=dict)
@@ -67,7 +71,7 @@ class Part:
             schemas = [part.schema for part in parts if part.schema is not None]
             with suppress(pa.ArrowException):
                 schema = pa.unify_schemas(schemas, promote_options="permissive") if len(schemas) == len(parts) else None
-        arrays = ("ids", "contents", "sizes", "shards")
+        arrays = ("ids", "contents", "files", "sizes", "shards")
         columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
         sizes = {number: size for part in parts for number, size in part.shard_sizes.items()}
         return cls(path, shard_sizes=sizes, schema=schema, **columns)  # type: ignore[arg-type]
@@ -116,6 +120,7 @@ def read_indexes(
     paths: dict[str, int],
     contents: bool = True,
     merger: Merger | None = None,
+    makings: Makings = NO_INPUTS,
 ) -> Iterator[tuple[str, Part | None]]:
     """Each part's index, in order; None for one that is not whole. `merger` is given what it can make fewer of.
 
@@ -124,13 +129,16 @@ def read_indexes(
     """
     columns = [name for name in COLUMNS if contents or name not in CONTENTS]
 
+    def index(path: str, file: object) -> Part:
+        return index_of(path, file, columns, makings)
+
     def load(path: str) -> tuple[str, Part | None, bytes | None]:
         data = storage.read(path) if paths[path] <= IN_MEMORY else None
         try:
             if data is None:
                 with storage.local_copy(path) as local:
-                    return path, index_of(path, local, columns), None
-            return path, index_of(path, io.BytesIO(data), columns), data
+                    return path, index(path, local), None
+            return path, index(path, io.BytesIO(data)), data
         except FileNotFoundError:
             raise
         except BROKEN:
@@ -142,9 +150,10 @@ def read_indexes(
         yield path, part
 
 
-def index_of(path: str, file: object, columns: list[str] = COLUMNS) -> Part:
+def index_of(path: str, file: object, columns: list[str] = COLUMNS, makings: Makings = NO_INPUTS) -> Part:
     """The index of a part from its file. Raises one of BROKEN where it is not whole."""
-    rows = _Rows("prompt" in columns)
+    rows = _Rows(makings if "prompt" in columns else None)
+    columns = [*columns, *(makings.read if "prompt" in columns else [])]
     with pq.ParquetFile(file) as parquet:
         schema = parquet.schema_arrow.remove_metadata()
         _check_types(schema)
@@ -166,18 +175,23 @@ def _check_types(schema: pa.Schema) -> None:
 
 
 class _Rows:
-    def __init__(self, contents: bool) -> None:
-        self._with_contents = contents
-        self.ids, self.contents = bytearray(), bytearray()
+    def __init__(self, makings: Makings | None) -> None:
+        self._makings = makings
+        self.ids, self.contents, self.files = bytearray(), bytearray(), bytearray()
         self.sizes: list[np.ndarray] = []
         self.shards: list[np.ndarray] = []
         self.shard_sizes: dict[int, int] = {}
 
     def add(self, batch: pa.RecordBatch) -> None:
-        if batch["id"].null_count or (self._with_contents and batch["prompt"].null_count):
+        if batch["id"].null_count or (self._makings is not None and batch["prompt"].null_count):
             raise KeyError("a row without id or prompt")
         self.ids += b"".join(map(id_digest, batch["id"].to_pylist()))
-        if self._with_contents:
+        if self._makings is not None and self._makings.columns:
+            made = [self._makings.of_row(row) for row in batch.to_pylist()]
+            self.contents += b"".join(one.told for one in made)
+            if self._makings.files:
+                self.files += b"".join(one.content.ljust(16, b"\0") for one in made)
+        elif self._makings is not None:
             values = [batch[name].to_pylist() for name in ("prompt", "negative_prompt", "seed")]
             self.contents += b"".join(map(content_digests, *values))
         self.sizes.append(pc.fill_null(batch["bytes"], 0).to_numpy(zero_copy_only=False).astype(np.int64))
@@ -199,10 +213,10 @@ class _Rows:
 
     def part(self, path: str, schema: pa.Schema) -> Part:
         ids = np.frombuffer(bytes(self.ids), "S16")
-        contents = np.frombuffer(bytes(self.contents), "S16")
+        contents, files = (np.frombuffer(bytes(one), "S16") for one in (self.contents, self.files))
         sizes, shards = (np.concatenate([np.array([], np.int64), *arrays]) for arrays in (self.sizes, self.shards))
-        return Part(path, ids, contents if len(contents) else np.zeros(len(ids), "S16"), sizes, shards,
-                    self.shard_sizes, schema)  # fmt: skip
+        contents = contents if len(contents) else np.zeros(len(ids), "S16")
+        return Part(path, ids, contents, files, sizes, shards, self.shard_sizes, schema)
 
 
 def content_digests(prompt: str, negative_prompt: str | None, seed: int) -> bytes:

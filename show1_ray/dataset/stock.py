@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from show1_ray.dataset.inventory import Inventory, take_inventory
 from show1_ray.dataset.lander import row_of_file
 from show1_ray.dataset.layout import shard_path
-from show1_ray.dataset.metadata import Row, content_digest, id_digest
-from show1_ray.dataset.parts import Merger, Part, read_rows
+from show1_ray.dataset.makings import Made, Makings
+from show1_ray.dataset.metadata import Row, id_digest
+from show1_ray.dataset.parts import NO_INPUTS, Merger, Part, read_rows
 from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.verify import Damaged, find_damaged
 from show1_ray.dataset.video import BrokenVideoError, decode_video
@@ -56,7 +58,7 @@ class Stock:
     """
 
     inventory: Inventory
-    waiting: dict[bytes, bytes] = field(default_factory=dict)
+    waiting: dict[bytes, Made] = field(default_factory=dict)
     lost: Findings = field(default_factory=Findings)
     damaged: Findings = field(default_factory=Findings)
     foreign: Findings = field(default_factory=Findings)
@@ -84,6 +86,7 @@ def take_stock(
     known: Iterable[Part] = (),
     adopt_shard: Callable[[str, list[Row]], str] = lambda path, rows: path,
     adopt: Callable[[Row], None] = lambda row: None,
+    makings: Makings = NO_INPUTS,
 ) -> Stock:
     """Look at all that there is; changes nothing itself.
 
@@ -96,12 +99,13 @@ def take_stock(
         known: as for `take_inventory`.
         adopt_shard: as for `take_inventory`.
         adopt: called with the row of each clip that landed without one.
+        makings: which columns tell what clips are made from.
 
     Raises:
         StorageError.
     """
-    options = {"contents": contents, "merger": merger, "known": known, "adopt_shard": adopt_shard}
-    stock = Stock(take_inventory(storage, recipe_hash, **options))  # type: ignore[arg-type]
+    options: dict[str, Any] = {"merger": merger, "known": known, "adopt_shard": adopt_shard, "makings": makings}
+    stock = Stock(take_inventory(storage, recipe_hash, contents=contents, **options))
     inventory = stock.inventory
     told: set[bytes] = set()
     if verify:
@@ -111,8 +115,8 @@ def take_stock(
         rows = [one.row for one in stock.found if one.row is not None]
         inventory.backed[rows] = False
         told |= set(inventory.all.ids[rows].tolist())
-        _take_unclaimed(stock)
-    _read_files(storage, recipe_hash, stock, verify, adopt, told)
+        _take_unclaimed(stock, makings)
+    _read_files(storage, recipe_hash, stock, verify, adopt, told, makings)
     _tell_shards(stock, told)
     _tell_missing(storage, stock, told)
     for path in inventory.broken_parts:
@@ -122,13 +126,13 @@ def take_stock(
     return stock
 
 
-def _take_unclaimed(stock: Stock) -> None:
+def _take_unclaimed(stock: Stock, makings: Makings) -> None:
     """The clips of shards for which no row counts become files, and are adopted, unless they are there already."""
     own = [one.own for one in stock.found if one.own is not None]
     places = stock.inventory.done().find([id_digest(row["id"]) for row in own])
     for row, place in zip(own, places.tolist(), strict=True):
         if place < 0:
-            stock.waiting[id_digest(row["id"])] = content_digest(row["prompt"], row["negative_prompt"], row["seed"])
+            stock.waiting[id_digest(row["id"])] = makings.of_row(row)
 
 
 def _read_files(
@@ -138,6 +142,7 @@ def _read_files(
     verify: bool,
     adopt: Callable[[Row], None],
     told: set[bytes],
+    makings: Makings,
 ) -> None:
     """Tell what the video files are of which no row tells."""
 
@@ -158,7 +163,7 @@ def _read_files(
     for path, found in zip(paths, storage.map(look, paths), strict=True):
         key = id_digest(PurePosixPath(path).name.removesuffix(".mp4"))
         if isinstance(found, dict):
-            stock.waiting[key] = content_digest(found["prompt"], found["negative_prompt"], found["seed"])
+            stock.waiting[key] = makings.of_row(found)
             adopt(found)
         elif found is not None and (key in known or found == UNPLAYABLE):
             stock.lost.add(f"{path}: {found}")

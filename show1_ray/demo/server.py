@@ -53,8 +53,8 @@ def serve(
         UserError: bad input, a port that is taken, Gradio is not there, or the line stopped.
     """
     account = checked_auth(auth)
-    loaded = Pipeline.load(pipeline, overrides, code).resolved()
     address = checked_address(address)
+    loaded = Pipeline.load(pipeline, overrides, code).resolved()
     try:
         from show1_ray.demo import page  # Gradio, which takes seconds
     except ModuleNotFoundError as error:

@@ -150,6 +150,7 @@ class Sources:
 
 def folder_of_manifest(manifest: str) -> str:
     """The folder that paths in a manifest (a file, a folder, a glob) are relative to: as a URL, or absolute."""
+    manifest = manifest.removeprefix("file://")
     before = re.split(r"[*?\[]", manifest, maxsplit=1)[0]
     if before != manifest:
         before = before.rpartition("/")[0] or "."

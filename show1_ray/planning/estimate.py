@@ -82,6 +82,7 @@ class Estimate:
         pins: groups of GPUs with their stages. A preference: the line moves stations where that pays.
         choices: ascending; `asked` is one of them.
         best: see `NEAR_LEAST`.
+        beside: stages that run on CPU cores beside the stations, and cost these nothing; in the order of the pipeline.
     """
 
     pipeline: str
@@ -95,6 +96,7 @@ class Estimate:
     asked: Choice
     choices: tuple[Choice, ...]
     best: int
+    beside: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -167,6 +169,7 @@ def estimate(
         asked=choices[gpus],
         choices=tuple(choices[count] for count in sorted(choices)),
         best=best_number(list(choices.values())),
+        beside=tuple(spec.name for spec in specs[:-1] if spec.on != "station"),
     )
 
 

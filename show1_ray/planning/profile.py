@@ -114,8 +114,8 @@ def measure(pipeline: Pipeline, device: str, batch_sizes: Sequence[int] = (), re
     import torch
 
     kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"--device {device}: torch finds no such device here; give cpu or cuda:0")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device) or (kind == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"--device {device or repr(device)}: torch finds no such device here; give cpu or cuda:0")
     sizes = sorted(batch_sizes or ((1,) if kind == "cpu" else (1, 2, 4, 8)))
     resolved = pipeline.resolved()
     threads = torch.get_num_threads()
@@ -328,6 +328,19 @@ def save_profile(profile: Profile, path: Path) -> None:
         path.write_text(profile.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}): say where with --out FILE") from None
+
+
+def check_place(path: Path) -> None:
+    """Raises UserError where a profile would take the place of a file that is none."""
+    if path.is_dir():
+        raise UserError(f"--out {path}: a folder; name a file")
+    if path.exists() and path.stat().st_size:
+        try:
+            read_profile(path)
+        except UserError:
+            raise UserError(
+                f"--out {path}: a file that is no profile of this version; remove it, or name another"
+            ) from None
 
 
 def read_profile(path: Path) -> Profile:

@@ -58,6 +58,8 @@ def plan_report(plan: Estimate) -> Iterator[RenderableType]:
             f"{stage.load_seconds:.1f}",
         )
     yield stages
+    if plan.beside:
+        yield f"on CPU cores beside the {unit}s: {', '.join(plan.beside)}"
     yield ""
     for count, pinned in plan.pins:
         names = "every stage" if len(pinned) == len(plan.stages) else ", ".join(pinned) or "whatever is waiting"

@@ -224,7 +224,7 @@ def test_a_dashboards_port_is_refused_in_seconds_with_what_would_be_right_and_le
     [
         ("127.0.0.1:{free}", "no Ray cluster there: .*refused"),
         ("nowhere.invalid:6379", "no Ray cluster there: "),
-        ("head", "give HOST:PORT, such as head:6379"),
+        ("head", "give auto, .*, or HOST:PORT of a cluster's head, such as head:6379"),
     ],
 )
 def test_addresses_where_nothing_is_are_told(address, says):

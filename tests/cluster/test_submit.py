@@ -17,18 +17,24 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
+import show1_ray
 from show1_ray import metrics
 from show1_ray.cli import options_of_render
-from show1_ray.cluster.head import check_head
-from show1_ray.cluster.submit import CODE, shipment
+from show1_ray.cluster import shipment as shipments
+from show1_ray.cluster.head import WANTS_TOKEN, check_head
+from show1_ray.cluster.shipment import CODE, Files, shipment
 from show1_ray.errors import UserError
+from show1_ray.manifest import open_manifest
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.code import Code
+from show1_ray.pipeline.sources import folder_of_manifest
+from tests.test_examples import EXAMPLES
 from tests.test_render import COUNT, write_manifest
 
 TOKEN = "0123456789abcdef" * 4
@@ -202,6 +208,51 @@ def test_code_of_ones_own_is_shipped_with_the_pipeline_that_uses_it(tmp_path):
     assert given == "own.py"
 
 
+def test_images_beside_the_manifest_are_shipped_and_what_lies_elsewhere_is_refused(tmp_path, monkeypatch):
+    examples = shutil.copytree(EXAMPLES, tmp_path / "job")
+    manifest, pipeline, code = examples / "pictures.jsonl", str(examples / "zoom.yaml"), Code.at(examples / "zoom.py")
+    pictures = {path.name: path.read_bytes() for path in (examples / "pictures").iterdir()}
+    assert len(pictures) == 2
+
+    def shipped(given: object, **files: Any) -> dict[str, bytes]:
+        with shipment(str(given), pipeline, [], code, Files(**files)) as (folder, there, _):
+            root = folder_of_manifest(str(folder / there))
+            entries = open_manifest(str(folder / there), inputs=Pipeline.load(pipeline, code=code).input_columns)
+            names = [entry.clip.inputs["picture"] for entry in entries if "://" not in entry.clip.inputs["picture"]]
+            return {Path(name).name: Path(root, name).read_bytes() for name in names if Path(root, name).is_file()}
+
+    (tmp_path / "lists").mkdir()
+    shutil.copy(manifest, tmp_path / "lists" / "a.jsonl")
+    shutil.copytree(examples / "pictures", tmp_path / "lists" / "pictures")
+    for given in (manifest, f"file://{manifest}", tmp_path / "lists", tmp_path / "lists" / "*.jsonl"):
+        assert shipped(given) == pictures
+    assert len(shipped(manifest, limit=1)) == 1
+
+    def refused(**row: str) -> str:
+        rows = examples / "rows.jsonl"
+        rows.write_text(json.dumps({"id": "a", "prompt": "a", **row}))
+        with pytest.raises(UserError) as error:
+            shipped(rows)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    (tmp_path / "secret.png").write_bytes(b"")
+    for place in ("../secret.png", f"{tmp_path}/secret.png", f"file://{examples}/pictures/rings.png"):
+        told = f"clip 'a': column 'picture' is '{place}', a file of this machine: shipped are those below"
+        assert told in refused(picture=place)
+    assert "'picture' is empty" in refused()
+    rows = examples / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "a", "picture": f"{tmp_path}/secret.png"}))
+    assert shipped(rows, allow_private=True)["secret.png"] == b"", "a folder that all nodes may share"
+    rows.write_text(json.dumps({"prompt": "a", "picture": "gone.png"}) + '\n{"prompt": "a", "picture": "http://x/a"}')
+    assert shipped(rows) == {}, "what is not there costs its clip"
+
+    there = sum(path.stat().st_size for path in Path(show1_ray.__file__).parent.rglob("*.py"))
+    monkeypatch.setattr(shipments, "MOST_BYTES", there + sum(map(len, pictures.values())))
+    with pytest.raises(UserError, match=r"pictures.jsonl.* MiB can be shipped: put them where all nodes reach them"):
+        shipped(manifest)
+
+
 class Wire:
     """A TCP connection to the dashboard that can be cut."""
 
@@ -299,6 +350,22 @@ def test_render_says_of_tokens_and_dashboards_what_submit_does(head, monkeypatch
         check_head(head.gcs, "--address x")
     with pytest.raises(UserError, match=rf"^--address x: a web server .* `show1-ray submit --address {head.address}`"):
         check_head(head.address.removeprefix("http://"), "--address x")
+
+
+@pytest.mark.parametrize(("command", "mode"), [("render", "disabled"), ("demo", "token")])
+def test_a_cluster_that_wants_a_token_says_so_in_one_line_and_nothing_is_written(head, tiny, tmp_path, command, mode):
+    manifest, out = write_manifest(tmp_path), tmp_path / "new" / "out"
+    there = [manifest, "--out", out] if command == "render" else ["--port", 0]
+    arguments = [command, *there, "--pipeline", tiny, "--address", head.gcs]
+    environment = {**os.environ, "RAY_ADDRESS": "", "RAY_AUTH_MODE": mode, "HOME": str(tmp_path)}  # no token there
+    line = [sys.executable, "-m", "show1_ray", *map(str, arguments)]
+    result = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=100)
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    *before, said = result.stderr.splitlines()
+    assert all("clips done" in line or "licence" in line for line in before), result.stderr
+    assert said.startswith(f"show1-ray: --address {head.gcs}: {WANTS_TOKEN}")
+    assert said.endswith("RAY_AUTH_MODE=token into the environment") == (mode == "disabled")
+    assert not out.parent.exists()
 
 
 def test_a_job_that_the_cluster_knows_nothing_of_any_more_is_gone(head):

@@ -173,7 +173,7 @@ def test_paths_are_relative_to_the_manifests_folder_and_do_not_leave_it(tmp_path
     (tmp_path / "secret.png").write_bytes(PNG)
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     (folder / "rows.csv").touch()
-    for manifest in (folder / "rows.csv", folder, folder / "*.csv"):
+    for manifest in (folder / "rows.csv", folder, folder / "*.csv", f"file://{folder}/rows.csv"):
         assert folder_of_manifest(str(manifest)) == str(folder)
     assert folder_of_manifest("s3://bucket/job/rows.csv") == folder_of_manifest("s3://bucket/job/") == "s3://bucket/job"
     inside = Sources(str(folder))

@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from show1_ray.cli import app
 from show1_ray.errors import UserError
@@ -19,6 +20,7 @@ from show1_ray.planning.profile import (
     CPU,
     BatchCost,
     StageProfile,
+    check_place,
     cpu_name,
     find_profile,
     measure,
@@ -127,6 +129,24 @@ def test_a_file_that_is_no_profile_is_refused_by_name(tmp_path, content):
     with pytest.raises(UserError, match=r"profile .*broken\.json: .*measure it again") as refusal:
         read_profile(path)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_profile_takes_no_other_files_place(tmp_path):
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text('{"prompt": "a red circle"}')
+    with pytest.raises(UserError, match=r"m\.jsonl: a file that is no profile"):
+        check_place(manifest)
+    with pytest.raises(UserError, match="a folder"):
+        check_place(tmp_path)
+    result = CliRunner().invoke(app, ["profile", "nano", "--out", str(manifest)])
+    assert isinstance(result.exception, UserError)
+    assert manifest.read_text() == '{"prompt": "a red circle"}'
+
+
+@pytest.mark.parametrize("device", ["", "cpu:0:1", "tpu", "cuda:x"])
+def test_a_device_that_torch_does_not_know_is_refused(pipeline, device):
+    with pytest.raises(UserError, match=r"--device .*give cpu or cuda:0"):
+        measure(pipeline, device)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_with_the_way_out(tmp_path, profile):

@@ -5,112 +5,37 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from show1_ray.cluster.connection import check_shared, checked_address, cluster, job_name
-from show1_ray.dataset import Dataset, Origin, Survey, Weights, look
-from show1_ray.dataset.endings import FAILED, read_endings
+from show1_ray.dataset import Dataset, Origin, Weights, look
 from show1_ray.dataset.patience import LISTENER
 from show1_ray.dataset.place import check_out
-from show1_ray.dataset.report import About, Report
-from show1_ray.dataset.report.page import last_line
+from show1_ray.dataset.report import Report
 from show1_ray.dataset.seeds import Seeds, seeds_of
 from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.undo import Undo, undone_if_refused
-from show1_ray.errors import Aside, Notice, UserError, without_secrets
-from show1_ray.landing import columns_of, specs
+from show1_ray.errors import Notice, UserError
+from show1_ray.job.landing import columns_of, specs
+from show1_ray.job.summary import Summary
+from show1_ray.job.telling import Told, measured, report_subject, watching
 from show1_ray.line.events import (
     ClipDone,
     ClipFailed,
     ClipRejected,
     Event,
-    Snapshot,
-    StageDone,
-    StationEnded,
-    StationLost,
-    StationShutOut,
-    StationUp,
 )
 from show1_ray.line.line import Line
 from show1_ray.line.running import Running
-from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec
+from show1_ray.line.spec import FatalError, LineSettings, Order
 from show1_ray.manifest import COUNTED_SEEDS, Entry, Manifest, open_manifest
-from show1_ray.metrics import Metrics
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.lineup import order, saved_frames
 from show1_ray.pipeline.recipe import recipe_hash
 from show1_ray.pipeline.sources import Sources, folder_of_manifest
 from show1_ray.planning.costs import costs_of_job, job_device
 from show1_ray.planning.gpus import gauge, memory_for_stages
-
-LISTED = 100
-"""Failures in a summary."""
-
-
-@dataclass
-class Summary:
-    """What a job did. Counts are clips; `clips` is the folder that has them."""
-
-    out: str
-    clips: str = ""
-    total: int = 0
-    done_before: int = 0
-    rendered: int = 0
-    failed: int = 0
-    rejected: int = 0
-    skipped_failures: int = 0
-    rejected_before: int = 0
-    seconds: float = 0.0
-    interrupted: bool = False
-    stopped: str = ""
-    failures: list[dict[str, str]] = field(default_factory=list)
-    """Of this run, at most LISTED."""
-    failures_before: list[dict[str, str]] = field(default_factory=list)
-    """Of earlier ones, skipped in this run, at most LISTED."""
-    notes: list[str] = field(default_factory=list)
-    """What whoever starts the job should know, a line each."""
-
-    @property
-    def left(self) -> int:
-        """Clips to render, when the job began."""
-        return self.total - self.done_before - self.skipped_failures - self.rejected_before
-
-    def is_hopeless(self, max_failures: int) -> bool:
-        """Whether so many clips have failed, and none was done or judged."""
-        return self.failed >= max_failures and not (self.rendered or self.rejected or self.stopped)
-
-    @property
-    def exit_code(self) -> int:
-        """0: all rendered or rejected; 1: some failed; 130: interrupted, and to be resumed by the same command."""
-        if self.interrupted:
-            return 130
-        return 1 if self.failed or self.skipped_failures or self.stopped else 0
-
-    def count_failure(self, event: ClipFailed) -> None:
-        """A clip could not be rendered."""
-        self.failed += 1
-        if len(self.failures) < LISTED:
-            self.failures.append({"id": event.clip.id, "stage": event.stage, "error": event.reason})
-
-    def count_before(self, survey: Survey, storage: Storage) -> None:
-        """What is there already."""
-        self.done_before, self.skipped_failures, self.rejected_before = survey.done, survey.failed, survey.rejected
-        if survey.skipped:
-            known = {failure["id"]: failure for failure in read_endings(storage, FAILED)}
-            told = [known[clip_id] for clip_id in survey.skipped if clip_id in known]
-            self.failures_before = [
-                {"id": one["id"], "stage": one["stage"], "error": last_line(one["error"])} for one in told
-            ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return {**asdict(self), "exit_code": self.exit_code}
-
-
-Told = Event | Summary | Notice
-"""What the `observe` of a job is told."""
 
 
 class Control:
@@ -201,10 +126,10 @@ def render(
             storage that fails.
     """
     check_out(out, manifest)
+    address = checked_address(address)
     if not isinstance(pipeline, Pipeline):
         pipeline = Pipeline.load(pipeline, overrides, code)
     saved_frames(pipeline, list(save_stages))  # refuses others
-    address = checked_address(address)
     entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit, inputs=pipeline.input_columns)
     pipeline = pipeline.resolved()
     seeds = seeds_of(out, entries.has_large_seeds)
@@ -217,7 +142,13 @@ def render(
     summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
     summary.notes += seed_notes(entries, seeds)
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
-    place: dict[str, Any] = {"origin": origin(pipeline, seeds), "format": format, "columns": entries.columns}
+    sources = Sources(folder_of_manifest(manifest), allow_private_urls)
+    place: dict[str, Any] = {
+        "sha256": sources.local_sha256,
+        "origin": origin(pipeline, seeds),
+        "format": format,
+        "columns": entries.columns,
+    }
     if dry_run:
         survey = look(out, entries, retry_failed=retry_failed, verify=verify, **place)
         summary.count_before(survey, Storage.at(out))
@@ -232,7 +163,6 @@ def render(
         # Shows licences, and refuses here what stations would stumble over.
         pipeline.fetch() if address == "local" else pipeline.check_access()
         costs = costs_of_job(pipeline, job_device(address, settings))
-        sources = Sources(folder_of_manifest(manifest), allow_private_urls)
         stages = specs(pipeline, dataset.lander, save_stages, costs, sources)
         subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
         # The report ends after the cluster: it is told why that has gone, and may have to wait for its storage.
@@ -314,83 +244,6 @@ def take_note(event: Event, dataset: Dataset, summary: Summary) -> None:
         case ClipFailed():
             dataset.record_failure(event.clip, event.stage, event.attempts, event.error)
             summary.count_failure(event)
-
-
-def report_subject(
-    origin: Origin, summary: Summary, manifest: str, format: str, stages: Sequence[StageSpec], began: float
-) -> About:
-    """What the report is about; `began` is of the monotonic clock."""
-    return About(
-        out=summary.out,
-        manifest=without_secrets(manifest),
-        pipeline=origin.name,
-        recipe_hash=origin.recipe_hash,
-        format=format,
-        stages=tuple(stage.name for stage in stages),
-        total=summary.total,
-        began=time.time() - (time.monotonic() - began),
-        done_before=summary.done_before,
-        failed_before=summary.skipped_failures,
-        rejected_before=summary.rejected_before,
-        job=job_name(),
-    )
-
-
-def measured(run: str, tell: Callable[[str], None]) -> Callable[[Event], None]:
-    """What counts the line's events for Prometheus. Where that does not work, it is said once and the job goes on."""
-    aside = Aside("metrics", tell)
-    metrics: Metrics | None = None
-
-    def observe(event: Event) -> None:
-        nonlocal metrics
-        if aside.failed:
-            return
-        try:
-            metrics = metrics or Metrics(run)
-            metrics.observe(event)
-        except Exception as error:  # whatever it is: numbers are not worth a job
-            aside.fail(error)
-
-    return observe
-
-
-def watching(
-    observe: Callable[[Told], None], report: Report, metrics: Callable[[Event], None], undo: Undo
-) -> Callable[[Event], None]:
-    """`observe`, with the report and the metrics told too. A job that has had a station was not refused."""
-
-    def tell(event: Event) -> None:
-        if isinstance(event, StationUp):
-            undo.keep()
-        tell_report(report, event)
-        metrics(event)
-        observe(event)
-
-    return tell
-
-
-def tell_report(report: Report, event: Event) -> None:
-    """The line's events, as the report takes them."""
-    match event:
-        case StationUp():
-            report.station_up(event.station)
-        case StationLost():
-            report.station_lost(event.station, event.text)
-        case StationShutOut():
-            report.station_shut_out(event.station, event.text)
-        case StationEnded():
-            report.station_ended(event.station)
-        case StageDone():
-            report.batch_done(event.clips, event.stage, event.station, event.started, event.seconds, event.load_seconds)
-        case ClipDone():
-            report.clip_done(event.result["row"])
-        case ClipFailed():
-            report.clip_failed(event.clip, event.stage, event.attempts, event.error)
-        case ClipRejected():
-            report.clip_rejected(event.clip, event.stage, event.reason, columns_of(event.values))
-        case Snapshot():
-            at_work = [station.number for station in event.stations if station.doing is not None]
-            report.working(at_work, event.clips_an_hour, event.seconds_left)
 
 
 def seed_notes(entries: Manifest, seeds: Seeds) -> list[str]:
