@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fsspec
 import numpy as np
@@ -17,17 +20,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from show1_ray import Pipeline, UserError
+from show1_ray import render as run_job
 from show1_ray.clip import Clip
-from show1_ray.dataset import Dataset, Rendering, read_status
+from show1_ray.dataset import Dataset, Rendering, patience, read_status
 from show1_ray.dataset.layout import clip_path
 from show1_ray.dataset.video import decode_video
+from show1_ray.errors import Notice
 from show1_ray.job import origin
+from show1_ray.line.events import ClipDone
 from show1_ray.manifest import open_manifest
 from show1_ray.pipeline import STAGES
 from show1_ray.show1.cascade import load_stages, run_stages
 from tests.dataset.test_dataset import WORKER, assert_complete
 from tests.dataset.toys import Job
 from tests.test_render import kill
+
+if TYPE_CHECKING:
+    from faulty_s3 import FaultyS3
 
 COLOURS = ["red", "green", "blue", "white"] * 3
 CLIPS = [Clip(f"clip-{i:02}", f"a {colour} circle", seed=i) for i, colour in enumerate(COLOURS)]
@@ -113,6 +122,40 @@ def test_a_job_from_s3_to_s3_that_is_killed_goes_on_and_loses_and_repeats_nothin
     assert any(Path(path).stem in report for path in after.keys() - before.keys())
     for name, kind in {"report.html": "text/html", clip_path("clip-00"): "video/mp4"}.items():
         assert store().info(f"{out}/{name}")["ContentType"] == kind, "a browser would save it instead of showing it"
+
+
+@pytest.fixture
+def proxy(s3, monkeypatch) -> Iterator[FaultyS3]:
+    """Stands before the server, and misbehaves when it is told to."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    from faulty_s3 import FaultyS3
+
+    server = FaultyS3(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]))
+    with monkeypatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
+        fsspec.filesystem("s3").clear_instance_cache()
+        yield server
+    server.close()
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+def test_a_store_that_hangs_in_mid_job_is_named_and_then_ends_the_job(tiny, s3, proxy, tmp_path, monkeypatch):
+    monkeypatch.setattr(patience, "NAMED_SECONDS", 1.5)  # the others are in proportion
+    monkeypatch.setattr(patience, "SILENT_SECONDS", 6.0)
+    monkeypatch.setattr(patience, "AGAIN_SECONDS", 0.5)
+    manifest, out, told = tmp_path / "prompts.csv", f"{s3}/hangs", list[str]()
+    manifest.write_text("id,prompt,seed\n" + "".join(f"clip-{n},a red circle,{n}\n" for n in range(400)))
+
+    def observe(event: object) -> None:
+        if isinstance(event, ClipDone):
+            proxy.mode = "hang"
+        elif isinstance(event, Notice):
+            told.append(event.text)
+
+    with pytest.raises(UserError, match=rf"^cannot \w+ {out}/.*: no answer for \d+ s") as error:
+        run_job(str(manifest), out, str(tiny), gpus=1, observe=observe)
+    assert "\n" not in str(error.value)
+    assert re.fullmatch(r"storage s3://bucket/hangs: no answer for \d+ s; given up after 6 s", told[0])
 
 
 def test_a_dataset_of_shards_whose_writer_is_killed_gets_done(s3, tmp_path):

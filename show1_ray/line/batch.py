@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from show1_ray.clip import Clip
 from show1_ray.line.faults import failure, shortened
@@ -103,12 +103,12 @@ def as_task(
     assignment: Assignment,
     flights: list[Flight],
     deadline: float,
-    avoid: Sequence[str] = (),
+    node: str | None = None,
 ) -> Batch:
-    """Run a batch of a "cpu" stage, on any node; on those of `avoid` only if there is no other."""
+    """Run a batch of a "cpu" stage: on a node, or, if there is no such node any more, or None is given, on any."""
     where: Any = "SPREAD"
-    if avoid:
-        where = NodeLabelSchedulingStrategy(hard={}, soft={"ray.io/node-id": NotIn(*avoid)})
+    if node is not None:  # labels to be avoided do not do: Ray takes such a node again while the others are busy
+        where = NodeAffinitySchedulingStrategy(node, soft=True)
     task = _task().options(
         num_cpus=0, num_returns=returns(spec, len(flights)), max_retries=0, scheduling_strategy=where
     )

@@ -21,6 +21,7 @@ class Elsewhere:
         self._until: dict[str, float] = {}
         self._pause: dict[str, float] = {}
         self._tried: dict[str, list[str]] = {}
+        self._turn = 0
 
     def failed(self, clips: Collection[str], node: str, there: Collection[str], now: float) -> bool:
         """A batch failed on a node; `there` are all nodes. Whether to try it on one that it has not failed on."""
@@ -39,6 +40,16 @@ class Elsewhere:
         """A batch is done."""
         for clip in clips:
             self._tried.pop(clip, None)
+
+    def place(self, there: Collection[str], now: float) -> str | None:
+        """Of all nodes `there` the one for the next task, each in its turn; None: any, for none is to be avoided, or
+        all are."""
+        out = set(self.avoided(now)).intersection(there)
+        good = sorted(set(there) - out)
+        if not out or not good:
+            return None
+        self._turn += 1
+        return good[self._turn % len(good)]
 
     def avoided(self, now: float) -> list[str]:
         """Nodes that are to get no tasks."""

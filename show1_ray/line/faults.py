@@ -69,6 +69,8 @@ class Failure:
     """It came while the stage was loaded: the clips have no part in it."""
     node: str = ""
     """Of "place": where, by Ray's id."""
+    node_is_short: bool = False
+    """Ray ended the process for want of the node's memory: nobody's fault, but not the moment for another one."""
     is_permanent: bool = False
     """Another attempt would end the same, as the error itself says."""
 
@@ -141,6 +143,12 @@ def is_host_kill(error: BaseException) -> bool:
     if any(type(one).__name__ == "OutOfMemoryError" for one in causes(error)):
         return True
     return bool(HOST_KILL_TEXT.search(str(error)))
+
+
+def host_kill(error: BaseException, begun: bool = True) -> Failure:
+    """What `is_host_kill`, with a last line that says so: Ray's own is a page of advice."""
+    text = f"{error}\nthe node had too little memory, and Ray ended the process"
+    return Failure("host" if begun else "idle", shortened(text), node_is_short=True)
 
 
 def last_line(text: str) -> str:

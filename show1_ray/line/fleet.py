@@ -15,7 +15,7 @@ import ray
 from show1_ray.errors import UserError
 from show1_ray.line import plan
 from show1_ray.line.care import Place
-from show1_ray.line.faults import Failure, is_host_kill
+from show1_ray.line.faults import Failure, host_kill, is_host_kill
 from show1_ray.line.health import Starts
 from show1_ray.line.load import Assignment
 from show1_ray.line.nodes import Nodes
@@ -339,7 +339,7 @@ class Fleet:
             known = node in self.nodes.view.nodes
             if getattr(error, "preempted", False) or (known and not self.nodes.is_there(node)):
                 return node, Failure("gone", str(error))
-            return node, Failure("death", str(error))
+            return node, host_kill(error) if is_host_kill(error) else Failure("death", str(error))
 
         return self.nodes.inquire(why)
 
@@ -350,7 +350,7 @@ class Fleet:
 
     def _why(self, node: str | None, error: Exception, begun: bool) -> Failure:
         if is_host_kill(error):
-            return Failure("host" if begun else "idle", str(error))
+            return host_kill(error, begun)
         if getattr(error, "preempted", False):
             return Failure("gone", str(error))
         if self.nodes.went_away() if node is None else not self.nodes.is_there(node):

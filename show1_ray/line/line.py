@@ -223,8 +223,8 @@ class Line:
         is_new = handle is not None and not handle.has_run(assignment, key)
         deadline = time.monotonic() + patience(self.settings, load, assignment, key, is_new)
         if handle is None:
-            avoid = self._elsewhere.avoided(time.monotonic())
-            batch = as_task(self._spec_refs[assignment.stage], spec, assignment, flights, deadline, avoid)
+            node = self._elsewhere.place(self._nodes_there(), time.monotonic())
+            batch = as_task(self._spec_refs[assignment.stage], spec, assignment, flights, deadline, node)
         else:
             batch = on_station(handle.actor, spec, assignment, flights, deadline)
         self.batches[batch.report] = batch
@@ -298,7 +298,8 @@ class Line:
             return
         pause = self.fleet.ask_later(handle.slot, node, now)
         self._events.append(events.StationLost(handle.number, f"{reason} (asked for again in {pause:.0f} s)", place))
-        self._count_dead_start("", f"a station did not start: {failure.last_line}")
+        if failure.cause == "death":
+            self._count_dead_start("", f"a station did not start: {failure.last_line}")
 
     def _settle(self, batch: Batch) -> None:
         """A batch has ended by itself: read its report, or let it be found out why there is none."""
@@ -366,7 +367,7 @@ class Line:
                 assignment.station,
                 f"{failure.cause}: {failure.last_line}",
                 failure.cause not in BLAMELESS,
-                after_a_pause=failure.cause == "host",
+                after_a_pause=failure.node_is_short,
             )
         else:
             self.care.free(assignment.station, now)
@@ -375,12 +376,15 @@ class Line:
     def _try_elsewhere(self, batch: Batch, failure: Failure, now: float) -> Failure:
         """A CPU task failed on a node: its clips wait again, for another one, or there is none that would do better."""
         clips = [flight.clip.id for flight in batch.flights]
-        there = [node for node, known in self.fleet.nodes.view.nodes.items() if known["Alive"]]
-        if batch.assignment.station is not None or not self._elsewhere.failed(clips, failure.node, there, now):
+        is_task, there = batch.assignment.station is None, self._nodes_there()
+        if not is_task or not self._elsewhere.failed(clips, failure.node, there, now):
             return Failure("fatal", failure.text)
         address = self.fleet.node(failure.node).get("NodeManagerAddress", failure.node)
         self._events.append(events.NodeAvoided(address, self.specs[batch.assignment.stage].name, failure.last_line))
         return Failure("gone", f"tried on another node: {failure.text}")
+
+    def _nodes_there(self) -> list[str]:
+        return [node for node, known in self.fleet.nodes.view.nodes.items() if known["Alive"]]
 
     def _succeed(self, batch: Batch, report: Report, now: float) -> None:
         assignment = batch.assignment
@@ -474,7 +478,9 @@ class Line:
                 self._dead_starts[name] += 1
             else:
                 self._count_dead_start(name, f"stage {name} does not load: {failure.last_line}")
-        if number is not None and failure.cause == "idle" and not self.fleet.stations[number].has_worked:
+        if number is None or failure.node_is_short:
+            return
+        if failure.cause == "idle" and not self.fleet.stations[number].has_worked:
             self._count_dead_start("", f"a station died before it did anything: {failure.last_line}")
 
     def _tell_repeated(self, batch: Batch, reason: str) -> None:

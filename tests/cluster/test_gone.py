@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -134,6 +135,31 @@ def test_a_thread_that_outlives_the_job_does_not_start_another_ray(tmp_path):
     job = [sys.executable, "-c", LATE]
     result = subprocess.run(job, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert result.stdout.endswith(" False\n"), result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("gcs_server", r"its head has not answered for \d+ s"),
+        ("raylet", "Ray's process on this machine, the raylet, has ended"),
+    ],
+)
+def test_a_ray_of_this_machine_that_goes_ends_a_job_in_the_same_way(tmp_path, what, why):
+    job, environment = [sys.executable, "-c", JOB, "local"], {**os.environ, "RAY_ADDRESS": ""}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(job, env=environment, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "a clip\n"
+        children = psutil.Process(process.pid).children(recursive=True)
+        [victim] = [child for child in children if child.name() == what]
+        victim.kill()
+        out, errors = process.communicate(timeout=100)
+    for child in children:  # Ray's agents would look for it for another minute
+        with suppress(psutil.Error):
+            child.kill()
+    assert process.returncode == 3, errors
+    assert re.fullmatch(rf"show1-ray: Ray on this machine is gone: {why}; run the same command again\n", errors)
+    assert set(out.splitlines()) <= {"a clip"}
 
 
 def test_a_head_is_gone_when_it_has_been_silent_for_long_and_was_asked_several_times():

@@ -17,7 +17,7 @@ from show1_ray.line import line
 from show1_ray.line.events import Event, StationsAwaited, StationShutOut, StationUp
 from show1_ray.line.line import Line
 from show1_ray.line.spec import FatalError, Tensors
-from tests.line.sleepers import Adds, Outcome, clips, land, settings, spec
+from tests.line.sleepers import Adds, Fails, Outcome, clips, land, settings, spec
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -176,6 +176,23 @@ def test_what_the_cluster_has_no_place_for_is_told_and_not_waited_for_for_ever(m
         told.extend(one.run(clips(4)))
     [text] = [event.text for event in told if isinstance(event, StationsAwaited)]
     assert why in text
+
+
+def test_when_suddenly_everything_fails_the_job_stops_and_the_manifest_does_not_go_to_waste() -> None:
+    def breaks(clip: Clip, size: int) -> None:
+        raise RuntimeError("the shared folder is gone")
+
+    good, outcome = 60, Outcome()
+    stages = [spec(0), spec(1, lambda device: Fails(1, set(range(good, 2000)), breaks)), spec(2), land()]
+    with (
+        pytest.raises(
+            FatalError, match=r"^\d+ of the last 40 clips failed, 0 of the .*: the shared folder is gone; mend"
+        ),
+        Line(stages, settings(max_attempts=1, store_bytes=40 * 8000)) as one,
+    ):
+        list(map(outcome.add, one.run(clips(2000))))
+    assert set(outcome.done) == {clip.id for clip in clips(good)}
+    assert len(outcome.failed) < 100
 
 
 def test_where_no_station_comes_up_the_job_ends() -> None:

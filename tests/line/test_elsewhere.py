@@ -13,6 +13,16 @@ def test_a_task_that_failed_on_one_node_is_tried_on_another_and_the_node_is_avoi
     assert elsewhere.avoided(PAUSE_SECONDS + 1) == []
 
 
+def test_tasks_go_to_the_other_nodes_in_turn_and_anywhere_if_there_is_none_to_avoid_or_no_other():
+    elsewhere, there = Elsewhere(), ["a", "b", "c"]
+    assert elsewhere.place(there, 0.0) is None
+    elsewhere.failed(["clip"], "b", there, now=0.0)
+    assert sorted(elsewhere.place(there, 1.0) for _ in range(4)) == ["a", "a", "c", "c"]
+    assert elsewhere.place(["a", "c"], 1.0) is None, "it is not there any more"
+    assert elsewhere.place(["b"], 1.0) is None
+    assert elsewhere.place(there, PAUSE_SECONDS + 1) is None
+
+
 def test_with_no_other_node_there_is_nothing_to_try():
     assert not Elsewhere().failed(["a"], "only", ["only"], now=0.0)
 

@@ -1,17 +1,21 @@
-"""A cluster of several nodes, one of which goes away."""
+"""A cluster of several nodes, some of which go away."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 from ray.experimental import get_object_locations
 
 from show1_ray.clip import Clip
@@ -24,8 +28,8 @@ FRAMES = 300_000
 """Numbers in a tensor: too many to travel inline, so they lie in the store of the node that made them."""
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Cluster]:
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
@@ -38,7 +42,18 @@ def cluster() -> Iterator[Cluster]:
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
     ray.shutdown()
+    for node in [*cluster.worker_nodes, cluster.head_node]:  # at once: in peace it has taken 20 seconds
+        cluster.remove_node(node, allow_graceful=False)
     cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(shared: Cluster) -> Iterator[Cluster]:
+    """A head without GPUs; nodes that a test adds go with it."""
+    yield shared
+    for node in list(shared.worker_nodes):
+        shared.remove_node(node)  # in peace, for the others to know it at once
+    shared.wait_for_nodes()
 
 
 class Counts:
@@ -114,17 +129,21 @@ def test_a_removed_node_costs_no_clip_and_no_attempt(cluster: Cluster) -> None:
 
 
 class LandsBut(Lands):
-    """Has no network on one node, and writes down where it tried."""
+    """Writes down where it tried. Has no network on the node where it does so first, or on none."""
 
-    def __init__(self, node: str, tried: Path) -> None:
-        self.node, self.tried = node, tried
+    def __init__(self, tried: Path, on_none: bool) -> None:
+        self.tried, self.on_none = tried, on_none
 
     def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
         node = ray.get_runtime_context().get_node_id()
+        mine = self.tried / f"pid {os.getpid()}"
+        mine.write_text(node)
+        with suppress(FileExistsError):
+            (self.tried / "bad").hardlink_to(mine)
         for clip in clips:
             with (self.tried / clip.id).open("a") as file:
                 file.write(f"{node}\n")
-        if self.node in (node, "all"):
+        if self.on_none or node == (self.tried / "bad").read_text():
             raise PlaceError("no network here")
         return super().__call__(clips, tensors)
 
@@ -132,12 +151,12 @@ class LandsBut(Lands):
 def test_what_cannot_land_on_a_node_lands_on_another_before_storage_is_called_broken(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    node = cluster.add_node(num_cpus=1, num_gpus=2, object_store_memory=80_000_000).node_id
+    cluster.add_node(num_cpus=1, num_gpus=2, object_store_memory=80_000_000)
     stages = [spec(number) for number in range(3)]
     avoided: list[NodeAvoided] = []
 
-    def run(bad: str, batch: list[Clip]) -> Outcome:
-        outcome, build = Outcome(), partial(LandsBut, bad, tmp_path)
+    def run(on_none: bool, batch: list[Clip]) -> Outcome:
+        outcome, build = Outcome(), partial(LandsBut, tmp_path, on_none)
         with Line([*stages, replace(land(), build=lambda device: build())], settings()) as line:
             for event in line.run(batch):
                 outcome.add(event)
@@ -146,13 +165,77 @@ def test_what_cannot_land_on_a_node_lands_on_another_before_storage_is_called_br
         return outcome
 
     batch = clips(20)
-    outcome = run(node, batch)
+    outcome = run(False, batch)
     outcome.assert_done(batch)
     assert {done.attempts for done in outcome.done.values()} == {1}
     assert {(event.stage, event.reason) for event in avoided} == {("land", "no network here")}
-    tried = {path.name: path.read_text().split() for path in tmp_path.iterdir()}
-    failed = [name for name, nodes in tried.items() if node in nodes]
-    assert failed, "it was tried there"
-    assert len(failed) < len(batch) / 2, "and then no more"
+    node = (tmp_path / "bad").read_text()
+    failed = [clip.id for clip in batch if node in (tmp_path / clip.id).read_text().split()]
+    assert len(failed) < len(batch) / 2, "it was tried there, and then no more"
     with pytest.raises(FatalError, match=r"^no network here$"):
-        run("all", batch[:1])
+        run(True, batch[:1])
+
+
+@dataclass
+class Doom:
+    """At some moment of its life, a station on a node that is labelled with it says so in a file and waits for ever."""
+
+    folder: Path
+
+    def at(self, moment: str) -> None:
+        if ray.get_runtime_context().get_node_labels().get("goes") == moment:
+            (self.folder / moment).touch()
+            time.sleep(3600)
+
+    def memory(self, device: str) -> int:
+        self.at("measuring")
+        return 1 << 40
+
+    def __call__(self, device: str) -> Adds:
+        self.at("loading")
+        return Adds(0, 0.01, 10)
+
+    def __reduce__(self) -> tuple[Callable[[Path], Doom], tuple[Path]]:
+        return arrived, (self.folder,)
+
+
+def arrived(folder: Path) -> Doom:
+    """It comes to a station before the station is made."""
+    doom = Doom(folder)
+    doom.at("creating")
+    return doom
+
+
+def preempt(cluster: Cluster, node: Any) -> None:
+    """As a cloud's spot node goes: the head is told that it will, and when, and then it does."""
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
+    client = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]
+    accepted, why = client.drain_node(node.node_id, reason, "spot", int(1000 * time.time()) + 1)
+    assert accepted, why
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def test_nodes_that_go_before_the_first_batch_do_not_end_a_job_whenever_they_go(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    batch, outcome, doom = clips(12), Outcome(), Doom(tmp_path)
+    moments = ("creating", "measuring", "loading")
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    doomed = {moment: cluster.add_node(num_gpus=1, labels={"goes": moment}, **node) for moment in moments}
+    named = {one.node_id[:8] for one in doomed.values()}
+    stages = [spec(0, doom), spec(1), spec(2), land()]
+    # One start that died of itself would end the job.
+    with Line(stages, settings(stations=3, max_dead_starts=1, measure_memory=doom.memory)) as line:
+        for event in line.run(batch):
+            outcome.add(event)
+            for moment in [one for one in doomed if (tmp_path / one).exists()]:
+                one = doomed.pop(moment)
+                preempt(cluster, one) if moment == "loading" else cluster.remove_node(one, allow_graceful=False)
+                if not doomed:
+                    cluster.add_node(num_gpus=3, **node)
+    outcome.assert_done(batch)
+    assert {done.attempts for done in outcome.done.values()} == {1}
+    # Where the station is not made yet, Ray may find it another place by itself.
+    assert len(outcome.lost) >= 2
+    assert {lost.place.rpartition("(")[2].rstrip(")") for lost in outcome.lost} <= named
+    assert not [lost.reason for lost in outcome.lost if "asked for again" in lost.reason]

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +17,13 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_list
 
 from show1_ray.clip import Clip
-from show1_ray.line import arrivals
+from show1_ray.line import arrivals, gcs, nodes
 from show1_ray.line.batch import patience
 from show1_ray.line.fleet import Slot, StationHandle
 from show1_ray.line.line import Line
 from show1_ray.line.load import Assignment, load_of
 from show1_ray.line.spec import LineSettings, Tensors
-from tests.line.sleepers import Adds, Outcome, clips, land, render, settings, spec
+from tests.line.sleepers import Adds, Fails, Outcome, clips, land, once, render, settings, spec
 
 
 def test_the_first_batch_of_a_size_may_take_as_long_as_compiling_does() -> None:
@@ -69,6 +76,60 @@ def test_landings_and_stations_are_exported_once() -> None:
     before = exported()
     render(stages, clips(60), stations=2)
     assert exported() == before
+
+
+@pytest.fixture
+def silent_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Where all nodes are said to be: connections are neither taken nor refused, until somebody accepts them."""
+    monkeypatch.setattr(nodes, "PROBE_SECONDS", 100.0)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as clients:
+        while True:
+            client = clients.enter_context(socket.socket())
+            client.settimeout(0.2)
+            try:
+                client.connect(server.getsockname())
+            except TimeoutError:
+                break
+        address, port = server.getsockname()
+        there, look = {"NodeManagerAddress": address, "NodeManagerPort": port}, gcs.nodes
+        monkeypatch.setattr(gcs, "nodes", lambda timeout=5.0: [{**node, **there} for node in look(timeout)])
+        yield server
+
+
+def accept(server: socket.socket) -> None:
+    with suppress(OSError):
+        while True:
+            server.accept()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_while_a_node_does_not_answer_the_line_goes_on(silent_node: socket.socket, tmp_path: Path) -> None:
+    def dies(clip: Clip, size: int) -> None:
+        if once(tmp_path, clip):
+            time.sleep(0.3)  # or nobody hears that the batch has begun
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    outcome, taken, before = Outcome(), clips(20_000), list[int]()
+
+    def until_it_is_known() -> Iterator[Clip]:
+        for clip in taken:
+            if outcome.lost:
+                return
+            yield clip
+
+    stages = [spec(0), spec(1, lambda device: Fails(1, {50}, dies)), spec(2), land()]
+    with Line(stages, settings(store_bytes=40 * 8000)) as line:
+        for event in line.run(until_it_is_known()):
+            outcome.add(event)
+            if not before and list(tmp_path.iterdir()):
+                before.append(len(outcome.done))
+            if len(before) == 1 and len(outcome.done) >= before[0] + 60:
+                before.append(len(outcome.done))
+                assert not outcome.lost, "whether its node is there is not known yet"
+                threading.Thread(target=accept, args=(silent_node,), daemon=True).start()
+    outcome.assert_done(taken[: len(outcome.done)])
+    assert len(before) == 2
+    assert [lost.reason.split(":")[0] for lost in outcome.lost] == ["death"]
 
 
 class Large(Adds):

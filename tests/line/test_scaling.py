@@ -16,6 +16,7 @@ from ray.cluster_utils import Cluster
 from show1_ray.clip import Clip
 from show1_ray.line.events import StageDone, StationUp
 from show1_ray.line.line import Line
+from show1_ray.line.plan import limits
 from tests.line.autoscaling import AutoscalingCluster
 from tests.line.sleepers import Outcome, clips, land, settings, spec
 
@@ -85,6 +86,7 @@ def test_a_node_that_joins_is_used(cluster: Cluster) -> None:
             yield clip
 
     with Line([spec(0), spec(1, seconds=0.3), spec(2), land()], settings(stations=None)) as line:
+        store_bytes = line.store_bytes
         for event in line.run(until_it_works()):
             outcome.add(event)
             if isinstance(event, StationUp):
@@ -95,6 +97,9 @@ def test_a_node_that_joins_is_used(cluster: Cluster) -> None:
     outcome.assert_done(taken[: len(outcome.done)])
     assert joined is not None
     assert joined.node_id in worked
+    assert line.store_bytes == store_bytes + 75_000_000, "half of what it brought"
+    bounds = limits(line.specs, line.fleet.size, line.store_bytes, line.traffic.results)
+    assert [stage.limit for stage in line.schedule.stages] == list(bounds.clips)
 
 
 def memory_of_node(device: str) -> int:
