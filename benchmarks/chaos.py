@@ -311,8 +311,8 @@ def describe(one: dict[str, Any]) -> str:
 
 
 def counted(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without those that found a fault which is mended: somebody has put `mended`, with what it was, into the log."""
-    return [one for one in rounds if "mended" not in one]
+    """Without those that somebody has put aside, with the reason as `aside` in the log: they ended before their time."""
+    return [one for one in rounds if "aside" not in one]
 
 
 def added(rounds: list[dict[str, Any]], name: str) -> collections.Counter[str]:
@@ -320,8 +320,8 @@ def added(rounds: list[dict[str, Any]], name: str) -> collections.Counter[str]:
 
 
 def table(rounds: list[dict[str, Any]]) -> str:
-    """What was done, and what happened. Rounds that are marked `mended` count for nothing: they are told below."""
-    mended, rounds = [one for one in rounds if "mended" in one], counted(rounds)
+    """What was done, and what happened. Rounds that are put aside count for nothing: they are told below."""
+    aside, rounds = [one for one in rounds if "aside" in one], counted(rounds)
     faults, exits = added(rounds, "faults"), added(rounds, "exits")
     wrong = sum(bool(one["wrong"]) for one in rounds)
     clips, starts = sum(one["clips"] for one in rounds), exits.total()
@@ -341,9 +341,9 @@ def table(rounds: list[dict[str, Any]]) -> str:
     )
     lines += ["left by a job, at most: " + (", ".join(f"{n} {name}" for name, n in left.items() if n) or "nothing")]
     lines += [text for one in rounds for text in one["wrong"]]
-    if mended:
-        lines += ["", f"Not counted: {len(mended)} rounds with {added(mended, 'faults').total()} faults, that found"]
-        lines += sorted({f"  {one['mended']}" for one in mended})
+    if aside:
+        lines += ["", f"Not counted: {len(aside)} rounds with {added(aside, 'faults').total()} faults, put aside because"]
+        lines += sorted({f"  {one['mended']}" for one in aside})
     return "\n".join(lines) + "\n"
 
 
