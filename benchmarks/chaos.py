@@ -311,7 +311,7 @@ def describe(one: dict[str, Any]) -> str:
 
 
 def counted(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without those that somebody has put aside, with the reason as `aside` in the log: they ended before their time."""
+    """Without those that somebody has put aside: with `aside` in the log, which says why."""
     return [one for one in rounds if "aside" not in one]
 
 
@@ -342,8 +342,9 @@ def table(rounds: list[dict[str, Any]]) -> str:
     lines += ["left by a job, at most: " + (", ".join(f"{n} {name}" for name, n in left.items() if n) or "nothing")]
     lines += [text for one in rounds for text in one["wrong"]]
     if aside:
-        lines += ["", f"Not counted: {len(aside)} rounds with {added(aside, 'faults').total()} faults, put aside because"]
-        lines += sorted({f"  {one['mended']}" for one in aside})
+        faults = added(aside, "faults")
+        lines += ["", f"Not counted: {len(aside)} rounds with {faults.total()} faults, put aside because"]
+        lines += sorted({f"  {one['aside']}" for one in aside})
     return "\n".join(lines) + "\n"
 
 
