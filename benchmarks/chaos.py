@@ -218,7 +218,7 @@ def may_refuse(text: str) -> bool:
     """Whether a job that ended with exit code 2 could not do otherwise: its storage failed, Ray did not start, or
     station after station was killed while it started. It says so, and the same command goes on.
     """
-    good = ("storage", "cannot write", "cannot read", "it does not start", "times in a row")
+    good = ("storage", "cannot write", "cannot read", "it does not start", "no Ray cluster there", "times in a row")
     return any(reason in text for reason in good)
 
 
