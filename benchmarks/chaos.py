@@ -343,7 +343,7 @@ def table(rounds: list[dict[str, Any]]) -> str:
     lines += [text for one in rounds for text in one["wrong"]]
     if aside:
         faults = added(aside, "faults")
-        lines += ["", f"Not counted: {len(aside)} rounds with {faults.total()} faults, put aside because"]
+        lines += ["", f"Not counted: {len(aside)} rounds with {faults.total()} faults, put aside:"]
         lines += sorted({f"  {one['aside']}" for one in aside})
     return "\n".join(lines) + "\n"
 
