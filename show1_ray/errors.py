@@ -18,6 +18,7 @@ SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|ACCESS_KEY
 """Variables of the environment that hold one."""
 SHORTEST_SECRET = 8
 """Shorter ones would hide words of every text."""
+_KEPT: set[str] = set()
 TOKEN_FILES = ("~/.ray/auth_token", "~/.cache/huggingface/token")
 SECRETS = re.compile(
     r"(?P<before>"
@@ -96,6 +97,13 @@ def without_secrets(text: str) -> str:
     """
     for secret in _secrets():
         text = text.replace(secret, HIDDEN)
+    return unsigned(text)
+
+
+def unsigned(text: str) -> str:
+    """The text without what is secret by its place or its form, such as a signed URL's signature; the same on every
+    machine.
+    """
     return SECRETS.sub(lambda found: (found["before"] or "") + HIDDEN, text)
 
 
@@ -110,9 +118,15 @@ def hidden(value: Any) -> Any:
     return value
 
 
+def keep_secret(secret: str) -> None:
+    """Let this process hide what is neither in its environment nor in a file that it knows."""
+    _KEPT.add(secret)
+
+
 def _secrets() -> list[str]:
     """What this process knows, the longest first: one may be a part of another."""
-    values = [value for name, value in os.environ.items() if SECRET_NAME.search(name)]
+    values = [*_KEPT, *(value for name, value in os.environ.items() if SECRET_NAME.search(name))]
+    values += [value.partition(":")[2] for name, value in os.environ.items() if name.endswith("_AUTH")]
     files = [os.environ.get("RAY_AUTH_TOKEN_PATH"), os.environ.get("HF_TOKEN_PATH"), *TOKEN_FILES]
     values += [_content(file) for file in files if file]
     return sorted({one.strip() for one in values if len(one.strip()) >= SHORTEST_SECRET}, key=len, reverse=True)

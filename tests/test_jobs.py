@@ -74,6 +74,12 @@ def test_no_file_holds_a_token(name):
     assert not re.search(r"hf_[A-Za-z0-9]{8}|AKIA[A-Z0-9]{8}|_TOKEN[=:]\s*['\"]?[A-Za-z0-9]{8}", text(name))
 
 
+@pytest.mark.parametrize("name", ["Dockerfile", "ray_job.sh", "rayjob.yaml", *LAUNCHER, "slurm.sh"])
+def test_ray_asks_for_a_token_wherever_it_runs(name):
+    lines = [line for line in text(name).splitlines() if not line.startswith("#")]
+    assert re.search(r"RAY_AUTH_MODE(=|=\$\{RAY_AUTH_MODE:-)token\b|authOptions:\n +mode: token", "\n".join(lines))
+
+
 # Scripts
 
 

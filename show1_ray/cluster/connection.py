@@ -20,7 +20,7 @@ from show1_ray.cluster.head import WANTS_TOKEN, check_form, check_head, explaine
 from show1_ray.cluster.leaving import leave
 from show1_ray.cluster.watch import ClusterGoneError, Watch
 from show1_ray.dataset.storage import Storage
-from show1_ray.errors import UserError, shown
+from show1_ray.errors import UserError, shown, without_secrets
 from show1_ray.line import gcs
 
 LEVEL = "RAY_BACKEND_LOG_LEVEL"
@@ -100,7 +100,7 @@ def connect(address: str) -> None:
             check_head(_found(address), where)
             begun = only_what_is_fatal()
         dashboard = False if address == "local" else None
-        with begun, patient():
+        with begun, patient(), entrypoint_without_secrets():
             ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except UserError:
         raise
@@ -128,6 +128,17 @@ def on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def entrypoint_without_secrets() -> Iterator[None]:
+    """Ray keeps this process's command line, for all who see the cluster: without passwords and signatures of URLs."""
+    said = ray._private.utils.get_entrypoint_name
+    ray._private.utils.get_entrypoint_name = lambda: without_secrets(said())
+    try:
+        yield
+    finally:
+        ray._private.utils.get_entrypoint_name = said
 
 
 def _found(address: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -16,8 +17,9 @@ from urllib.parse import urlsplit
 
 from show1_ray.cluster.head import explained
 from show1_ray.cluster.shipment import CODE, Files, shipment
+from show1_ray.cluster.shipped import ARGUMENTS
 from show1_ray.cluster.watch import ClusterGoneError
-from show1_ray.errors import UserError, shown
+from show1_ray.errors import UserError, shown, without_secrets
 from show1_ray.output import Lines, say
 from show1_ray.pipeline.code import Code
 
@@ -74,12 +76,17 @@ class Cluster:
         Returns:
             The job's id.
         """
-        command = ["python", "-m", "show1_ray", "render", *arguments, "--address", "auto"]
+        whole = ["render", *arguments, "--address", "auto"]
+        told = [without_secrets(argument) for argument in whole]
+        command = ["python", "-m", "show1_ray", *whole]
+        if told != whole:  # such as a presigned URL: the command and the metadata can be read in the dashboard
+            (folder / ARGUMENTS).write_text(json.dumps(whole))
+            command = ["python", "-m", "show1_ray.cluster.shipped"]
         return self._patiently(
             lambda: self._client.submit_job(
                 entrypoint=shlex.join(command),
                 runtime_env={"working_dir": str(folder)},
-                metadata={"show1_ray": " ".join(arguments)},
+                metadata={"show1_ray": " ".join(told[1:-2])},
             ),
             "No available agent",
             AGENT_SECONDS,

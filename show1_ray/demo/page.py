@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
+from show1_ray.demo.bounds import MOST_BYTES, MOST_REQUESTS, Bounded
 from show1_ray.demo.studio import MAX_CLIPS, Step, Studio, Take, Visitor
 from show1_ray.errors import UserError
 from show1_ray.pipeline import Pipeline
@@ -107,13 +108,19 @@ def build(studio: Studio) -> gr.Blocks:
                 pieces.append(gr.HTML())
         pieces.append(gr.HTML())
 
+        def visitor_of(visitor_id: str) -> Visitor:
+            try:
+                return studio.visitor(visitor_id)
+            except UserError as error:
+                raise gr.Error(str(error), print_exception=False) from None
+
         async def enter(visitor_id: str) -> AsyncIterator[Any]:
-            visitor = studio.visitor(visitor_id)
+            visitor = visitor_of(visitor_id)
             async for update in follow(studio, visitor, ""):
                 yield [visitor.id, *update]
 
         async def begin(visitor_id: str, *asked: Any) -> AsyncIterator[Any]:
-            visitor = studio.visitor(visitor_id)
+            visitor = visitor_of(visitor_id)
             text, negative_text, seed_text, clips = asked
             try:
                 studio.start(visitor, text or "", negative_text or "", seed_text or "", int(clips or 1))
@@ -132,19 +139,19 @@ def build(studio: Studio) -> gr.Blocks:
         asked = [browser, prompt, negative, seed, count]
         gr.on([make.click, prompt.submit], begin, asked, js=SCROLL, api_visibility="private", **shown)
         stop.click(
-            lambda visitor_id: studio.stop(studio.visitor(visitor_id)),
+            lambda visitor_id: studio.stop(visitor_of(visitor_id)),
             browser,
             show_progress="hidden",
             queue=False,
             api_visibility="private",
         )
         dice.click(None, None, seed, js="() => String(Math.floor(Math.random() * 2 ** 31))")
-    return page
+    return page.queue(max_size=MOST_REQUESTS)
 
 
-def app(studio: Studio, account: tuple[str, str] | None) -> FastAPI:
+def app(studio: Studio, account: tuple[str, str] | None, most_requests: int = MOST_REQUESTS) -> Bounded:
     """The page as an ASGI application, which also serves the clips' files."""
-    return gr.mount_gradio_app(
+    page = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         build(studio),
         path="/",
@@ -156,7 +163,9 @@ def app(studio: Studio, account: tuple[str, str] | None) -> FastAPI:
         run_history=False,
         ssr_mode=False,
         show_error=True,
+        max_file_size=MOST_BYTES,
     )
+    return Bounded(page, studio, most_requests)
 
 
 def aspect(pipeline: Pipeline) -> str:

@@ -18,12 +18,14 @@ from show1_ray.cluster.connection import checked_address
 from show1_ray.dataset import Lander
 from show1_ray.dataset.storage import Storage
 from show1_ray.demo.studio import Studio
-from show1_ray.errors import UserError, one_line
+from show1_ray.errors import UserError, keep_secret, one_line
 from show1_ray.job import origin
 from show1_ray.live import open_line
 from show1_ray.output import say
 from show1_ray.pipeline import Pipeline
 
+MOST_CONNECTIONS = 1024
+"""More are answered with 503."""
 QUEUE = 64
 """Clips that may wait for their first stage."""
 
@@ -90,6 +92,7 @@ def checked_auth(auth: str | None) -> tuple[str, str] | None:
     user, colon, password = auth.partition(":")
     if not (user and colon and password):
         raise UserError("--auth: give user:password, neither of them empty")
+    keep_secret(password)
     return user, password
 
 
@@ -142,7 +145,10 @@ def serving(app: Any, listening: socket.socket) -> Iterator[None]:
     """Serves an ASGI application in a thread; pages that are open do not hold up the end."""
     import uvicorn
 
-    config = uvicorn.Config(app, log_config=None, log_level="warning", timeout_graceful_shutdown=1)
+    # Connections: each browser keeps up to six, most of them idle.
+    config = uvicorn.Config(
+        app, log_config=None, log_level="warning", timeout_graceful_shutdown=1, limit_concurrency=MOST_CONNECTIONS
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), name="page")
     thread.start()

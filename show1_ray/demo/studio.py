@@ -36,6 +36,8 @@ ABSENCE_SECONDS = 30.0
 GALLERY = 12
 KEPT_CLIPS = 96
 """The latest clips, whose files and previews are kept: a few hundred kB each."""
+MOST_VISITORS = 256
+"""Remembered at a time."""
 FORGET_SECONDS = 3600.0
 """When what a visitor made is forgotten."""
 
@@ -73,6 +75,11 @@ class Take:
     def is_over(self) -> bool:
         """Whether nothing more happens to it."""
         return self.state in ("done", "failed", "rejected", "cancelled")
+
+    def end_unbegun(self, _: object) -> None:
+        """Its task is over: it may have been cancelled before it did anything."""
+        if not self.is_over:
+            self.state, self.note = "cancelled", "Stopped."
 
 
 class Visitor:
@@ -122,10 +129,11 @@ class Studio:
         overrides: tuple[str, ...] = (),
         absence_seconds: float = ABSENCE_SECONDS,
         kept_clips: int = KEPT_CLIPS,
+        most_visitors: int = MOST_VISITORS,
     ) -> None:
         self.line, self.pipeline, self.lander, self.folder = line, pipeline, lander, folder
         self.name, self.overrides = name or pipeline.name, overrides
-        self.absence_seconds, self.kept_clips = absence_seconds, kept_clips
+        self.absence_seconds, self.kept_clips, self.most_visitors = absence_seconds, kept_clips, most_visitors
         self.gallery: deque[Take] = deque(maxlen=GALLERY)
         self.visitors: dict[str, Visitor] = {}
         self._kept: deque[Take] = deque()
@@ -133,17 +141,36 @@ class Studio:
         self._axes = dict(frames_of(pipeline, deliver=True).values())
 
     def visitor(self, visitor_id: str | None) -> Visitor:
-        """The visitor of this id; a new one if there is none, or none any more."""
+        """The visitor of this id; a new one if there is none, or none any more.
+
+        There are `most_visitors` at a time: then the one without clips in the making that was seen least lately is
+        forgotten. Raises UserError, in words for the page, where all have some.
+        """
         now = time.monotonic()
         for known in list(self.visitors.values()):
             if not known.is_busy and now - known.seen > FORGET_SECONDS:
                 del self.visitors[known.id]
         visitor = self.visitors.get(visitor_id or "")
         if visitor is None:
+            if self.is_full:
+                raise UserError(self.full_note)
+            if len(self.visitors) >= self.most_visitors:
+                idle = [known for known in self.visitors.values() if not known.is_busy]
+                del self.visitors[min(idle, key=lambda known: known.seen).id]
             visitor = Visitor()
             self.visitors[visitor.id] = visitor
         visitor.seen = now
         return visitor
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another visitor."""
+        return sum(visitor.is_busy for visitor in self.visitors.values()) >= self.most_visitors
+
+    @property
+    def full_note(self) -> str:
+        """What somebody is told then."""
+        return f"{self.most_visitors} visitors have clips in the making, which are the most; try again in a while."
 
     def start(self, visitor: Visitor, prompt: str, negative_prompt: str, seed: str, count: int) -> None:
         """Put clips of a prompt on the line, with the seeds `seed`, `seed` + 1, …; "": a seed that nobody knows before.
@@ -158,6 +185,8 @@ class Studio:
             raise UserError(f"{most}: ask for fewer, or try again in a while.")
         visitor.takes = [Take(clip, [Step(stage) for stage in self.stages]) for clip in clips]
         visitor.tasks = [asyncio.create_task(self._make(visitor, take)) for take in visitor.takes]
+        for take, task in zip(visitor.takes, visitor.tasks, strict=True):
+            task.add_done_callback(take.end_unbegun)
         visitor.tasks.append(asyncio.create_task(self._attend(visitor)))
 
     def stop(self, visitor: Visitor) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from show1_ray.errors import without_secrets
 from show1_ray.line.spec import FatalError, PlaceError
 
 Cause = Literal[
@@ -85,8 +86,9 @@ def failure(error: BaseException, loading: bool = False) -> Failure:
     chain = list(causes(error))
     fatal = next((one for one in chain if isinstance(one, FatalError)), None)
     if fatal is not None:
-        return Failure("place" if isinstance(fatal, PlaceError) else "fatal", str(fatal))
-    text = shortened("".join(traceback.format_exception(error)).strip())
+        return Failure("place" if isinstance(fatal, PlaceError) else "fatal", without_secrets(str(fatal)))
+    # Hidden here: the driver does not know the tokens of this node.
+    text = without_secrets(shortened("".join(traceback.format_exception(error)).strip()))
     named = (getattr(one, "clip_id", None) for one in chain)
     clip_id = next((name for name in named if isinstance(name, str)), None)
     # The outermost that speaks of the device: what came of handling the others.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from functools import partial
 from types import TracebackType
@@ -12,19 +12,19 @@ from types import TracebackType
 import ray
 
 from show1_ray.clip import Clip
-from show1_ray.errors import UserError
 from show1_ray.line import events
 from show1_ray.line.arrivals import Arrivals, Result
 from show1_ray.line.batch import Batch, as_task, on_station, patience
 from show1_ray.line.care import BLAMELESS, RECYCLED
+from show1_ray.line.crew import Crew
 from show1_ray.line.elsewhere import Elsewhere
-from show1_ray.line.faults import Failure, last_line
-from show1_ray.line.fleet import Fleet, StationHandle
+from show1_ray.line.faults import Failure
+from show1_ray.line.fleet import Fleet
 from show1_ray.line.flight import Flight
 from show1_ray.line.floor import Floor
-from show1_ray.line.health import FailureRate
 from show1_ray.line.inbox import Inbox
 from show1_ray.line.load import Assignment
+from show1_ray.line.prospects import Prospects
 from show1_ray.line.report import Report
 from show1_ray.line.snapshot import Progress
 from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec, check
@@ -32,15 +32,6 @@ from show1_ray.line.traffic import GivenUp
 
 POLL_SECONDS = 0.05
 """How soon an open line that waits for a batch notices that a clip has come: `ray.wait` cannot be woken."""
-
-SCALING_SECONDS = 1.0
-"""How often the line asks itself how many stations it should have."""
-COMING_SECONDS = 60.0
-"""A station that was asked for so long ago is not waited for any more by what has failed on all others."""
-LONELY_SECONDS = 30.0
-"""Without any station for so long, it is told what the line waits for."""
-MANY = 4
-"""A stage that has not loaded so many times as often as it may does not load anywhere."""
 
 
 class Line:
@@ -74,27 +65,20 @@ class Line:
         self.progress = Progress()
         self._events: deque[events.Event] = deque()
         self._inbox: Inbox | None = None
-        self._next_scaling = 0.0
-        self._dead_starts: Counter[str] = Counter()
-        """Of each stage, failures to load in a row; of "", stations that died before they did anything."""
+        self._prospects = Prospects(self.settings)
         self._arrivals = Arrivals()
         self._elsewhere = Elsewhere()
-        self._rate = FailureRate()
         self._stopped_because = ""
-        self._alone_since = time.monotonic()
-        self._told_alone = False
         self._stopping = False
         self._stopping_now = False
 
     def __enter__(self) -> Line:
         self.fleet.start()
         self._spec_refs = [ray.put(spec) for spec in self.specs]
-        self.store_bytes = self._store_bytes()
         slots = max(self.settings.cpu_tasks, self.fleet.size)
         self.floor = Floor(self.specs, self.settings, slots, self.results)
         self.schedule, self.traffic, self.care = self.floor.schedule, self.floor.traffic, self.floor.care
-        self.floor.limit(self.fleet.size, self.store_bytes)
-        self._alone_since = time.monotonic()
+        self.crew = Crew(self.fleet, self.floor, self.settings, self._arrivals, self._prospects, self._events.append)
         return self
 
     def __exit__(
@@ -139,7 +123,8 @@ class Line:
                     self.schedule.close()
                 self._take_back()
                 self._admit(source)
-                self._scale()
+                if not self._stopping:
+                    self.crew.scale(time.monotonic())
                 self._dispatch()
                 yield from self._tell()
                 if self._ended():
@@ -158,7 +143,7 @@ class Line:
         while self.fleet.starting or self.fleet.later:
             done, _ = ray.wait(list(self.fleet.starting), timeout=1.0)
             for ref in done:
-                self._station_up(ref)
+                self.crew.up(ref, time.monotonic())
             self._hear()
             self._expire()
 
@@ -183,37 +168,6 @@ class Line:
     def _dispatch(self) -> None:
         while assignment := self.schedule.decide(time.monotonic()):
             self._start(assignment)
-
-    def _scale(self) -> None:
-        """Have as many stations as the work that is left can use."""
-        now = time.monotonic()
-        if now < self._next_scaling or self._stopping:
-            return
-        self._next_scaling = now + SCALING_SECONDS
-        self.floor.health.coming = self.fleet.coming(now, COMING_SECONDS)
-        self.care.tick(now)
-        self._heed(now)
-        self.fleet.ask_due(now)
-        before = self.fleet.size
-        idle = self.schedule.idle.since(now - self.settings.idle_seconds)
-        ordinary = [number for number in idle if self.fleet.stations[number].slot.own is None]
-        useful = self.schedule.useful_stations()
-        ended = self.fleet.scale(useful, ordinary, now, len(self.care.benched))
-        wanted = {stage: self.schedule.useful_stations(stage) for stage in self.fleet.own}
-        for number in (*ended, *self.fleet.scale_own(wanted, idle, now)):
-            self.care.leave(number)
-            self._events.append(events.StationEnded(number))
-        store = self._store_bytes()
-        if self.fleet.size != before or store != self.store_bytes:
-            self.store_bytes = store
-            self.schedule.cpu_slots = max(self.settings.cpu_tasks, self.fleet.size)
-            self.floor.limit(self.fleet.size, self.store_bytes)
-
-    def _store_bytes(self) -> int:
-        """Of the object store, for clips in flight; it grows and shrinks with the cluster."""
-        if self.settings.store_bytes is not None:
-            return self.settings.store_bytes
-        return int(self.fleet.nodes.view.resources.get("object_store_memory", 0) / 2)
 
     def _start(self, assignment: Assignment) -> None:
         spec, load = self.specs[assignment.stage], self.schedule.stages[assignment.stage]
@@ -262,44 +216,7 @@ class Line:
             if ref in self.batches:
                 self._settle(self.batches.pop(ref))
             else:
-                self._station_up(ref)
-
-    def _station_up(self, ref: ray.ObjectRef) -> None:
-        now = time.monotonic()
-        handle = self.fleet.starting[ref]
-        try:
-            self.fleet.up(ref, now)
-        except ray.exceptions.RayError as error:
-            self._arrivals.ask(self.fleet.stillborn(handle, error), partial(self._did_not_start, handle))
-            return
-        assert handle.info is not None
-        memory, own = handle.info.memory, handle.slot.own
-        if memory is None or own is not None:
-            memory = 1 << 60
-        place = handle.place
-        pins = self.fleet.pins(handle.slot, memory) if self.settings.pinned and own is None else None
-        kind, host_memory = self.fleet.kind(handle), self.fleet.host_memory(handle)
-        self.schedule.add_station(handle.number, memory, host_memory, now, pins, kind, place.card, own)
-        self.care.arrive(handle.number, place, now)
-        homeless = [self.specs[index] for index in self.schedule.homeless()]
-        if homeless and not self.fleet.starting:
-            most = max(station.memory for station in self.schedule.stations.values())
-            names = ", ".join(f"{spec.name} ({spec.memory / 1e9:.1f} GB)" for spec in homeless)
-            raise UserError(f"stations: {most / 1e9:.1f} GB, the most that one has, are too little for {names}")
-        stage = None if own is None else self.specs[own].name
-        self._events.append(events.StationUp(handle.number, handle.info.node, handle.info.pid, memory, stage))
-
-    def _did_not_start(self, handle: StationHandle, found: tuple[str, Failure]) -> None:
-        node, failure = found
-        now, reason, place = time.monotonic(), f"it did not start: {failure.last_line}", self.fleet.name(node)
-        if failure.cause == "gone":
-            self._events.append(events.StationLost(handle.number, reason, place))
-            self.fleet.ask(handle.slot, now)
-            return
-        pause = self.fleet.ask_later(handle.slot, node, now)
-        self._events.append(events.StationLost(handle.number, f"{reason} (asked for again in {pause:.0f} s)", place))
-        if failure.cause == "death":
-            self._count_dead_start("", f"a station did not start: {failure.last_line}")
+                self.crew.up(ref, time.monotonic())
 
     def _settle(self, batch: Batch) -> None:
         """A batch has ended by itself: read its report, or let it be found out why there is none."""
@@ -324,20 +241,7 @@ class Line:
             batch = self.batches.pop(ref)
             batch.cancel()
             self._arrivals.ask(self.fleet.overdue(), partial(self._conclude_failed, batch))
-        if not self.fleet.lonely:
-            self._alone_since, self._told_alone = now, False
-        elif now - self._alone_since > self.settings.start_deadline:
-            why = self.fleet.awaited()
-            raise FatalError(f"no station came up in {self.settings.start_deadline:g} s" + (f": {why}" if why else ""))
-        elif now - self._alone_since > LONELY_SECONDS and not self._told_alone:
-            self._told_alone = True
-            self._tell_alone(now)
-
-    def _tell_alone(self, now: float) -> None:
-        if why := self.fleet.awaited():
-            minutes = self.settings.start_deadline / 60
-            text = f"no station is up after {now - self._alone_since:.0f} s: {why}; given up after {minutes:.0f} min"
-            self._events.append(events.StationsAwaited(text))
+        self.crew.watch(now)
 
     def _conclude_failed(self, batch: Batch, failure: Failure) -> None:
         self._conclude(batch, Report(failure=failure))
@@ -351,7 +255,7 @@ class Line:
         if failure is not None:
             if failure.cause == "fatal":
                 raise FatalError(failure.text)
-            self.floor.health.coming = self.fleet.coming(now, COMING_SECONDS)
+            self.crew.count_coming(now)
             self._tell_given_up(self.floor.failed(assignment, batch.flights, failure, now))
             self._tell_repeated(batch, f"{failure.cause}: {failure.last_line}")
             self._count_dead_starts(batch, failure)
@@ -363,15 +267,11 @@ class Line:
         if assignment.station is None:
             return
         if failure is not None and failure.cause in RECYCLED:
-            self._replace(
-                assignment.station,
-                f"{failure.cause}: {failure.last_line}",
-                failure.cause not in BLAMELESS,
-                after_a_pause=failure.node_is_short,
-            )
+            reason, troubled = f"{failure.cause}: {failure.last_line}", failure.cause not in BLAMELESS
+            self.crew.replace(assignment.station, reason, troubled, now, after_a_pause=failure.node_is_short)
         else:
             self.care.free(assignment.station, now)
-        self._heed(now)
+        self.crew.heed(now)
 
     def _try_elsewhere(self, batch: Batch, failure: Failure, now: float) -> Failure:
         """A CPU task failed on a node: its clips wait again, for another one, or there is none that would do better."""
@@ -388,26 +288,19 @@ class Line:
 
     def _succeed(self, batch: Batch, report: Report, now: float) -> None:
         assignment = batch.assignment
-        self._dead_starts[self.specs[assignment.stage].name] = 0
+        self._prospects.loads(self.specs[assignment.stage].name)
         if assignment.station is not None:
             self.fleet.stations[assignment.station].worked(assignment, self.traffic.key(batch.flights))
         if self.floor.measure(assignment, report, self.traffic.key(batch.flights)):
-            self.floor.limit(self.fleet.size, self.store_bytes)
+            self.crew.limit()
         if assignment.station is None:
             self._elsewhere.done([flight.clip.id for flight in batch.flights])
         self.floor.done(assignment, batch.flights, report, batch.outputs, now)
         if batch.flights:
             self._tell_done(batch, report)
 
-    def _heed(self, now: float) -> None:
-        """Do what is to be done about stations that fail."""
-        for number, reason in list(self.care.to_replace.items()):
-            self._replace(number, reason, troubled=True)
-        self._events.extend(self.care.news)
-        self.care.news.clear()
-
     def _tell_done(self, batch: Batch, report: Report) -> None:
-        self._dead_starts[""] = 0
+        self._prospects.works()
         stage, station = batch.assignment.stage, batch.assignment.station
         if station is not None and self.fleet.stations[station].slot.own is None:
             self.fleet.busy_seconds += report.seconds
@@ -460,7 +353,7 @@ class Line:
             return
         self.traffic.leave(flight)
         self.progress.count(done=1)
-        self._rate.count(failed=False)
+        self._prospects.left()
         known = {**flight.plain, **dict(zip(names, values, strict=True))}
         given = {name: known[name] for name in self.results}
         attempts = flight.failures + 1
@@ -473,15 +366,12 @@ class Line:
         name = self.specs[stage].name
         is_of_loading = failure.cause == "load" or failure.loading
         if is_of_loading or (failure.cause in ("death", "deadline") and not batch.flights):
-            others_do = bool(self.floor.health.candidates(stage))
-            if others_do and self._dead_starts[name] < MANY * self.settings.max_dead_starts:
-                self._dead_starts[name] += 1
-            else:
-                self._count_dead_start(name, f"stage {name} does not load: {failure.last_line}")
+            self._prospects.does_not_load(name, failure.last_line, bool(self.floor.health.candidates(stage)))
         if number is None or failure.node_is_short:
             return
         if failure.cause == "idle" and not self.fleet.stations[number].has_worked:
-            self._count_dead_start("", f"a station died before it did anything: {failure.last_line}")
+            why = f"a station died before it did anything: {failure.last_line}"
+            self._prospects.died(why, self.fleet.all_died)
 
     def _tell_repeated(self, batch: Batch, reason: str) -> None:
         ids = tuple(flight.clip.id for flight in batch.flights if flight.state == "queued")
@@ -491,36 +381,13 @@ class Line:
     def _tell_given_up(self, given_up: Sequence[GivenUp]) -> None:
         for clip in given_up:
             self.progress.count(failed=1)
-            self._rate.count(failed=True)
-            self._stop_if_broken(clip.failure)
+            because = self._prospects.left(clip.failure)
+            if because and not self._stopping:
+                self._stopped_because = because
+                self.stop()
             flight = clip.flight
             stage, attempts = self.specs[flight.stage].name, max(1, flight.failures)
             self._events.append(events.ClipFailed(flight.clip, stage, attempts, clip.failure.text))
-
-    def _stop_if_broken(self, failure: Failure) -> None:
-        alarm = self._rate.alarm()
-        if alarm and not self._stopping:
-            advice = "mend what broke, then run the same command with --retry-failed"
-            self._stopped_because = f"{alarm}, the last with: {failure.last_line}; {advice}"
-            self.stop()
-
-    def _replace(self, number: int, reason: str, troubled: bool, after_a_pause: bool = False) -> None:
-        """End a station and ask for another one: at once, or, if it died before it did anything, after a while."""
-        now = time.monotonic()
-        self.care.leave(number, troubled)
-        handle: StationHandle = self.fleet.lose(number, now)
-        if after_a_pause or (troubled and not handle.has_worked):
-            pause = self.fleet.ask_later(handle.slot, handle.place.node, now)
-            reason += f" (asked for again in {pause:.0f} s)"
-        else:
-            self.fleet.ask(handle.slot, now)
-        self._events.append(events.StationLost(number, reason, handle.place.name))
-
-    def _count_dead_start(self, what: str, text: str) -> None:
-        """Give up if it has happened too often in a row, and to all: where others do well, it is the cards' fault."""
-        self._dead_starts[what] += 1
-        if self._dead_starts[what] >= self.settings.max_dead_starts and (what or self.fleet.all_died):
-            raise FatalError(f"{last_line(text)} ({self._dead_starts[what]} times in a row)")
 
     # Beginning and end.
 

@@ -155,6 +155,8 @@ def _paths(url: str) -> list[str] | None:
 
 def format_of(path: str) -> str | None:
     """The format that a file's name tells: parquet, csv or jsonl, the last two also compressed; None for others."""
+    if path.startswith(("http://", "https://")):  # a signed URL goes on behind the name
+        path = re.split("[?#]", path, maxsplit=1)[0]
     name = PurePosixPath(path.lower())
     if name.suffix in PACKED and SUFFIXES.get(name.with_suffix("").suffix) in ("csv", "jsonl"):
         name = name.with_suffix("")

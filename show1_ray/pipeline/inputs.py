@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from show1_ray.errors import ConfigError, shown
+from show1_ray.errors import ConfigError, shown, unsigned
 from show1_ray.stage import FRAMES, PLAIN, Shape
 
 Kind = Literal["text", "int", "float", "image", "video"]
@@ -143,11 +143,16 @@ NO_INPUTS = InputColumns()
 
 
 def noted(values: Mapping[str, Value]) -> dict[str, str | int | float]:
-    """Inputs as metadata and identities have them: bytes by their content, "sha256:…"."""
-    return {
-        name: f"sha256:{hashlib.sha256(value).hexdigest()}" if isinstance(value, bytes) else value
-        for name, value in values.items()
-    }
+    """Inputs as metadata and identities have them: bytes by their content, "sha256:…", URLs without their signatures,
+    which are secret, and others when they are renewed.
+    """
+    return {name: _noted(value) for name, value in values.items()}
+
+
+def _noted(value: Value) -> str | int | float:
+    if isinstance(value, bytes):
+        return f"sha256:{hashlib.sha256(value).hexdigest()}"
+    return unsigned(value) if isinstance(value, str) and "://" in value else value
 
 
 def read_inputs(said: Any) -> tuple[list[Input], list[tuple[tuple[str, ...], str]]]:

@@ -16,6 +16,8 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +208,23 @@ def test_code_of_ones_own_is_shipped_with_the_pipeline_that_uses_it(tmp_path):
         assert there.recipe() == Pipeline.load(mine, code=code).recipe()
     _, _, _, given = options_of_render(["a.parquet", "--out", "o", "--code", "own.py"])
     assert given == "own.py"
+
+
+def test_a_signed_url_is_shipped_but_shown_nowhere(head, tiny, tmp_path):
+    write_manifest(tmp_path)
+    name = next(tmp_path.glob("*.*")).name
+    serve = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{name}?X-Amz-Signature=5165a7e5"
+        result = run(head, url, "--out", tmp_path / "out", "--pipeline", tiny, "--dry-run")
+        server.shutdown()
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"0 of {COUNT} clips done" in result.stdout
+    assert f"{name}?X-Amz-Signature=***" in jobs(head)
+    logs = [path for path in Path(head.folder).glob("session_*/logs/**/*") if path.is_file()]
+    shown = [result.stdout, result.stderr, jobs(head), *(path.read_text(errors="replace") for path in logs)]
+    assert not [text[:200] for text in shown if "5165a7e5" in text]
 
 
 def test_images_beside_the_manifest_are_shipped_and_what_lies_elsewhere_is_refused(tmp_path, monkeypatch):

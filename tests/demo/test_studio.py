@@ -10,13 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
 pytest.importorskip("gradio", reason="the extra [demo] is not installed")
 
+from show1_ray.clip import Clip
 from show1_ray.demo import page, server
-from show1_ray.demo.studio import GALLERY, Studio, Visitor
+from show1_ray.demo.bounds import MOST_BYTES
+from show1_ray.demo.studio import GALLERY, Studio, Take, Visitor
 from show1_ray.errors import UserError
 from show1_ray.line import Service
 from show1_ray.line.events import Event, StageBegan
@@ -212,3 +215,48 @@ def test_files_and_previews_of_old_clips_are_deleted(open_studio: Callable[..., 
     assert oldest.path is None
     assert "not kept any more" in oldest.note
     assert not any(step.picture for step in oldest.steps)
+
+
+def test_visitors_are_bounded_and_the_one_seen_least_lately_is_forgotten(open_studio: Callable[..., Studio]) -> None:
+    async def visit() -> None:
+        here = open_studio(most_visitors=2)
+        busy, idle = here.visitor(None), here.visitor(None)
+        here.start(busy, "a red circle", "", "1", 1)
+        other = here.visitor(None)
+        assert set(here.visitors) == {busy.id, other.id}, "not the one with a clip in the making"
+        assert here.visitor(busy.id) is busy
+        here.start(other, "a red square", "", "2", 1)
+        assert here.is_full
+        with pytest.raises(UserError, match="2 visitors have clips in the making, which are the most; try again"):
+            here.visitor(idle.id)
+        assert here.visitor(busy.id) is busy
+        for visitor in (busy, other):
+            here.stop(visitor)
+        await until_over([busy, other])
+        assert here.visitor(None).id in here.visitors
+        assert len(here.visitors) == 2
+
+    run(visit())
+
+
+def test_requests_above_the_bounds_get_a_status_and_a_reason(open_studio: Callable[..., Studio]) -> None:
+    here = open_studio(most_visitors=1)
+    with server.listen("127.0.0.1", 0) as listening, server.serving(page.app(here, None, most_requests=2), listening):
+        client = httpx.Client(base_url=server.page_url("127.0.0.1", listening), timeout=60)
+        assert client.get("/").status_code == 200
+        large = client.post("/gradio_api/queue/join", content=b"x" * (MOST_BYTES + 1))
+        assert (large.status_code, large.text) == (
+            413,
+            f"A request may bring {MOST_BYTES} bytes, and says how many there are.\n",
+        )
+        assert client.post("/gradio_api/queue/join", content=iter([b"{}"])).status_code == 413, "of no known size"
+        with client.stream("GET", "/gradio_api/heartbeat/a"), client.stream("GET", "/gradio_api/heartbeat/b"):
+            many = client.get("/")
+        assert (many.status_code, many.text) == (503, "The demo answers 2 requests at a time; try again in a while.\n")
+        assert many.headers["retry-after"] == "30"
+        while client.get("/").status_code != 200:  # until the server has noticed that both are closed
+            time.sleep(0.05)
+        here.visitor(None).takes = [Take(Clip("a", "a"), [])]
+        full = client.get("/")
+        assert (full.status_code, full.text) == (503, here.full_note + "\n")
+        assert client.get("/config").status_code == 200, "pages that are open go on"

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from show1_ray.clip import Clip
-from show1_ray.line import line
+from show1_ray.line import prospects
 from show1_ray.line.events import Event, StationsAwaited, StationShutOut, StationUp
 from show1_ray.line.line import Line
 from show1_ray.line.spec import FatalError, Tensors
@@ -165,7 +165,7 @@ def test_a_card_whose_stations_die_at_once_is_asked_again_after_growing_pauses()
 
 
 def test_what_the_cluster_has_no_place_for_is_told_and_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line, "LONELY_SECONDS", 0.5)
+    monkeypatch.setattr(prospects, "LONELY_SECONDS", 0.5)
     told = list[Event]()
     why = "2 stations wait for a place, with 1 GPU each; the cluster has 4 GPU, 0 of them free, 4 at most on a node"
     with (

@@ -86,7 +86,7 @@ def test_a_node_that_joins_is_used(cluster: Cluster) -> None:
             yield clip
 
     with Line([spec(0), spec(1, seconds=0.3), spec(2), land()], settings(stations=None)) as line:
-        store_bytes = line.store_bytes
+        store_bytes = line.crew.store_bytes
         for event in line.run(until_it_works()):
             outcome.add(event)
             if isinstance(event, StationUp):
@@ -97,8 +97,8 @@ def test_a_node_that_joins_is_used(cluster: Cluster) -> None:
     outcome.assert_done(taken[: len(outcome.done)])
     assert joined is not None
     assert joined.node_id in worked
-    assert line.store_bytes == store_bytes + 75_000_000, "half of what it brought"
-    bounds = limits(line.specs, line.fleet.size, line.store_bytes, line.traffic.results)
+    assert line.crew.store_bytes == store_bytes + 75_000_000, "half of what it brought"
+    bounds = limits(line.specs, line.fleet.size, line.crew.store_bytes, line.traffic.results)
     assert [stage.limit for stage in line.schedule.stages] == list(bounds.clips)
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from show1_ray.clip import Clip
 from show1_ray.dataset.metadata import BY_STAGE, IN_SHARDS, SCHEMA, check_columns
 from show1_ray.errors import ConfigError
 from show1_ray.manifest import ManifestError, open_manifest
@@ -124,3 +125,16 @@ def test_a_column_that_must_be_there_is_missed_once(tmp_path):
     with pytest.raises(ManifestError, match="no column 'image', which the pipeline's inputs name") as caught:
         open_manifest(str(tmp_path / "a.csv"), inputs=INPUTS)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_signed_url_is_the_same_input_when_its_signature_is_renewed_and_keeps_it_to_be_read(tmp_path):
+    def clip(signature: str) -> Clip:
+        url = f"https://host/a.png?X-Amz-Expires=60&X-Amz-Signature={signature}"
+        (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": "a", "picture": url}) + "\n")
+        columns = InputColumns((Input("picture", "image"),))
+        ((clip, extra),) = [(one.clip, one.extra) for one in open_manifest(str(tmp_path / "m.jsonl"), inputs=columns)]
+        assert clip.inputs["picture"] == url
+        assert list(extra.values()) == ["https://host/a.png?X-Amz-Expires=60&X-Amz-Signature=***"]
+        return clip
+
+    assert clip("0123").id == clip("4567").id
