@@ -96,7 +96,7 @@ def head() -> Iterator[Head]:
         ("gcs_server", signal.SIGKILL, r"its head has not answered for \d+ s"),
         ("raylet", signal.SIGKILL, "Ray's process on this machine, the raylet, has ended"),
         ("raylet", signal.SIGSTOP, r"Ray's process on this machine, the raylet, has not answered for \d+ s"),
-        ("", signal.SIGKILL, "its head has been started anew"),
+        ("", signal.SIGKILL, "(its head has been started anew|Ray's process on this machine, the raylet, has ended)"),
     ],
     ids=["the head is killed", "the raylet is killed", "the raylet is stopped", "the head is another one"],
 )
