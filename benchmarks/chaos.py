@@ -1,7 +1,7 @@
 """Random faults over jobs: processes killed and stopped, nodes that leave, bad cards, storage that fails.
 
     python benchmarks/chaos.py --faults 1000 --log chaos.jsonl --out chaos.txt  # an hour or two on 2 cores
-    python benchmarks/chaos.py --faults 16 --rounds folder,s3 --quick           # what tests/test_chaos.py does
+    python benchmarks/chaos.py --faults 16 --rounds folder,s3 --quick           # a short form
     python benchmarks/chaos.py --table chaos.jsonl                              # what a log says
 
 In each round a job renders a manifest through the command line, on one node or on three, into video files or shards, in
@@ -164,6 +164,7 @@ def prepare(this: Round, port: int) -> None:
     match this.kind:
         case "s3":
             this.proxy = FaultyS3(port)
+            os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{this.proxy.port}"  # of a cluster's workers too
             bucket = f"bucket-{this.short.name.replace('_', '-').lower()}"
             fsspec.filesystem("s3", skip_instance_cache=True, **direct_s3()).mkdirs(bucket, exist_ok=True)
             this.out = f"s3://{bucket}/out"
@@ -252,8 +253,6 @@ def environment(this: Round) -> dict[str, str]:
     """The job's, by which its processes are known."""
     (this.folder / "tmp").mkdir(exist_ok=True)
     own = {chaos_stages.FOLDER: str(this.folder), "RAY_TMPDIR": str(this.short), "TMPDIR": str(this.folder / "tmp")}
-    if this.proxy is not None:
-        own["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{this.proxy.port}"
     return os.environ | own
 
 
