@@ -31,12 +31,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from show1_ray.clip import Clip
-from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.pipeline import Pipeline
 from show1_ray.show1.cascade import load_stage
 from show1_ray.show1.interpolation import Interpolation
 from show1_ray.show1.latent_super_resolution import LatentSuperResolution
 from show1_ray.show1.loading import Checkpoints
 from show1_ray.show1.random import RandomCheckpoints, write_tiny_cascade
+from show1_ray.show1.stages import STAGES
 from show1_ray.show1.super_resolution import SuperResolution, window_slices
 from show1_ray.show1.temporal import TemporalConv
 from show1_ray.show1.text import Text

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,8 +22,18 @@ import fsspec
 import psutil
 from faulty_s3 import FaultyS3
 
-CLIPS = {"tiny": 10}
-"""Clips of a round; others have 400."""
+CLIPS = {"folder": 250, "s3": 250, "disk": 250, "nodes": 300, "tiny": 30}
+QUICK_CLIPS = 60
+"""Clips of a round."""
+KILL, STOP = signal.SIGKILL, signal.SIGSTOP
+
+CLUSTERED = {"nodes", "s3", "disk"}
+"""Kinds of rounds whose job goes to a cluster that is there: of three nodes, or of one. Others start their own Ray."""
+ENDING = {"driver killed", "GCS killed", "GCS stopped for good", "head restarted"}
+ENDING_ALONE = {"raylet killed", "raylet stopped for good"}
+"""On one node."""
+LONG = ("for good", "for 60 s", "GCS killed")
+"""Found out by a deadline, or by waiting."""
 
 
 @dataclass
@@ -34,28 +45,49 @@ class Round:
     folder: Path
     out: str
     random: random.Random
+    clips: int
+    count: int
+    """Faults at most."""
+    quick: bool
+    """Whether nothing is to be done that takes half a minute."""
     proxy: FaultyS3 | None = None
     head: Any = None
     nodes: list[Any] = field(default_factory=list)
+    short: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="c", dir="/tmp")))
+    """Ray's folder: sockets' paths must be short."""
+    undo: list[tuple[float, str, Callable[[], object]]] = field(default_factory=list)
+    """When what was done is undone, its subject, and how."""
     faults: collections.Counter[str] = field(default_factory=collections.Counter)
     exits: collections.Counter[int] = field(default_factory=collections.Counter)
     wrong: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def clips(self) -> int:
-        """Of its manifest."""
-        return CLIPS.get(self.kind, 400)
+    is_doomed: bool = False
+    """Whether the start of the job that runs must end, because of what was done last: no more is done to it."""
+    left: collections.Counter[str] = field(default_factory=collections.Counter)
+    """What starts of the job left behind, by kind: the most that was seen at once."""
 
     @property
     def storage(self) -> Any:
         """The file system of its dataset, without the proxy."""
         options = {"use_listings_cache": False, "skip_instance_cache": True}
-        return (
-            fsspec.filesystem("s3", **options, **direct_s3())
-            if self.out.startswith("s3:")
-            else fsspec.filesystem("file")
-        )
+        is_s3 = self.out.startswith("s3:")
+        return fsspec.filesystem("s3", **options, **direct_s3()) if is_s3 else fsspec.filesystem("file")
+
+    def later(self, seconds: float, subject: str, act: Callable[[], object]) -> bool:
+        """Does something after a while, or at once when the job has ended."""
+        self.undo.append((time.monotonic() + seconds, subject, act))
+        return True
+
+    def is_busy(self, subject: str) -> bool:
+        """Whether something was done to it that is not undone yet."""
+        return any(one == subject for _, one, _ in self.undo)
+
+    def undo_until(self, now: float) -> None:
+        """Undoes what is due."""
+        due = [act for end, _, act in self.undo if end <= now]
+        self.undo = [one for one in self.undo if one[0] > now]
+        for act in due:
+            with suppress(psutil.Error):
+                act()
 
 
 def direct_s3() -> dict[str, Any]:
@@ -66,35 +98,58 @@ def direct_s3() -> dict[str, Any]:
 
 
 def inflict(this: Round, job: psutil.Popen) -> None:
-    """One fault, if there is something that it can be done to."""
-    faults: list[tuple[str, Callable[[], bool]]] = [
-        *3 * [("station killed", lambda: hit(this, "ray::Station", signal.SIGKILL))],
-        ("station stopped for good", lambda: hit(this, "ray::Station", signal.SIGSTOP)),
-        ("landing task killed", lambda: hit(this, "ray::run_task", signal.SIGKILL)),
-        ("idle worker killed", lambda: hit(this, "ray::IDLE", signal.SIGKILL)),
-        ("driver killed", lambda: kill(job)),
-        ("driver stopped for 3 s", lambda: pause(job, 3)),
-        ("driver interrupted", lambda: interrupt(job)),
-    ]
-    if this.head is None:
-        faults += [("raylet killed", lambda: hit(this, "raylet", signal.SIGKILL))]
-        faults += [("GCS killed", lambda: hit(this, "gcs_server", signal.SIGKILL))]
-    else:
-        faults += [("node left", lambda: leave(this)), ("node came", lambda: come(this))]
-        faults += [("GCS killed", lambda: kill_gcs(this)), ("head restarted", lambda: restart_head(this))]
-        faults += 3 * [("bad card", lambda: break_card(this))]
+    """One fault, of those that there is something for."""
+    faults = {
+        name: fault
+        for name, fault in possible(this, job).items()
+        if not (this.quick and any(long in name for long in LONG))
+    }
+    while faults:
+        name, (_, fault) = choice = this.random.choices(list(faults.items()), [w for w, _ in faults.values()])[0]
+        del faults[choice[0]]
+        with suppress(psutil.Error):
+            if fault():
+                this.faults[name] += 1
+                this.is_doomed = this.is_doomed or name in ENDING or (name in ENDING_ALONE and this.kind != "nodes")
+                return
+
+
+def possible(this: Round, job: psutil.Popen) -> dict[str, tuple[float, Callable[[], bool]]]:
+    """Faults with their weights. What ends a job is rarer: it costs a start."""
+    station, landing, idle = "ray::Station", "ray::run_task", "ray::IDLE"
+    faults: dict[str, tuple[float, Callable[[], bool]]] = {
+        "station killed": (5, lambda: hit(this, station, KILL)),
+        "station stopped for 3 s": (5, lambda: hit(this, station, STOP, 3)),
+        "station stopped for good": (0.5, lambda: hit(this, station, STOP)),
+        "landing killed": (6, lambda: hit(this, landing, KILL)),
+        "landing stopped for 3 s": (4, lambda: hit(this, landing, STOP, 3)),
+        "landing stopped for good": (0.5, lambda: hit(this, landing, STOP)),
+        "idle worker killed": (3, lambda: hit(this, idle, KILL)),
+        "idle worker stopped for 3 s": (4, lambda: hit(this, idle, STOP, 3)),
+        "idle worker stopped for good": (0.5, lambda: hit(this, idle, STOP)),
+        "driver stopped for 3 s": (3, lambda: stop(this, job, 3)),
+        "driver killed": (0.6, lambda: kill(job)),
+        "driver interrupted": (0.6, lambda: interrupt(job)),
+        "raylet killed": (0.35, lambda: hit(this, "raylet", KILL)),
+        "raylet stopped for 3 s": (3, lambda: hit(this, "raylet", STOP, 3)),
+        "raylet stopped for good": (0.25, lambda: hit(this, "raylet", STOP)),
+        "GCS killed": (0.25, lambda: hit(this, "gcs_server", KILL)),
+        "GCS stopped for 3 s": (3, lambda: hit(this, "gcs_server", STOP, 3)),
+        "GCS stopped for good": (0.2, lambda: hit(this, "gcs_server", STOP)),
+    }
+    if this.head is not None:
+        faults["head restarted"] = (0.5, lambda: restart_cluster(this))
+    if this.kind == "nodes":
+        faults["node left"] = (3, lambda: leave(this))
+        faults["node came"] = (3, lambda: come(this))
+        faults["bad card"] = (8, lambda: break_card(this))
     if this.proxy is not None:
-        for mode, seconds in (("busy", 3), ("cut", 2), ("reset", 3), ("hang", 60)):
-            faults += [(f"S3: {mode} for {seconds} s", partial(misbehave, this, mode, seconds))]
+        for mode, seconds, weight in (("busy", 3, 10), ("cut", 2, 10), ("reset", 3, 10), ("hang", 60, 1)):
+            faults[f"S3: {mode} for {seconds} s"] = (weight, partial(misbehave, this, mode, seconds))
     if this.kind == "disk":
-        faults += 2 * [
-            ("disk full for 5 s", lambda: fill_disk(this)),
-            ("disk read-only for 5 s", lambda: freeze_disk(this)),
-        ]
-    name, fault = this.random.choice(faults)
-    with suppress(psutil.Error):
-        if fault():
-            this.faults[name] += 1
+        faults["disk full for 4 s"] = (10, lambda: fill_disk(this))
+        faults["disk read-only for 4 s"] = (10, lambda: freeze_disk(this))
+    return faults
 
 
 def rays(this: Round) -> list[psutil.Process]:
@@ -103,20 +158,29 @@ def rays(this: Round) -> list[psutil.Process]:
     for process in psutil.process_iter(["cmdline", "environ"]):
         line, environment = process.info["cmdline"] or [], process.info["environ"] or {}
         of_ray = line and (line[0].startswith("ray::") or "/ray/" in " ".join(line))
-        if of_ray and environment.get(chaos_stages.FOLDER) == str(this.folder) and "show1_ray" not in line:
+        if of_ray and environment.get(chaos_stages.FOLDER) == str(this.folder) and "chaos_job" not in " ".join(line):
             found.append(process)
     return found
 
 
-def hit(this: Round, name: str, number: signal.Signals) -> bool:
-    victims = []
+def named(this: Round, name: str) -> list[psutil.Process]:
+    """Those of the round's Ray that are called so."""
+    found = []
     for process in rays(this):
         with suppress(psutil.Error):
             if any(name in word for word in process.cmdline()[:2]):
-                victims.append(process)
+                found.append(process)
+    return found
+
+
+def hit(this: Round, name: str, number: signal.Signals, seconds: float = 0) -> bool:
+    """Sends one of them a signal; `seconds` later it goes on."""
+    victims = [process for process in named(this, name) if process.status() != psutil.STATUS_STOPPED]
     if victims:
-        self_chosen = this.random.choice(victims)
-        self_chosen.send_signal(number)
+        victim = this.random.choice(victims)
+        victim.send_signal(number)
+        if seconds:
+            this.later(seconds, str(victim.pid), victim.resume)
     return bool(victims)
 
 
@@ -130,80 +194,83 @@ def interrupt(job: psutil.Popen) -> bool:
     return True
 
 
-def pause(job: psutil.Popen, seconds: float) -> bool:
+def stop(this: Round, job: psutil.Popen, seconds: float) -> bool:
     job.suspend()
-    time.sleep(seconds)
-    job.resume()
-    return True
+    return this.later(seconds, "driver", job.resume)
 
 
 def misbehave(this: Round, mode: Any, seconds: float) -> bool:
     assert this.proxy is not None
+    if this.is_busy("storage"):
+        return False
     this.proxy.mode = mode
-    time.sleep(seconds)
-    this.proxy.mode = "good"
-    return True
+    return this.later(seconds, "storage", partial(setattr, this.proxy, "mode", "good"))
 
 
 def fill_disk(this: Round) -> bool:
+    if this.is_busy("storage"):
+        return False
     ballast = this.folder / "disk" / "ballast"
-    with suppress(OSError), ballast.open("wb") as file:
-        while True:
-            file.write(bytes(2**20))
-            file.flush()
-    time.sleep(5)
-    ballast.unlink()
-    return True
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        for size in (2**20, 1):  # to the last byte
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size * 4096))
+    return this.later(4, "storage", ballast.unlink)
 
 
 def freeze_disk(this: Round) -> bool:
-    disk = str(this.folder / "disk")
-    done = subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True).returncode == 0
-    time.sleep(5)
-    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-    return done
+    if this.is_busy("storage"):
+        return False
+    remount = ["mount", "-o", "remount,ro", str(this.folder / "disk")]
+    if subprocess.run(remount, capture_output=True).returncode:  # a file is just being written
+        return False
+    remount[2] = "remount,rw"
+    return this.later(4, "storage", lambda: subprocess.run(remount, check=True))
 
 
 def break_card(this: Round) -> bool:
-    """One card of a node fails from now on, until another one does."""
-    (this.folder / "bad").write_text(f"{this.random.choice([this.head, *this.nodes]).node_id}:0")
+    """One card of a node fails from now on, until another one does or the job ends."""
+    if not this.nodes:
+        return False
+    bad = f"{this.random.choice(this.nodes).node_id}:{this.random.randrange(2)}"
+    (this.folder / "bad").write_text(bad)
     return True
 
 
 def heal(this: Round) -> None:
+    """All but the cluster is as it was."""
     (this.folder / "bad").unlink(missing_ok=True)
-    if this.proxy is not None:
-        this.proxy.mode = "good"
+    this.undo_until(float("inf"))
 
 
-# The cluster of three nodes.
+# The cluster: of three nodes, or of one.
 
 
-def restart_cluster(this: Round) -> None:
+def restart_cluster(this: Round) -> bool:
+    """The cluster is another one from now on."""
     from ray.cluster_utils import Cluster
 
     end_ray(this)
     os.environ[chaos_stages.FOLDER] = str(this.folder)
-    quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-    resources = {"num_cpus": 2, "num_gpus": 2, "object_store_memory": 100_000_000}
-    head = {**resources, "num_gpus": 0, "_system_config": quick, "temp_dir": str(ray_folder(this))}
+    quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+    head: dict[str, Any] = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 150_000_000}
+    head |= {"_system_config": quick, "temp_dir": str(this.short), "include_dashboard": False}
     this.head = Cluster(initialize_head=True, head_node_args=head)
-    this.nodes = [this.head.add_node(**resources) for _ in range(2)]
-    this.head.node_id = this.head.head_node.node_id
-
-
-def restart_head(this: Round) -> bool:
-    """The cluster is another one from now on."""
-    restart_cluster(this)
+    this.nodes = [add_node(this) for _ in range(2 if this.kind == "nodes" else 0)]
     return True
 
 
-def is_up(cluster: Any) -> bool:
-    return (
-        cluster.head_node is not None
-        and cluster.head_node.any_processes_alive()
-        and not cluster.head_node.dead_processes()
-    )
+def add_node(this: Round) -> Any:
+    return this.head.add_node(num_cpus=2, num_gpus=2, object_store_memory=100_000_000)
+
+
+def is_up(this: Round) -> bool:
+    """Whether there is a cluster, whole as far as its processes tell."""
+    if this.head is None or this.head.head_node is None or this.head.head_node.dead_processes():
+        return False
+    stopped = [one for name in ("raylet", "gcs_server") for one in named(this, name) if one.status() == "stopped"]
+    return not stopped and bool(this.nodes or this.kind != "nodes")
 
 
 def leave(this: Round) -> bool:
@@ -214,20 +281,12 @@ def leave(this: Round) -> bool:
 
 
 def come(this: Round) -> bool:
-    if len(this.nodes) > 2:
+    if len(this.nodes) > 2 or not is_up(this):
         return False
-    this.nodes.append(this.head.add_node(num_cpus=2, num_gpus=2, object_store_memory=100_000_000))
-    return True
-
-
-def kill_gcs(this: Round) -> bool:
-    this.head.head_node.kill_gcs_server()
-    return True
-
-
-def ray_folder(this: Round) -> Path:
-    """Sockets' paths must be short."""
-    return Path("/tmp") / f"c{os.getpid()}{this.folder.name}"
+    with suppress(Exception):  # the head is going
+        this.nodes.append(add_node(this))
+        return True
+    return False
 
 
 def end_ray(this: Round) -> None:
@@ -248,6 +307,7 @@ def end_tree(job: psutil.Popen) -> None:
 
 
 def clean_up(this: Round) -> None:
+    """Ends all that is left; what the job said is kept where something was wrong."""
     end_ray(this)
     if this.proxy is not None:
         this.proxy.close()
@@ -255,4 +315,4 @@ def clean_up(this: Round) -> None:
         subprocess.run(["umount", "-l", this.folder / "disk"], check=False)
     if not this.wrong:
         shutil.rmtree(this.folder, ignore_errors=True)
-    shutil.rmtree(ray_folder(this), ignore_errors=True)
+        shutil.rmtree(this.short, ignore_errors=True)

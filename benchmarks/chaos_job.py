@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import sys
 
-from show1_ray.cli import main, stopped_by_signals
-from show1_ray.job import Control, render
-from show1_ray.line import LineSettings
-from show1_ray.output import Console
-from show1_ray.planning.gpus import memory_for_stages
-from show1_ray.progress import Progress, summary_lines
-
-QUICK = LineSettings(deadline_floor=10, first_deadline=45, measure_memory=memory_for_stages)
-"""A stopped process is never noticed but by its deadline."""
+from show1_ray.__main__ import main
 
 
 def job() -> None:
-    """Renders, and ends with the job's exit code."""
+    """Renders, and ends with the job's exit code. Imports as the command line does, when it knows what to do."""
+    from show1_ray.cli import stopped_by_signals
+    from show1_ray.job import Control, render
+    from show1_ray.line import LineSettings
+    from show1_ray.output import Console
+    from show1_ray.progress import Progress, summary_lines
+
+    quick = LineSettings(deadline_floor=10, first_deadline=45)  # a stopped process is noticed only by its deadline
     manifest, out, pipeline, form, address, code = (*sys.argv[1:], *[""] * 6)[:6]
     console, control = Console(stderr=True), Control()
     with Progress(console) as progress, stopped_by_signals(control, console):
@@ -32,7 +31,7 @@ def job() -> None:
             code=code or None,
             observe=progress.observe,
             control=control,
-            line=QUICK,
+            line=quick,
         )
     print(summary_lines(summary), file=sys.stderr)
     sys.exit(summary.exit_code)

@@ -32,8 +32,8 @@ from show1_ray.demo.studio import KEPT_CLIPS, Studio
 from show1_ray.job import origin
 from show1_ray.line import LineSettings, Service
 from show1_ray.line.events import Event, StageBegan
-from show1_ray.pipeline import STAGES
 from show1_ray.show1.random import write_tiny_cascade
+from show1_ray.show1.stages import STAGES
 
 STATIONS = 2
 STORE = 500 * 10**6
@@ -70,7 +70,7 @@ def kept(studio: Studio) -> int:
 
 def orders(began: list[StageBegan], ids: list[str]) -> tuple[bool, int]:
     """Whether clips began in the order of `ids`, and how many batches of all stages have theirs in it."""
-    first = [clip_id for event in began if event.stage == STAGES[0] for clip_id in event.clips]
+    first = [clip_id for event in began if event.stage == next(iter(STAGES)) for clip_id in event.clips]
     in_order = sum(sorted(event.clips, key=ids.index) == list(event.clips) for event in began)
     return first == ids, in_order
 

@@ -50,10 +50,11 @@ import torch
 from cascade import matrix_peak, synchronise, timed
 from stage_measures import alone, batch_for, profiled, run_batch, set_recipe, swap, switch, timing
 
-from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.pipeline import Pipeline
 from show1_ray.show1.cascade import load_stage
 from show1_ray.show1.loading import Checkpoints
 from show1_ray.show1.random import RandomCheckpoints, write_tiny_cascade
+from show1_ray.show1.stages import STAGES
 from show1_ray.stages.torch_stage import TorchStage
 
 PARTS = ("machine", "start", "restart", "stages", "numerics")

@@ -44,10 +44,10 @@ import ray
 from show1_ray.clip import Clip
 from show1_ray.line.events import ClipDone, Event, StageDone
 from show1_ray.line.load import load_of
-from show1_ray.line.plan import limits
+from show1_ray.line.pinning import limits
 from show1_ray.line.service import ClipEvent, Service
 from show1_ray.line.simulate import busy_share, simulate
-from show1_ray.line.spec import LineSettings, StageSpec, Tensors
+from show1_ray.line.spec import LineSettings, StageSpec, Values
 
 UNIT = 0.25
 """Seconds of one unit of cost."""
@@ -118,13 +118,13 @@ class Sleeper:
         if device != "cpu":
             time.sleep(self.regime.swap * self.unit)
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         """Sleeps as long as the batch costs."""
         time.sleep(COSTS[self.name] * self.unit * len(clips))
         return [{self.name: np.empty(BYTES[self.name], np.uint8)} for _ in clips]
 
 
-def lands(device: str) -> Callable[[list[Clip], list[Tensors]], list[Tensors]]:
+def lands(device: str) -> Callable[[list[Clip], list[Values]], list[Values]]:
     """The end of the line."""
     return lambda clips, tensors: [{"row": given["latent_sr"].nbytes} for given in tensors]
 
@@ -212,7 +212,7 @@ def simulate_line(
 
 def pin_of(number: int) -> tuple[int, ...]:
     """Where the plan pins stages on 8 cards of one stage each (for the simulated row only)."""
-    from show1_ray.line.plan import pin
+    from show1_ray.line.pinning import pin
 
     return pin(list(COSTS.values()), [1] * len(COSTS), [1] * GPUS)[number]
 

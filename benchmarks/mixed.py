@@ -26,7 +26,7 @@ from show1_ray.clip import Clip
 from show1_ray.line.events import ClipDone, StageDone
 from show1_ray.line.line import Line
 from show1_ray.line.load import load_of
-from show1_ray.line.plan import limits
+from show1_ray.line.pinning import limits
 from show1_ray.line.simulate import simulate
 from show1_ray.line.spec import LineSettings, Order
 

@@ -1,5 +1,19 @@
 """`python -m show1_ray` is `show1-ray`."""
 
-from show1_ray.cli import main
+from __future__ import annotations
 
-main()
+import sys
+from collections.abc import Callable
+
+
+def main(command: Callable[[], object] | None = None) -> None:
+    """What the `show1-ray` script calls. Ctrl-C ends it without a traceback also while the program is imported."""
+    try:
+        from show1_ray import cli
+    except KeyboardInterrupt:
+        sys.exit(130)
+    cli.main(command or cli.app)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from show1_ray.cluster.leaving import is_stuck
 from show1_ray.errors import UserError, shown
 from show1_ray.output import Console, Lines, say, say_json, take_over
 from show1_ray.pipeline import Pipeline
@@ -410,5 +412,12 @@ def one_line_errors() -> Iterator[None]:
 def main(command: Callable[[], object] = app) -> None:
     """What the `show1-ray` script calls."""
     take_over()
-    with one_line_errors():
-        command()
+    try:
+        with one_line_errors():
+            command()
+    except SystemExit as end:
+        if is_stuck():  # Ray, which would be waited for
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise

@@ -14,9 +14,10 @@ import torch
 from diffusers import UNet2DConditionModel, UNet3DConditionModel
 
 from show1_ray.errors import UserError
-from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.pipeline import Pipeline
 from show1_ray.show1 import VideoUNet
 from show1_ray.show1.random import published_config, without_unknown, write_tiny_cascade
+from show1_ray.show1.stages import STAGES
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

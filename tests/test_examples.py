@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import shutil
 import subprocess
@@ -12,11 +14,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from show1_ray import render
-from show1_ray.dataset.video import decode_video
+from show1_ray import Clip, UserError, open_line, render
+from show1_ray.dataset.video import decode_video, encode_video
+from show1_ray.line import ClipDone, ClipFailed, Ended, LineSettings, Service
+from show1_ray.show1.stages import STAGES
 from tests.own_ray import own_ray
 
+FEWER_STEPS = [
+    *("keyframes.steps=1", "interpolation.steps=1", "super_resolution.steps=1", "super_resolution.first_frame.steps=1"),
+    "latent_super_resolution.steps=4",
+]
+ONE_STATION = LineSettings(stations=1, gpus=False)
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -29,22 +39,90 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+def picture_of(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (128, 96), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+MAGENTA = picture_of("magenta")
+
+
+def with_a_bug(here: Path, folder: Path) -> tuple[Path, int]:
+    """The example of an image input with a bug that magenta pictures meet; and its line."""
+    code = (
+        (here / "zoom.py")
+        .read_text()
+        .replace(
+            "side = min(picture.size)",
+            "side = min(picture.sise if picture.getpixel((0, 0)) == (255, 0, 255) else picture.size)",
+        )
+    )
+    buggy = folder / "zoom.py"
+    buggy.write_text(code)
+    return buggy, next(number for number, text in enumerate(code.splitlines(), 1) if "picture.sise" in text)
+
+
 def rows_of(out: Path, part: str = "metadata.parquet") -> dict[str, dict]:
     return {row["id"]: row for row in pq.read_table(out / part).to_pylist()}
 
 
-def test_the_example_of_a_stage_of_ones_own_through_the_command_line(here, tmp_path):
-    options = ["--out", "out", "--pipeline", "mine.yaml", "--code", "brighten.py", "--limit", "1"]
-    command = [sys.executable, "-m", "show1_ray", "render", "prompts.parquet", *options]
-    for each in (command, [*command[:-6], "--pipeline", "nano", *command[-2:]]):
-        each[each.index("--out") + 1] = str(tmp_path / each[each.index("--pipeline") + 1])
-        done = subprocess.run(each, cwd=here, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    [mine] = (tmp_path / "mine.yaml").glob("clips/*/*.mp4")
-    [nano] = (tmp_path / "nano").glob("clips/*/*.mp4")
-    brighter, plain = (decode_video(path.read_bytes()).astype(int) for path in (mine, nano))
-    assert np.abs(brighter - (plain + 40).clip(0, 255)).mean() < 4  # both have been through H.264
-    assert "brighten:Brighten" in (tmp_path / "mine.yaml" / "pipeline.yaml").read_text()
+def test_the_example_of_a_stage_of_ones_own_through_the_command_line_and_an_open_line(here, tmp_path):
+    fewer = [argument for change in FEWER_STEPS for argument in ("--set", change)]
+    options = ["--out", str(tmp_path), "--pipeline", "mine.yaml", "--code", "brighten.py", "--limit", "1"]
+    command = [sys.executable, "-m", "show1_ray", "render", "prompts.parquet", *options, *fewer]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [mine] = tmp_path.glob("clips/*/*.mp4")
+    assert "brighten:Brighten" in (tmp_path / "pipeline.yaml").read_text()
+    [row] = rows_of(tmp_path).values()
+    clip = Clip(row["id"], row["prompt"], row["negative_prompt"], row["seed"])
+
+    async def rendered(line: Service) -> tuple[list[str], np.ndarray, np.ndarray]:
+        stages, before = [], None
+        async for event in line.render(clip, outputs=("latent_super_resolution.video",)):
+            if isinstance(event, Ended):
+                stages.append(event.stage)
+                before = event.tensors.get("latent_super_resolution.video", before)
+            last = event
+        assert isinstance(last, ClipDone), last
+        assert before is not None
+        return stages, before, last.result["video"]
+
+    with open_line(here / "mine.yaml", code=here / "brighten.py", overrides=FEWER_STEPS, settings=ONE_STATION) as line:
+        stages, before, video = asyncio.run(rendered(line))
+    assert stages == [*STAGES, "brighten"]
+    assert np.array_equal(video, (before.astype(int) + 40).clip(0, 255))
+    assert np.array_equal(decode_video(mine.read_bytes()), decode_video(encode_video(video, row["fps"])))
+
+
+def test_images_and_bugs_in_an_open_line(here, tmp_path, monkeypatch):
+    buggy, line_number = with_a_bug(here, tmp_path)
+    picture = (here / "pictures" / "stripes.png").read_bytes()
+    monkeypatch.chdir(here)
+
+    async def ends(line: Service, **inputs: object) -> object:
+        [*_, last] = [event async for event in line.render(Clip("a", "a", inputs=inputs))]
+        return last
+
+    async def all_ends(line: Service) -> tuple[object, ...]:
+        done = [await ends(line, picture=given) for given in (picture, "pictures/stripes.png")]
+        with pytest.raises(UserError, match=r"^clip 'a': 'picture' is empty, and has no default in the pipeline"):
+            await ends(line)
+        with pytest.raises(UserError, match=r"^clip 'a': zoom has no input 'image'; there is 'picture'$"):
+            await ends(line, picture=picture, image=picture)
+        return *done, await ends(line, picture=b"text"), await ends(line, picture=MAGENTA)
+
+    with open_line(here / "zoom.yaml", code=buggy, settings=ONE_STATION) as line:
+        by_bytes, by_path, unreadable, failed = asyncio.run(all_ends(line))
+    assert isinstance(by_bytes, ClipDone)
+    assert isinstance(by_path, ClipDone)
+    assert np.array_equal(by_bytes.result["video"], by_path.result["video"])
+    assert isinstance(unreadable, ClipFailed)
+    assert isinstance(failed, ClipFailed)
+    assert unreadable.attempts == 1
+    assert "column 'picture' is no image that is read here (PNG, JPEG," in unreadable.reason
+    assert failed.reason.startswith(f"stage zoom: {buggy}, line {line_number}, in zoomed: AttributeError: ")
 
 
 def test_the_example_of_an_image_input(here, tmp_path):
@@ -86,12 +164,12 @@ def test_the_example_of_a_model_on_cpu_cores(here, tmp_path):
 
 
 def test_a_bug_is_told_with_the_file_and_line_of_its_authors_code(here, tmp_path):
-    code = (here / "zoom.py").read_text()
-    buggy = tmp_path / "zoom.py"
-    buggy.write_text(code.replace("side = min(picture.size)", "side = min(picture.sise)"))
-    line = next(n for n, text in enumerate(buggy.read_text().splitlines(), 1) if "picture.sise" in text)
+    buggy, line = with_a_bug(here, tmp_path)
+    (tmp_path / "magenta.png").write_bytes(MAGENTA)
+    rows = ({"id": str(number), "prompt": "a", "picture": "magenta.png"} for number in range(2))
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "out"
-    summary = render(str(EXAMPLES / "pictures.jsonl"), str(out), here / "zoom.yaml", code=buggy)
+    summary = render(str(tmp_path / "rows.jsonl"), str(out), here / "zoom.yaml", code=buggy)
     assert (summary.rendered, summary.failed, summary.exit_code) == (0, 2, 1)
     for row in rows_of(out, "failures").values():
         assert row["stage"] == "zoom"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from show1_ray.pipeline import STAGES
+from show1_ray.show1.stages import STAGES
 from tests.own_ray import own_ray
 
 README = Path(__file__).parent.parent / "README.md"

@@ -29,8 +29,8 @@ from show1_ray.errors import Notice
 from show1_ray.job import origin
 from show1_ray.line.events import ClipDone
 from show1_ray.manifest import open_manifest
-from show1_ray.pipeline import STAGES
 from show1_ray.show1.cascade import load_stages, run_stages
+from show1_ray.show1.stages import STAGES
 from tests.dataset.test_dataset import WORKER, assert_complete
 from tests.dataset.toys import Job
 from tests.test_render import kill

@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import FrameType
 
 import ray
@@ -17,12 +18,24 @@ from ray._private import ray_constants, services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from show1_ray.cluster.head import WANTS_TOKEN, check_form, check_head, explained
+from show1_ray.cluster.leaving import leave
 from show1_ray.cluster.watch import ClusterGoneError, Watch
 from show1_ray.dataset.storage import Storage
 from show1_ray.errors import UserError, shown, without_secrets
 from show1_ray.line import gcs
 
 LEVEL = "RAY_BACKEND_LOG_LEVEL"
+PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
+
+def on_all_nodes(folder: str) -> str:
+    """A folder by a name that is right on each node: the working directory of a job is shipped to a place of each
+    node's own, where its processes are begun, so that what lies below it is named from there.
+    """
+    here = Path.cwd()
+    if not job_name() or not here.name.startswith("_ray_pkg_") or not Path(folder).is_relative_to(here):
+        return folder
+    return str(Path(folder).relative_to(here))
 
 
 def checked_address(address: str | None) -> str:
@@ -59,13 +72,15 @@ def cluster(address: str) -> Iterator[Watch]:
         with watched(address) as watch:
             yield watch
         return
+    early = True
     try:
         with interrupted_at_the_end():
             connect(address)
         with watched(address) as watch:
             yield watch
+        early = False
     finally:
-        ray.shutdown()
+        leave(early)
 
 
 @contextmanager
@@ -96,7 +111,7 @@ def connect(address: str) -> None:
             check_head(_found(address), where)
             begun = only_what_is_fatal()
         dashboard = False if address == "local" else None
-        with begun, entrypoint_without_secrets():
+        with begun, patient(), entrypoint_without_secrets():
             ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except UserError:
         raise
@@ -142,6 +157,21 @@ def _found(address: str) -> str:
     if address != "auto":
         return address
     return str(services.canonicalize_bootstrap_address_or_die(address))
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Ray's C++ part, begun within this block, leaves it to the watch to say that the head is gone: by itself it ends
+    the process after 60 s, exit code 1, also while a slow storage is still being written to.
+    """
+    if PATIENCE in os.environ:
+        yield
+        return
+    os.environ[PATIENCE] = "600"
+    try:
+        yield
+    finally:
+        del os.environ[PATIENCE]
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def check_head(address: str, where: str) -> None:
     """
     check_form(address, where)
     host, _, port = address.rpartition(":")
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # with certificates that only Ray knows
+    if wants_tls():
         return
     token = _token()
     metadata = [("authorization", f"Bearer {token}")] if token else []
@@ -70,6 +70,11 @@ def check_head(address: str, where: str) -> None:
         raise UserError(f"{where}: {_reason(error, host, port)}") from None
     finally:
         channel.close()
+
+
+def wants_tls() -> bool:
+    """Whether this machine is told to talk to Ray by TLS only: with certificates that only Ray knows."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
 def _reason(error: grpc.RpcError, host: str, port: str) -> str:

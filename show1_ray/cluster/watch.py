@@ -6,19 +6,26 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
+from show1_ray.cluster.head import wants_tls
 from show1_ray.errors import UserError
 from show1_ray.line import gcs
 
 LOOK_SECONDS = 2.0
 GONE_SECONDS = 25.0
-"""A head that does not answer for so long is gone. (Ray itself ends the process after 60.)"""
+"""A head that does not answer for so long is gone."""
 REFUSALS = 3
-"""Times in a row that this machine's raylet does not answer, after which it is gone."""
+"""Times in a row that this machine's raylet refuses a connection, after which it is gone."""
+RAYLET = "Ray's process on this machine, the raylet,"
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
+"""What a client of gRPC says first, with empty settings; a server answers with its own."""
+
+Raylet = Literal["answers", "refuses", "silent"]
 
 
 class ClusterGoneError(UserError):
@@ -36,14 +43,16 @@ class Verdict:
     failures: int = 0
     """Looks in a row that the head did not answer."""
     refusals: int = 0
-    """Looks in a row that this machine's raylet did not answer."""
+    """Looks in a row that this machine's raylet refused a connection."""
+    silent_since: float | None = None
+    """When this machine's raylet was first seen to take a connection and not to answer; None: it answers."""
     gone: str = ""
     """Why the cluster is gone; "" as long as it is there."""
 
     @property
     def is_open(self) -> bool:
         """Whether something is amiss, and not decided."""
-        return not self.gone and bool(self.failures or self.refusals)
+        return not self.gone and (bool(self.failures or self.refusals) or self.silent_since is not None)
 
     def silent(self, now: float, is_another: bool) -> None:
         """The head did not answer, or another one did in its place."""
@@ -53,12 +62,23 @@ class Verdict:
         elif self.failures >= REFUSALS and now - self.answered >= GONE_SECONDS:
             self.gone = f"its head has not answered for {now - self.answered:.0f} s"
 
-    def seen(self, now: float, alive: bool, answers: bool) -> None:
-        """The head answered: whether it takes this machine's raylet for alive, and whether that answers."""
+    def seen(self, now: float, alive: bool, raylet: Raylet) -> None:
+        """The head answered: whether it takes this machine's raylet for alive, and what that does itself."""
         self.answered, self.failures = now, 0
-        self.refusals = 0 if answers else self.refusals + 1
+        self.refusals = self.refusals + 1 if raylet == "refuses" else 0
+        if raylet != "silent":
+            self.silent_since = None
+        elif self.silent_since is None:
+            self.silent_since = now
+        seconds = 0.0 if self.silent_since is None else now - self.silent_since
         if not alive or self.refusals >= REFUSALS:
-            self.gone = "Ray's process on this machine, the raylet, has ended"
+            self.ended()
+        elif seconds >= GONE_SECONDS:
+            self.gone = f"{RAYLET} has not answered for {seconds:.0f} s"
+
+    def ended(self) -> None:
+        """This machine's raylet has closed a connection, and takes none any more."""
+        self.gone = f"{RAYLET} has ended"
 
 
 class Watch:
@@ -73,6 +93,8 @@ class Watch:
         self._lock = threading.Lock()
         self._verdict = Verdict(time.monotonic())
         self._told: list[Callable[[ClusterGoneError], None]] = []
+        self._holds = False
+        self._held: socket.socket | None = None
         self._stopped = threading.Event()
         self._decided = threading.Condition(self._lock)
         threading.Thread(target=self._watch, name="cluster watch", daemon=True).start()
@@ -80,6 +102,9 @@ class Watch:
     def stop(self) -> None:
         """Look no more."""
         self._stopped.set()
+        with suppress(OSError):
+            if self._held is not None:
+                self._held.shutdown(socket.SHUT_RDWR)
 
     def when_gone(self, tell: Callable[[ClusterGoneError], None]) -> None:
         """Be told; at once if it is gone already."""
@@ -103,10 +128,11 @@ class Watch:
             return self.error
 
     def _watch(self) -> None:
-        while not self._stopped.wait(LOOK_SECONDS):
+        while not self._stopped.is_set():
             self._look()
             if self.error is not None:
                 return
+            self._stopped.wait(LOOK_SECONDS)
 
     def _look(self) -> None:
         try:
@@ -116,9 +142,28 @@ class Watch:
             self._note(lambda now: self._verdict.silent(now, is_another))
             return
         own = next((node for node in found if node["NodeID"] == self._node), None)
+        if own is not None and not self._holds:
+            self._holds = True
+            threading.Thread(target=self._hold, args=(own,), name="raylet watch", daemon=True).start()
         alive = own is not None and own["Alive"]
-        answers = own is not None and _answers(own)
-        self._note(lambda now: self._verdict.seen(now, alive, answers))
+        raylet = _ask(own) if own is not None else "refuses"
+        self._note(lambda now: self._verdict.seen(now, alive, raylet))
+
+    def _hold(self, node: dict[str, Any]) -> None:
+        """Keeps a connection to this machine's raylet, which tells at once that it has ended. That has to be known
+        soon: Ray's object store is gone too, and whoever uses it now is ended by Ray, exit code 1, without a word.
+        """
+        while not self._stopped.is_set():
+            try:
+                with _connected(node) as self._held:
+                    self._held.settimeout(None)
+                    while self._held.recv(4096):
+                        pass
+            except ConnectionRefusedError:
+                self._note(lambda now: self._verdict.ended())
+                return
+            except OSError:
+                self._stopped.wait(LOOK_SECONDS)
 
     def _note(self, note: Callable[[float], None]) -> None:
         with self._decided:
@@ -133,9 +178,20 @@ class Watch:
                 tell(error)
 
 
-def _answers(node: dict[str, Any]) -> bool:
+def _connected(node: dict[str, Any]) -> socket.socket:
+    """A connection to a node's raylet, which greets."""
+    connection = socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=2.0)
+    if not wants_tls():
+        connection.sendall(HTTP2_PREFACE)
+    return connection
+
+
+def _ask(node: dict[str, Any]) -> Raylet:
+    """A process that was stopped takes connections as before: its kernel does that. It does not greet."""
     try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=2.0).close()
+        with _connected(node) as connection:
+            return "answers" if wants_tls() or connection.recv(1) else "refuses"
+    except TimeoutError:
+        return "silent"
     except OSError:
-        return False
-    return True
+        return "refuses"

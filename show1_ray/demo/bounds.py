@@ -10,7 +10,9 @@ from show1_ray.demo.studio import Studio
 MOST_REQUESTS = 256
 """Answered at a time. A page that is open has one all the time, one with clips in the making two."""
 MOST_BYTES = 64 * 2**10
-"""Of what a request brings: a page sends a prompt of 500 characters and what it knows of itself."""
+"""Of what a request brings: a page sends a prompt of 500 characters and what it knows of itself; more only where the
+pipeline takes images or videos, which are uploaded."""
+UPLOAD = "/gradio_api/upload"
 RETRY_SECONDS = 30
 
 
@@ -43,8 +45,9 @@ class Bounded:
             return _refused(403, "There is nothing to connect to here.")
         headers = dict(scope["headers"])
         size = headers.get(b"content-length", b"0").decode("latin-1")
-        if b"transfer-encoding" in headers or not size.isdecimal() or int(size) > MOST_BYTES:
-            return _refused(413, f"A request may bring {MOST_BYTES} bytes, and says how many there are.")
+        most = MOST_BYTES + (self.studio.most_file_bytes if scope["path"] == UPLOAD else 0)
+        if b"transfer-encoding" in headers or not size.isdecimal() or int(size) > most:
+            return _refused(413, f"A request may bring {most} bytes, and says how many there are.")
         if self.open >= self.most:
             return _refused(503, f"The demo answers {self.most} requests at a time; try again in a while.")
         if scope["path"] == "/" and self.studio.is_full:

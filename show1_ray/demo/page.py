@@ -17,10 +17,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
 from show1_ray.demo.bounds import MOST_BYTES, MOST_REQUESTS, Bounded
-from show1_ray.demo.studio import MAX_CLIPS, Step, Studio, Take, Visitor
-from show1_ray.errors import UserError
+from show1_ray.demo.studio import MAX_CLIPS, Step, Studio, Take, Visitor, label
+from show1_ray.errors import UserError, shown
 from show1_ray.pipeline import Pipeline
+from show1_ray.pipeline.inputs import Input
 from show1_ray.pipeline.lineup import stage_names
+from show1_ray.pipeline.media import IMAGE_NAMES, VIDEO_NAMES
 from show1_ray.stage import Shape
 
 HERE = Path(__file__).parent
@@ -93,6 +95,8 @@ def build(studio: Studio) -> gr.Blocks:
                 "Make", variant="primary", size="lg", elem_id="s1-make", min_width=140, scale=3, interactive=False
             )
             stop = gr.Button("Stop", size="lg", elem_id="s1-stop", min_width=80, scale=1, interactive=False)
+        with gr.Row(elem_id="s1-inputs", visible=bool(studio.pipeline.inputs)):
+            fields = [input_field(one) for one in studio.pipeline.inputs]
         with gr.Accordion("Negative prompt, steps and guidance", open=False):
             negative = gr.Textbox(
                 label="Negative prompt", placeholder="what it should not show; empty: each stage's own"
@@ -121,9 +125,13 @@ def build(studio: Studio) -> gr.Blocks:
 
         async def begin(visitor_id: str, *asked: Any) -> AsyncIterator[Any]:
             visitor = visitor_of(visitor_id)
-            text, negative_text, seed_text, clips = asked
+            text, negative_text, seed_text, clips, *brought = asked
             try:
-                studio.start(visitor, text or "", negative_text or "", seed_text or "", int(clips or 1))
+                inputs = {
+                    one.name: Path(value) if one.is_file and value else value
+                    for one, value in zip(studio.pipeline.inputs, brought, strict=True)
+                }
+                studio.start(visitor, text or "", negative_text or "", seed_text or "", int(clips or 1), inputs)
                 trouble = ""
             except UserError as error:
                 trouble = str(error)
@@ -136,7 +144,7 @@ def build(studio: Studio) -> gr.Blocks:
             "concurrency_limit": None,
         }
         page.load(enter, browser, api_visibility="private", **shown)
-        asked = [browser, prompt, negative, seed, count]
+        asked = [browser, prompt, negative, seed, count, *fields]
         gr.on([make.click, prompt.submit], begin, asked, js=SCROLL, api_visibility="private", **shown)
         stop.click(
             lambda visitor_id: studio.stop(visitor_of(visitor_id)),
@@ -163,9 +171,28 @@ def app(studio: Studio, account: tuple[str, str] | None, most_requests: int = MO
         run_history=False,
         ssr_mode=False,
         show_error=True,
-        max_file_size=MOST_BYTES,
+        max_file_size=max(MOST_BYTES, studio.most_file_bytes),
     )
     return Bounded(page, studio, most_requests)
+
+
+def input_field(one: Input) -> gr.components.Component:
+    """Where a visitor gives what an input of the pipeline names: a file is chosen, all else is written."""
+    name = label(one.name).capitalize()
+    if one.is_file:
+        names = IMAGE_NAMES if one.kind == "image" else VIDEO_NAMES
+        which = names if one.default is None else f"default: {shown(one.default)}"
+        return gr.File(label=f"{name} ({one.kind}; {which})", file_types=[one.kind], elem_id=f"s1-input-{one.name}")
+    left_out = (
+        "as the pipeline has it" if one.setting else {"int": "a whole number", "float": "a number"}.get(one.kind, "")
+    )
+    return gr.Textbox(
+        label=name,
+        placeholder=left_out if one.default is None else str(one.default),
+        max_lines=1,
+        min_width=180,
+        elem_id=f"s1-input-{one.name}",
+    )
 
 
 def aspect(pipeline: Pipeline) -> str:
@@ -221,7 +248,7 @@ def result(studio: Studio, take: Take, count: int) -> str:
     """A clip that is done, one of `count`."""
     if take.path is None:
         return ""
-    return PIECES.result(take, count, url(take), studio.manifest_line(take.clip), studio.python_call(take.clip))
+    return PIECES.result(take, count, url(take), studio.manifest_line(take), studio.python_call(take))
 
 
 def gallery(studio: Studio) -> str:
@@ -242,7 +269,7 @@ def examples_for(pipeline: Pipeline) -> list[str]:
 
 def shapes(pipeline: Pipeline) -> dict[str, str]:
     """What each stage gives, for people."""
-    found = dict.fromkeys(stage_names(pipeline), "what the manifest brings")
+    found = dict.fromkeys(stage_names(pipeline), "what you bring")
     for stage in pipeline.wired():
         if stage.frames:
             found[stage.name] = frames_shown(stage.shapes[stage.frames[-1]])

@@ -65,6 +65,8 @@ def serve(
         listening = stack.enter_context(listen(host, port))
         warn_if_open(host, account)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="show1-ray-demo-"))).resolve()
+        # What visitors choose as inputs goes with the demo.
+        os.environ["GRADIO_TEMP_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="show1-ray-uploads-"))
         line = stack.enter_context(open_line(loaded, address=address, max_waiting=QUEUE))
         asked_to_stop = stack.enter_context(stop_signals())  # after Ray, which sets handlers of its own
         say(f"show1-ray: {loaded.name}: {line.stations} stations load their stages", sys.stderr)

@@ -11,8 +11,9 @@ import re
 import secrets
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,9 @@ from show1_ray.line.events import ClipDone, ClipFailed, ClipRejected
 from show1_ray.line.service import Began, Ended, Queued, Repeated, Service
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.arrays import turned
+from show1_ray.pipeline.inputs import InputError, noted
 from show1_ray.pipeline.lineup import frames_of, stage_names
+from show1_ray.pipeline.media import MOST_BYTES as FILE_BYTES
 from show1_ray.stage import FRAMES
 
 MAX_PROMPT = 500
@@ -67,6 +70,8 @@ class Take:
     place: int = 0
     note: str = ""
     """What went wrong, in plain words."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Images and videos that were chosen: input → the file's name."""
     path: Path | None = None
     began: float = field(default_factory=time.time)
     seconds: float = 0.0
@@ -172,18 +177,37 @@ class Studio:
         """What somebody is told then."""
         return f"{self.most_visitors} visitors have clips in the making, which are the most; try again in a while."
 
-    def start(self, visitor: Visitor, prompt: str, negative_prompt: str, seed: str, count: int) -> None:
+    @property
+    def most_file_bytes(self) -> int:
+        """Of a file that a visitor chooses; 0: there are none to choose."""
+        return max((FILE_BYTES[one.kind] for one in self.pipeline.inputs if one.is_file), default=0)
+
+    def start(
+        self,
+        visitor: Visitor,
+        prompt: str,
+        negative_prompt: str,
+        seed: str,
+        count: int,
+        inputs: Mapping[str, str | Path | None] | None = None,
+    ) -> None:
         """Put clips of a prompt on the line, with the seeds `seed`, `seed` + 1, …; "": a seed that nobody knows before.
+
+        `inputs` are what the pipeline's inputs name: what was written, or a file that was chosen.
 
         Raises UserError, in words for the page.
         """
         clips = checked_clips(prompt, negative_prompt, seed, count)
+        given = inputs or {}
+        values = checked_inputs(self.pipeline, given)
+        clips = [replace(clip, inputs=values) for clip in clips]
+        files = {name: path.name for name, path in given.items() if isinstance(path, Path)}
         if visitor.is_busy:
             raise UserError("Your clips are still in the making: wait for them, or stop them.")
         if self.line.waiting + len(clips) > self.line.max_waiting:
             most = f"{self.line.waiting} clips are waiting already, and {self.line.max_waiting} are the most"
             raise UserError(f"{most}: ask for fewer, or try again in a while.")
-        visitor.takes = [Take(clip, [Step(stage) for stage in self.stages]) for clip in clips]
+        visitor.takes = [Take(clip, [Step(stage) for stage in self.stages], files=files) for clip in clips]
         visitor.tasks = [asyncio.create_task(self._make(visitor, take)) for take in visitor.takes]
         for take, task in zip(visitor.takes, visitor.tasks, strict=True):
             task.add_done_callback(take.end_unbegun)
@@ -194,19 +218,22 @@ class Studio:
         for task in visitor.tasks:
             task.cancel()
 
-    def manifest_line(self, clip: Clip) -> str:
-        """The line of a JSON Lines manifest that makes this clip."""
+    def manifest_line(self, take: Take) -> str:
+        """The line of a JSON Lines manifest that makes this clip, beside the files that were chosen for it."""
+        clip = take.clip
         row = {"id": clip.id, "prompt": clip.prompt, "negative_prompt": clip.negative_prompt, "seed": clip.seed}
+        row |= {**clip.inputs, **take.files}
         return json.dumps({key: value for key, value in row.items() if value is not None}, ensure_ascii=False)
 
-    def python_call(self, clip: Clip) -> str:
+    def python_call(self, take: Take) -> str:
         """The Python that makes this clip."""
+        beside = "".join(f"# Beside clip.jsonl: {name!r}, its {key}.\n" for key, name in take.files.items())
         changes = f", overrides={list(self.overrides)!r}" if self.overrides else ""
         changes += f", code={self.pipeline.code.given!r}" if self.pipeline.code else ""
         return (
-            "from pathlib import Path\n"
+            f"{beside}from pathlib import Path\n"
             "import show1_ray\n\n"
-            f"Path('clip.jsonl').write_text({self.manifest_line(clip)!r}, encoding='utf-8')\n"
+            f"Path('clip.jsonl').write_text({self.manifest_line(take)!r}, encoding='utf-8')\n"
             f"show1_ray.render('clip.jsonl', 'out', pipeline={self.name!r}{changes})"
         )
 
@@ -276,6 +303,8 @@ class Studio:
 
     def _keep(self, take: Take) -> None:
         """Of a clip that is over, for as long as it is one of the latest; then forget what is big of it."""
+        if take.files:
+            take.clip = replace(take.clip, inputs=noted(take.clip.inputs))  # files may have hundreds of megabytes
         self._kept.append(take)
         if len(self._kept) <= self.kept_clips:
             return
@@ -317,6 +346,24 @@ def checked_clips(prompt: str, negative_prompt: str, seed: str, count: int) -> l
         Clip(f"clip-{secrets.token_hex(8)}", prompt, negative_prompt or None, int(seed) + number)
         for number in range(count)
     ]
+
+
+def checked_inputs(pipeline: Pipeline, given: Mapping[str, str | Path | None]) -> dict[str, Any]:
+    """A clip's inputs as the page has them: texts, and files. Raises UserError, in words for the page."""
+    columns = pipeline.input_columns
+    for one in columns.inputs:
+        value = given.get(one.name)
+        if one.name in columns.needed and not value:
+            raise UserError(f"Choose a file for {one.name!r} first." if one.is_file else f"Fill in {one.name!r} first.")
+        if isinstance(value, str) and len(value) > MAX_PROMPT:
+            raise UserError(f"{one.name!r} has {len(value)} characters; {MAX_PROMPT} are the most.")
+        if isinstance(value, Path) and value.stat().st_size > FILE_BYTES[one.kind]:
+            raise UserError(f"{one.name!r} has more than {FILE_BYTES[one.kind] >> 20} MiB, the most.")
+    read = {name: value.read_bytes() if isinstance(value, Path) else value for name, value in given.items()}
+    try:
+        return dict(columns.read(read))
+    except InputError as error:
+        raise UserError(f"{error}.") from None
 
 
 def step_of(take: Take, stage: str) -> Step:

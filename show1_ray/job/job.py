@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from show1_ray.cluster.connection import check_shared, checked_address, cluster, job_name
+from show1_ray.cluster.connection import check_shared, checked_address, cluster, job_name, on_all_nodes
 from show1_ray.dataset import Dataset, Origin, Weights, look
 from show1_ray.dataset.patience import LISTENER
 from show1_ray.dataset.place import check_out
@@ -142,7 +142,7 @@ def render(
     summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
     summary.notes += seed_notes(entries, seeds)
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
-    sources = Sources(folder_of_manifest(manifest), allow_private_urls)
+    sources = Sources(on_all_nodes(folder_of_manifest(manifest)), allow_private_urls)
     place: dict[str, Any] = {
         "sha256": sources.local_sha256,
         "origin": origin(pipeline, seeds),
@@ -165,16 +165,16 @@ def render(
         costs = costs_of_job(pipeline, job_device(address, settings))
         stages = specs(pipeline, dataset.lander, save_stages, costs, sources)
         subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
-        with cluster(address) as watch:
+        # The report ends after the cluster: it is told why that has gone, and may have to wait for its storage.
+        with ExitStack() as after, cluster(address) as watch:
             check_shared(out)
-            with Report(dataset.lander.storage, subject, tell=tell) as report:
-                watched = watching(observe, report, measured(job_name() or out, tell), undo)
-                running = Running(
-                    Line(stages, settings), orders_of(pipeline, dataset.missing(entries, retry_failed)), summary.left
-                )
-                watch.when_gone(running.end)
-                fill(dataset, running, summary, control, max_failures, watched)
-                report.end(interrupted=control.asked, stopped=summary.stopped)
+            report = after.enter_context(Report(dataset.lander.storage, subject, tell=tell))
+            watched = watching(observe, report, measured(job_name() or out, tell), undo)
+            orders = orders_of(pipeline, dataset.missing(entries, retry_failed))
+            running = Running(Line(stages, settings), orders, summary.left)
+            watch.when_gone(running.end)
+            fill(dataset, running, summary, control, max_failures, watched)
+            report.end(interrupted=control.asked, stopped=summary.stopped)
 
     control = control or Control()
     with (

@@ -11,10 +11,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from show1_ray.clip import Clip
+from show1_ray.line.batch_report import BatchReport
 from show1_ray.line.faults import failure, shortened
 from show1_ray.line.flight import Flight
 from show1_ray.line.load import Assignment, StageLoad
-from show1_ray.line.report import Report
 from show1_ray.line.spec import LineSettings, StageSpec
 from show1_ray.line.station import returns, run_task
 
@@ -34,12 +34,12 @@ class Batch:
     began: ray.ObjectRef | None = None
     """Of a station's answer right before the batch."""
 
-    def read(self) -> Report:
+    def read(self) -> BatchReport:
         """Its report, once it has ended by itself. Raises RayError if its process or node ended instead."""
         try:
             return ray.get(self.report, timeout=REPORT_SECONDS)
         except ray.exceptions.RayTaskError as error:
-            return Report(failure=replace(failure(error), text=shortened(str(error))))
+            return BatchReport(failure=replace(failure(error), text=shortened(str(error))))
 
     def has_begun(self) -> bool:
         """Whether the batch found its station alive."""
@@ -55,7 +55,7 @@ class Batch:
         if self.assignment.station is None:
             ray.cancel(self.report, force=True)
 
-    def shown(self, gives: Sequence[str], report: Report) -> dict[str, dict[str, ray.ObjectRef]]:
+    def shown(self, gives: Sequence[str], report: BatchReport) -> dict[str, dict[str, ray.ObjectRef]]:
         """Of what the batch gave, the references that its clips' orders ask for."""
         shown = {}
         for at, flight in enumerate(self.flights):

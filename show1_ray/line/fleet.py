@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ray
 
 from show1_ray.errors import UserError
-from show1_ray.line import plan
+from show1_ray.line import pinning
 from show1_ray.line.care import Place
 from show1_ray.line.faults import Failure, host_kill, is_host_kill
 from show1_ray.line.health import Starts
@@ -148,7 +148,7 @@ class Fleet:
         lately = (one for one in self.stations.values() if now - one.up_since < NEWS_SECONDS)
         slots = [handle.slot for handle in (*self.starting.values(), *lately)]
         unseen = sum(self.own[slot.own] for slot in slots if slot.own is not None)
-        sizes = plan.stations_of_stages(
+        sizes = pinning.stations_of_stages(
             list(wanted.values()),
             [len(self._taken(stage)) for stage in wanted],
             [self.own[stage] for stage in wanted],
@@ -300,7 +300,7 @@ class Fleet:
     def pins(self, slot: Slot, memory: int) -> tuple[int, ...]:
         """What the plan pins to the station of a slot: all stations are taken to be like this one."""
         stations = [index for index, spec in enumerate(self.specs) if spec.on == "station"]
-        pins = plan.pin(
+        pins = pinning.pin(
             [self.specs[index].seconds for index in stations],
             [self.specs[index].memory for index in stations],
             [memory] * self.size,

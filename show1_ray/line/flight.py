@@ -50,7 +50,7 @@ class Flight:
     losses: int = 0
     """Times that a tensor of it was lost."""
     outputs: frozenset[str] = frozenset()
-    """Tensors that are shown to who follows it."""
+    """Values that are shown to who follows it."""
     unwanted: bool = False
     """It was cancelled while it ran: it leaves when its batch is over."""
 

@@ -9,13 +9,13 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from show1_ray.line import plan
+from show1_ray.line import pinning
+from show1_ray.line.batch_report import BatchReport
 from show1_ray.line.care import Care
 from show1_ray.line.faults import Failure
 from show1_ray.line.flight import Flight
 from show1_ray.line.health import Health
 from show1_ray.line.load import Assignment, load_of
-from show1_ray.line.report import Report
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.spec import LineSettings, StageSpec
 from show1_ray.line.traffic import GivenUp, Traffic
@@ -45,7 +45,7 @@ class Floor:
             self.care.failed(number, stage, [flight.clip.id for flight in flights], failure, now)
         return self.traffic.fail(assignment, flights, failure, card, was_sound)
 
-    def made_room(self, assignment: Assignment, report: Report) -> None:
+    def made_room(self, assignment: Assignment, report: BatchReport) -> None:
         """Before anything else is done with a station's report: what it says that left its device."""
         if assignment.station is not None and (report.left or report.dropped):
             self.schedule.made_room(assignment.station, assignment.stage, report.left, report.dropped)
@@ -58,7 +58,7 @@ class Floor:
         return [given_up for flight in gone for given_up in self.traffic.rewind(flight, lost[flight.clip.id])]
 
     def done(
-        self, assignment: Assignment, flights: list[Flight], report: Report, outputs: Sequence[Any], now: float
+        self, assignment: Assignment, flights: list[Flight], report: BatchReport, outputs: Sequence[Any], now: float
     ) -> None:
         """A batch is done, or (no clips) a stage is loaded: its clips go on."""
         self.schedule.end(assignment)
@@ -68,7 +68,7 @@ class Floor:
             self.care.succeeded(assignment.station, assignment.stage, clips, now)
         self.traffic.advance(flights, report, outputs)
 
-    def measure(self, assignment: Assignment, report: Report, key: Hashable = None) -> bool:
+    def measure(self, assignment: Assignment, report: BatchReport, key: Hashable = None) -> bool:
         """Let what a batch took replace what was guessed. Returns whether clips take more, or less."""
         index, kind = assignment.stage, assignment.kind
         load = self.schedule.stages[index]
@@ -92,6 +92,6 @@ class Floor:
 
     def limit(self, stations: int, store_bytes: int) -> None:
         """Bound the clips in flight."""
-        limits = plan.limits(self.specs, stations, store_bytes, self.traffic.results)
+        limits = pinning.limits(self.specs, stations, store_bytes, self.traffic.results)
         for load, clips in zip(self.schedule.stages, limits.clips, strict=True):
             load.limit = clips

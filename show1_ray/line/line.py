@@ -15,6 +15,7 @@ from show1_ray.clip import Clip
 from show1_ray.line import events
 from show1_ray.line.arrivals import Arrivals, Result
 from show1_ray.line.batch import Batch, as_task, on_station, patience
+from show1_ray.line.batch_report import BatchReport
 from show1_ray.line.care import BLAMELESS, RECYCLED
 from show1_ray.line.crew import Crew
 from show1_ray.line.elsewhere import Elsewhere
@@ -25,8 +26,7 @@ from show1_ray.line.floor import Floor
 from show1_ray.line.inbox import Inbox
 from show1_ray.line.load import Assignment
 from show1_ray.line.prospects import Prospects
-from show1_ray.line.report import Report
-from show1_ray.line.snapshot import Progress
+from show1_ray.line.snapshot import Counts
 from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec, check
 from show1_ray.line.traffic import GivenUp
 
@@ -62,7 +62,7 @@ class Line:
         self.results = tuple(results or self.specs[-1].gives)
         self.fleet = Fleet(self.specs, self.settings)
         self.batches: dict[ray.ObjectRef, Batch] = {}
-        self.progress = Progress()
+        self.counts = Counts()
         self._events: deque[events.Event] = deque()
         self._inbox: Inbox | None = None
         self._prospects = Prospects(self.settings)
@@ -115,7 +115,7 @@ class Line:
             total = len(clips)
         self.schedule.open(total)
         self.schedule.eager = self._inbox is not None and total is None
-        self.progress.begin(total, time.monotonic())
+        self.counts.begin(total, time.monotonic())
         source = iter(clips)
         try:
             while not self._stopping_now:
@@ -194,7 +194,7 @@ class Line:
         now = time.monotonic()
         until = min(
             self.schedule.wake_at,
-            self.progress.next_snapshot,
+            self.counts.next_snapshot,
             min((batch.deadline for batch in self.batches.values()), default=math.inf),
         )
         refs = [*self.batches, *self.fleet.starting]
@@ -244,9 +244,9 @@ class Line:
         self.crew.watch(now)
 
     def _conclude_failed(self, batch: Batch, failure: Failure) -> None:
-        self._conclude(batch, Report(failure=failure))
+        self._conclude(batch, BatchReport(failure=failure))
 
-    def _conclude(self, batch: Batch, report: Report) -> None:
+    def _conclude(self, batch: Batch, report: BatchReport) -> None:
         """A batch is over: its clips go on, or back, and its station is idle, or replaced."""
         assignment, failure, now = batch.assignment, report.failure, time.monotonic()
         self.floor.made_room(assignment, report)
@@ -286,7 +286,7 @@ class Line:
     def _nodes_there(self) -> list[str]:
         return [node for node, known in self.fleet.nodes.view.nodes.items() if known["Alive"]]
 
-    def _succeed(self, batch: Batch, report: Report, now: float) -> None:
+    def _succeed(self, batch: Batch, report: BatchReport, now: float) -> None:
         assignment = batch.assignment
         self._prospects.loads(self.specs[assignment.stage].name)
         if assignment.station is not None:
@@ -299,7 +299,7 @@ class Line:
         if batch.flights:
             self._tell_done(batch, report)
 
-    def _tell_done(self, batch: Batch, report: Report) -> None:
+    def _tell_done(self, batch: Batch, report: BatchReport) -> None:
         self._prospects.works()
         stage, station = batch.assignment.stage, batch.assignment.station
         if station is not None and self.fleet.stations[station].slot.own is None:
@@ -328,7 +328,7 @@ class Line:
             self.traffic.drop(flight)
             return
         self.traffic.leave(flight, "rejected")
-        self.progress.count(rejected=1)
+        self.counts.count(rejected=1)
         stage, attempts = self.specs[flight.stage].name, flight.failures + 1
         self._events.append(
             events.ClipRejected(flight.clip, stage, reason, flight.plain, flight.seconds, flight.batch_sizes, attempts)
@@ -352,7 +352,7 @@ class Line:
             self._tell_given_up(self.traffic.rewind(flight, names))
             return
         self.traffic.leave(flight)
-        self.progress.count(done=1)
+        self.counts.count(done=1)
         self._prospects.left()
         known = {**flight.plain, **dict(zip(names, values, strict=True))}
         given = {name: known[name] for name in self.results}
@@ -380,7 +380,7 @@ class Line:
 
     def _tell_given_up(self, given_up: Sequence[GivenUp]) -> None:
         for clip in given_up:
-            self.progress.count(failed=1)
+            self.counts.count(failed=1)
             because = self._prospects.left(clip.failure)
             if because and not self._stopping:
                 self._stopped_because = because
@@ -412,10 +412,10 @@ class Line:
         while self._events:
             yield self._events.popleft()
         now = time.monotonic()
-        if last or now >= self.progress.next_snapshot:
-            self.progress.next_snapshot = now + self.settings.snapshot_seconds
+        if last or now >= self.counts.next_snapshot:
+            self.counts.next_snapshot = now + self.settings.snapshot_seconds
             running = {batch.assignment.station: batch.assignment for batch in self.batches.values()}
-            yield self.progress.snapshot(self.schedule, self.fleet, running, now, self.care.benched)
+            yield self.counts.snapshot(self.schedule, self.fleet, running, now, self.care.benched)
 
     def _abandon(self) -> None:
         """Forget what still runs: tasks are cancelled here, stations end when the line does."""

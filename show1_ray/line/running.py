@@ -56,6 +56,7 @@ class Running:
 
     def end(self, error: Exception) -> None:
         """The line cannot go on, whatever its thread waits for: `events` raises this. May be called from anywhere."""
+        self.stop(now=True)
         self._told.put(error)
 
     def _run(self) -> None:

@@ -21,7 +21,7 @@ from functools import partial
 
 from show1_ray.line.ledger import Ledger
 from show1_ray.line.load import Assignment, StageLoad, StationLoad
-from show1_ray.line.plan import shares, useful
+from show1_ray.line.pinning import shares, useful
 
 # Tuned in simulation, over swap prices from a thousandth of a batch to one batch and 2 to 1,000 stations.
 STARVED_DEFICIT = (0.5, 0.1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
 from show1_ray.clip import Clip
+from show1_ray.line.batch_report import BatchReport
 from show1_ray.line.care import BLAMELESS, RECYCLED, Place
 from show1_ray.line.events import Event
 from show1_ray.line.faults import Failure
@@ -16,7 +17,6 @@ from show1_ray.line.flight import Flight
 from show1_ray.line.floor import Floor
 from show1_ray.line.keys import LOBBY, Counts, Lobby
 from show1_ray.line.load import Assignment, StageLoad
-from show1_ray.line.report import Report
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.spec import LineSettings, StageSpec
 from show1_ray.line.traffic import GivenUp
@@ -207,7 +207,7 @@ def rehearse(
                 result.given_up[one.flight.clip.id] = one
         else:
             outputs = [None] * (len(flights) * len(specs[assignment.stage].gives))
-            floor.done(assignment, flights, Report(seconds=0.0), outputs, now)
+            floor.done(assignment, flights, BatchReport(seconds=0.0), outputs, now)
             if assignment.stage + 1 == len(specs):
                 for flight in flights:
                     floor.traffic.leave(flight)

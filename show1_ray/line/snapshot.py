@@ -13,7 +13,7 @@ from show1_ray.line.schedule import Schedule
 
 
 @dataclass
-class Progress:
+class Counts:
     """Clips done, failed and rejected in this run."""
 
     total: int | None = None

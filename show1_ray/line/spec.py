@@ -10,7 +10,7 @@ from show1_ray.clip import Clip
 from show1_ray.errors import UserError
 from show1_ray.line.memory import Gauge
 
-Tensors = dict[str, Any]
+Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Rejected:
     plain: Mapping[str, Any] = field(default_factory=dict)
 
 
-StageObject = Callable[[list[Clip], list[Tensors]], Sequence[Tensors | Rejected]]
+StageObject = Callable[[list[Clip], list[Values]], Sequence[Values | Rejected]]
 """`stage(clips, tensors) -> tensors`: one dict a clip, or a `Rejected`, in the order of the clips.
 
 It may have a method `to(device)`: `to("cpu")` gives the device back and keeps the weights in host
@@ -37,7 +37,7 @@ class Order:
     clip: Clip
     given: dict[str, Any] = field(default_factory=dict)
     outputs: frozenset[str] = frozenset()
-    """Tensors on the way whose references come with `StageDone`, for who follows the clip."""
+    """Values on the way whose references come with `StageDone`, for who follows the clip."""
     keys: Mapping[str, Hashable] = field(default_factory=dict)
     """By a stage's name: only clips whose keys are equal there share a batch of it."""
 

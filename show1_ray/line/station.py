@@ -18,10 +18,10 @@ from typing import Any
 import ray
 
 from show1_ray.clip import Clip
+from show1_ray.line.batch_report import BatchReport
 from show1_ray.line.faults import Failure, failure
 from show1_ray.line.memory import Gauge
-from show1_ray.line.report import Report
-from show1_ray.line.spec import LineSettings, Rejected, StageObject, StageSpec, Tensors
+from show1_ray.line.spec import LineSettings, Rejected, StageObject, StageSpec, Values
 
 FETCH_SECONDS = 10.0
 """Seconds after which a fetch is asked for again."""
@@ -90,7 +90,7 @@ class Station:
         spec = self.specs[stage]
         begin = time.monotonic()
         from_host = stage in self.hosted
-        said = Report()
+        said = BatchReport()
         problem = self._try_to_load(stage, evict, drop)
         if problem is not None and problem.cause == "memory" and set(self.held) - {stage}:
             said = self._make_room(stage)
@@ -111,8 +111,8 @@ class Station:
         return _answer(spec, len(clips), report, outputs)
 
     def _measured(
-        self, stage: int, clips: list[Clip], tensors: list[Tensors], said: Report
-    ) -> tuple[Report, Sequence[Tensors | Rejected]]:
+        self, stage: int, clips: list[Clip], tensors: list[Values], said: BatchReport
+    ) -> tuple[BatchReport, Sequence[Values | Rejected]]:
         before = 0
         if self.gauge is not None:
             self.gauge.restart()
@@ -153,7 +153,7 @@ class Station:
             leaving.to("cpu")
             self.hosted[number] = leaving
 
-    def _make_room(self, stage: int) -> Report:
+    def _make_room(self, stage: int) -> BatchReport:
         """All other stages leave the device."""
         others = [number for number in self.held if number != stage]
         for number in others:
@@ -162,12 +162,12 @@ class Station:
         if self.gauge is not None:
             self.gauge.release()
         left = tuple(number for number in others if number in self.hosted)
-        return Report(left=left, dropped=tuple(number for number in others if number not in left))
+        return BatchReport(left=left, dropped=tuple(number for number in others if number not in left))
 
 
 def compute(
-    spec: StageSpec, stage: StageObject, clips: list[Clip], tensors: list[Tensors], said: Report
-) -> tuple[Report, Sequence[Tensors | Rejected]]:
+    spec: StageSpec, stage: StageObject, clips: list[Clip], tensors: list[Values], said: BatchReport
+) -> tuple[BatchReport, Sequence[Values | Rejected]]:
     """Run the stage on what was fetched. `said` is what there is to be told already."""
     started, begin = time.time(), time.monotonic()
     try:
@@ -194,21 +194,21 @@ def run_task(spec: StageSpec, clips: list[Clip], inputs: list[dict[str, Any]]) -
     try:
         stage = spec.build("cpu")
     except Exception as error:
-        return _answer(spec, len(clips), Report(failure=failure(error, loading=True)), [])
+        return _answer(spec, len(clips), BatchReport(failure=failure(error, loading=True)), [])
     tensors, lost = _fetch(clips, inputs)
     if lost:
-        return _answer(spec, len(clips), Report(lost=lost), [])
-    return _answer(spec, len(clips), *compute(spec, stage, clips, tensors, Report()))
+        return _answer(spec, len(clips), BatchReport(lost=lost), [])
+    return _answer(spec, len(clips), *compute(spec, stage, clips, tensors, BatchReport()))
 
 
-def _fetch(clips: Sequence[Clip], inputs: Sequence[dict[str, Any]]) -> tuple[list[Tensors], dict[str, tuple[str, ...]]]:
+def _fetch(clips: Sequence[Clip], inputs: Sequence[dict[str, Any]]) -> tuple[list[Values], dict[str, tuple[str, ...]]]:
     """Values of the clips, and names of those that are lost: gone, or not to be had."""
     everything = [ref for refs in inputs for ref in refs.values() if isinstance(ref, ray.ObjectRef)]
     arrived = _arrived(everything)
-    tensors: list[Tensors] = []
+    tensors: list[Values] = []
     lost: dict[str, tuple[str, ...]] = {}
     for clip, refs in zip(clips, inputs, strict=True):
-        fetched: Tensors = {}
+        fetched: Values = {}
         for name, ref in refs.items():
             try:
                 if isinstance(ref, ray.ObjectRef):
@@ -234,7 +234,7 @@ def _arrived(refs: Sequence[ray.ObjectRef]) -> set[ray.ObjectRef]:
     return set(refs).difference(left)
 
 
-def _check(spec: StageSpec, clips: Sequence[Clip], outputs: Sequence[Tensors | Rejected]) -> None:
+def _check(spec: StageSpec, clips: Sequence[Clip], outputs: Sequence[Values | Rejected]) -> None:
     if len(outputs) != len(clips):
         raise ValueError(f"stage {spec.name} gave {len(outputs)} results for {len(clips)} clips")
     for given in outputs:
@@ -248,16 +248,16 @@ def _check(spec: StageSpec, clips: Sequence[Clip], outputs: Sequence[Tensors | R
             raise ValueError(f"stage {spec.name} did not give {', '.join(missing)}")
 
 
-def _bytes(spec: StageSpec, given: Tensors | Rejected) -> int:
+def _bytes(spec: StageSpec, given: Values | Rejected) -> int:
     """What a clip's tensors take in the object store."""
     return 0 if isinstance(given, Rejected) else sum(_size(given[name]) for name in spec.gives)
 
 
-def _plain(spec: StageSpec, given: Tensors | Rejected) -> dict[str, Any]:
+def _plain(spec: StageSpec, given: Values | Rejected) -> dict[str, Any]:
     return dict(given.plain) if isinstance(given, Rejected) else {name: given[name] for name in spec.plain}
 
 
-def _answer(spec: StageSpec, clips: int, report: Report, outputs: Sequence[Tensors | Rejected]) -> Any:
+def _answer(spec: StageSpec, clips: int, report: BatchReport, outputs: Sequence[Values | Rejected]) -> Any:
     if returns(spec, clips) == 1:
         return report
     if not outputs:

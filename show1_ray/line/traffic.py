@@ -9,12 +9,12 @@ from itertools import islice
 from typing import Any, Literal
 
 from show1_ray.clip import Clip
+from show1_ray.line.batch_report import BatchReport
 from show1_ray.line.faults import Failure
 from show1_ray.line.flight import Flight, halves, restart_stage, still_needed
 from show1_ray.line.health import Health
 from show1_ray.line.keys import LOBBY, Lobby
 from show1_ray.line.load import Assignment
-from show1_ray.line.report import Report
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.spec import Order, StageSpec
 
@@ -178,7 +178,7 @@ class Traffic:
             flight.move("running")
         return flights
 
-    def advance(self, flights: Sequence[Flight], report: Report, outputs: Sequence[Any]) -> None:
+    def advance(self, flights: Sequence[Flight], report: BatchReport, outputs: Sequence[Any]) -> None:
         """A batch is done: its clips keep what later stages take, and wait before the next stage.
 
         After the last stage they keep the results, and go on running until they `leave` or are lost. So do those that
@@ -270,7 +270,7 @@ class Traffic:
         return []
 
     def rewind(self, flight: Flight, lost: Sequence[str]) -> list[GivenUp]:
-        """Tensors of a clip are lost: it goes back to the latest stage from which it can go on."""
+        """Values of a clip are lost: it goes back to the latest stage from which it can go on."""
         flight.losses += 1
         if flight.losses > MAX_LOSSES:
             return [self._give_up(flight, Failure("gone", f"its tensors were lost {flight.losses} times"))]

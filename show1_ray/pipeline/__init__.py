@@ -3,7 +3,6 @@
 from show1_ray.pipeline.checkpoints import Checkpoint
 from show1_ray.pipeline.file import PIPELINE_FOLDERS, find, names
 from show1_ray.pipeline.pipeline import Pipeline
-from show1_ray.pipeline.recipe import FIRST as STAGES
 from show1_ray.pipeline.wiring import Ref, Wired
 
-__all__ = ["PIPELINE_FOLDERS", "STAGES", "Checkpoint", "Pipeline", "Ref", "Wired", "find", "names"]
+__all__ = ["PIPELINE_FOLDERS", "Checkpoint", "Pipeline", "Ref", "Wired", "find", "names"]

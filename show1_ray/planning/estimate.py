@@ -10,7 +10,7 @@ from typing import Any
 
 from show1_ray.errors import UserError
 from show1_ray.line.load import load_of
-from show1_ray.line.plan import limits, pin
+from show1_ray.line.pinning import limits, pin
 from show1_ray.line.simulate import simulate
 from show1_ray.line.spec import StageSpec
 from show1_ray.pipeline import Pipeline

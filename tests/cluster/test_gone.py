@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -72,12 +73,12 @@ class Head:
         command += [f"--metrics-export-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
         subprocess.run(command, env=self.environment, check=True, capture_output=True)
 
-    def kill(self, what: str = "") -> None:
+    def kill(self, what: str = "", number: signal.Signals = signal.SIGKILL) -> None:
         for process in psutil.process_iter(["name", "cmdline"]):
             line = process.info["cmdline"] or []
             is_its = any(str(self.folder) in part or self.address in part for part in line)
             if is_its and what in process.info["name"] and JOB not in line:
-                process.kill()
+                process.send_signal(number)
 
 
 @pytest.fixture
@@ -90,27 +91,50 @@ def head() -> Iterator[Head]:
 
 
 @pytest.mark.parametrize(
-    ("what", "why"),
+    ("what", "how", "why"),
     [
-        ("gcs_server", r"its head has not answered for \d+ s"),
-        ("raylet", "Ray's process on this machine, the raylet, has ended"),
-        ("", "its head has been started anew"),
+        ("gcs_server", signal.SIGKILL, r"its head has not answered for \d+ s"),
+        ("raylet", signal.SIGKILL, "Ray's process on this machine, the raylet, has ended"),
+        ("raylet", signal.SIGSTOP, r"Ray's process on this machine, the raylet, has not answered for \d+ s"),
+        ("", signal.SIGKILL, "(its head has been started anew|Ray's process on this machine, the raylet, has ended)"),
     ],
-    ids=["the head is killed", "the raylet is killed", "the head is another one"],
+    ids=["the head is killed", "the raylet is killed", "the raylet is stopped", "the head is another one"],
 )
-def test_a_cluster_that_goes_ends_a_job_with_one_line_and_exit_code_3(head, tmp_path, what, why):
+def test_a_cluster_that_goes_ends_a_job_with_one_line_and_exit_code_3(head, tmp_path, what, how, why):
     job = [sys.executable, "-c", JOB, head.address]
     pipe = subprocess.PIPE
     with subprocess.Popen(job, env=head.environment, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "a clip\n"
-        head.kill(what)
+        head.kill(what, how)
         if not what:
             head.start()
         out, errors = process.communicate(timeout=100)
     assert process.returncode == 3, errors
     assert re.fullmatch(rf"show1-ray: cluster {head.address} is gone: {why}; run the same command again\n", errors)
     assert set(out.splitlines()) <= {"a clip"}, "what raylets complain of is not for standard output"
+
+
+LATE = """
+import ray
+from show1_ray.cluster.connection import cluster
+
+try:
+    with cluster("local"):
+        raise KeyboardInterrupt  # what of the line still runs in its thread then asks Ray for something:
+except KeyboardInterrupt:
+    try:
+        ray.put(1)
+    except Exception as error:
+        print(type(error).__name__, ray.is_initialized())
+"""
+
+
+def test_a_thread_that_outlives_the_job_does_not_start_another_ray(tmp_path):
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_ADDRESS": ""}
+    job = [sys.executable, "-c", LATE]
+    result = subprocess.run(job, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert result.stdout.endswith(" False\n"), result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(
@@ -152,7 +176,7 @@ def test_a_head_that_answers_again_is_there():
     verdict = Verdict(answered=0.0)
     for second in range(1, int(GONE_SECONDS)):
         verdict.silent(float(second), is_another=False)
-    verdict.seen(GONE_SECONDS, alive=True, answers=True)
+    verdict.seen(GONE_SECONDS, alive=True, raylet="answers")
     verdict.silent(GONE_SECONDS + 10, is_another=False)
     assert not verdict.gone
 
@@ -160,11 +184,20 @@ def test_a_head_that_answers_again_is_there():
 def test_a_raylet_is_gone_when_it_refuses_again_and_again_or_the_head_says_so():
     verdict = Verdict(answered=0.0)
     for second in range(REFUSALS - 1):
-        verdict.seen(float(second), alive=True, answers=False)
-    verdict.seen(9.0, alive=True, answers=True)
+        verdict.seen(float(second), alive=True, raylet="refuses")
+    verdict.seen(9.0, alive=True, raylet="answers")
     assert not verdict.gone
-    verdict.seen(10.0, alive=False, answers=True)
+    verdict.seen(10.0, alive=False, raylet="answers")
     assert verdict.gone
+
+
+def test_a_raylet_that_takes_connections_and_says_nothing_is_gone_after_a_while():
+    verdict = Verdict(answered=0.0)
+    for second in range(1, int(GONE_SECONDS) + 1):
+        verdict.seen(float(second), alive=True, raylet="silent")
+        assert verdict.is_open
+    verdict.seen(GONE_SECONDS + 1, alive=True, raylet="silent")
+    assert "has not answered for 25 s" in verdict.gone
 
 
 def test_another_head_is_known_at_once():

@@ -15,7 +15,7 @@ from show1_ray.demo.studio import Studio
 from show1_ray.job import origin
 from show1_ray.line import LineSettings, Service
 from show1_ray.line.events import Event
-from show1_ray.pipeline import STAGES
+from show1_ray.show1.stages import STAGES
 from tests.demo.browsing import RECORD, WAIT
 from tests.own_ray import own_ray
 

@@ -23,7 +23,7 @@ from show1_ray.demo.studio import GALLERY, Studio, Take, Visitor
 from show1_ray.errors import UserError
 from show1_ray.line import Service
 from show1_ray.line.events import Event, StageBegan
-from show1_ray.pipeline import STAGES
+from show1_ray.show1.stages import STAGES
 from tests.demo.browsing import ask, until_done
 from tests.line.sleepers import references
 
@@ -64,7 +64,7 @@ def test_sixteen_people_at_once_are_all_served_in_the_order_in_which_they_came(
     batches = [event for event in told if isinstance(event, StageBegan) and event.clips]
     for stage in STAGES:
         assert sorted(clip for event in batches if event.stage == stage for clip in event.clips) == sorted(came)
-    first = [came[clip] for event in batches if event.stage == STAGES[0] for clip in event.clips]
+    first = [came[clip] for event in batches if event.stage == next(iter(STAGES)) for clip in event.clips]
     assert first == list(range(PEOPLE))
     numbers = [[came[clip] for clip in event.clips] for event in batches]
     assert numbers == [sorted(batch) for batch in numbers]

@@ -16,7 +16,7 @@ import ray
 from show1_ray.clip import Clip
 from show1_ray.line.events import ClipDone, ClipFailed, Event, Snapshot, StageDone, StationLost
 from show1_ray.line.line import Line
-from show1_ray.line.spec import LineSettings, StageObject, StageSpec, Tensors
+from show1_ray.line.spec import LineSettings, StageObject, StageSpec, Values
 
 
 class Adds:
@@ -25,11 +25,11 @@ class Adds:
     def __init__(self, number: int, seconds: float, size: int) -> None:
         self.number, self.seconds, self.size = number, seconds, size
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         time.sleep(self.seconds * len(clips))
         return [self.render(clip, given) for clip, given in zip(clips, tensors, strict=True)]
 
-    def render(self, clip: Clip, given: Tensors) -> Tensors:
+    def render(self, clip: Clip, given: Values) -> Values:
         before = given[f"x{self.number - 1}"] if self.number else np.full(self.size, clip.seed, np.int64)
         return {f"x{self.number}": before * 10 + self.number}
 
@@ -44,7 +44,7 @@ class Fails(Adds):
         super().__init__(number, 0.01, 1000)
         self.guilty, self.act = guilty, act
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         for clip in clips:
             if clip.seed in self.guilty:
                 self.act(clip, len(clips))
@@ -54,7 +54,7 @@ class Fails(Adds):
 class Lands:
     """The last stage: a small plain value."""
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         return [
             {"row": {"id": clip.id, "value": int(given["x2"][0])}} for clip, given in zip(clips, tensors, strict=True)
         ]

@@ -16,7 +16,7 @@ from show1_ray.clip import Clip
 from show1_ray.line import prospects
 from show1_ray.line.events import Event, StationsAwaited, StationShutOut, StationUp
 from show1_ray.line.line import Line
-from show1_ray.line.spec import FatalError, Tensors
+from show1_ray.line.spec import FatalError, Values
 from tests.line.sleepers import Adds, Fails, Outcome, clips, land, settings, spec
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -34,7 +34,7 @@ class OnBadCard(Adds):
         super().__init__(number, 0.01, 1000)
         self.bad, self.act, self.since, self.batches = bad, act, since, 0
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         self.batches += 1
         if gpu() in self.bad and self.batches > self.since:
             self.act()

@@ -19,8 +19,8 @@ from show1_ray.clip import Clip
 from show1_ray.errors import UserError
 from show1_ray.line.events import StageDone, StationUp
 from show1_ray.line.line import Line
-from show1_ray.line.plan import stations_of_stages
-from show1_ray.line.spec import StageSpec, Tensors
+from show1_ray.line.pinning import stations_of_stages
+from show1_ray.line.spec import StageSpec, Values
 from tests.line.sleepers import Adds, Outcome, clips, land, once, settings, spec
 
 
@@ -34,7 +34,7 @@ class OnCpus(Adds):
         threads = os.environ["OMP_NUM_THREADS"]
         (folder / f"built-{os.getpid()}-{device}-{len(gpus)}-{threads}").touch()
 
-    def render(self, clip: Clip, given: Tensors) -> Tensors:
+    def render(self, clip: Clip, given: Values) -> Values:
         if clip.seed == self.guilty and once(self.folder, clip):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().render(clip, given)

@@ -12,7 +12,7 @@ import pytest
 from ray._private.utils import get_system_memory, get_used_memory
 
 from show1_ray.clip import Clip
-from show1_ray.line.spec import Tensors
+from show1_ray.line.spec import Values
 from tests.line.sleepers import Fails, Lands, clips, land, once, render, spec
 from tests.own_ray import own_ray
 
@@ -44,7 +44,7 @@ class Devours:
     def __init__(self, guilty: int, folder: Path) -> None:
         self.guilty, self.folder = guilty, folder
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         for clip in clips:
             if clip.seed == self.guilty and once(self.folder, clip):
                 devour(clip, 1)

@@ -20,7 +20,7 @@ from show1_ray.line.line import Line
 from show1_ray.line.load import KEYS_KNOWN, Assignment, StageLoad
 from show1_ray.line.service import Service
 from show1_ray.line.simulate import lower_bound, simulate
-from show1_ray.line.spec import LineSettings, Order, Tensors
+from show1_ray.line.spec import LineSettings, Order, Values
 from tests.line import sleepers
 from tests.line.sleepers import Adds, Outcome, expected, land, spec
 from tests.line.test_schedule import assert_no_needless_wait, line, stage, stages
@@ -155,7 +155,7 @@ def test_clips_of_a_key_that_nobody_has_seen_may_take_as_long_as_a_new_stage() -
 class Alike(Adds):
     """Raises for a batch whose clips are not alike."""
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         if len({clip.prompt for clip in clips}) > 1:
             raise RuntimeError("a batch of clips that are not alike")
         return super().__call__(clips, tensors)

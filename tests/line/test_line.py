@@ -14,8 +14,8 @@ from show1_ray.clip import Clip
 from show1_ray.errors import UserError
 from show1_ray.line.events import ClipDone, StageDone, StationEnded, StationUp
 from show1_ray.line.line import Line
-from show1_ray.line.plan import limits
-from show1_ray.line.spec import RENDERING, FatalError, Order, StageSpec, Tensors
+from show1_ray.line.pinning import limits
+from show1_ray.line.spec import RENDERING, FatalError, Order, StageSpec, Values
 from tests.line.sleepers import Adds, Fails, Outcome, clips, land, once, render, settings, spec
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -43,7 +43,7 @@ def test_every_clip_goes_through_every_stage_once() -> None:
 
 def test_a_stage_may_take_values_that_came_with_the_clip_and_how_it_was_rendered() -> None:
     class Tells:
-        def __call__(self, batch: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+        def __call__(self, batch: list[Clip], tensors: list[Values]) -> list[Values]:
             return [{"row": {"extra": given["extra"], **given[RENDERING]}} for given in tensors]
 
     last = StageSpec("land", lambda device: Tells(), values=("extra", RENDERING), gives=("row",), on="cpu")
@@ -236,7 +236,7 @@ def test_a_station_killed_in_mid_batch_is_replaced_and_its_clips_are_done() -> N
 
 def test_a_task_that_dies_on_a_cpu_runs_again(tmp_path: Path) -> None:
     class Dies:
-        def __call__(self, batch: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+        def __call__(self, batch: list[Clip], tensors: list[Values]) -> list[Values]:
             if batch[0].seed == 3 and once(tmp_path, batch[0]):
                 os.kill(os.getpid(), signal.SIGKILL)
             return [{"row": {"id": c.id, "value": int(t["x2"][0])}} for c, t in zip(batch, tensors, strict=True)]

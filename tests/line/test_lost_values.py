@@ -15,7 +15,7 @@ from show1_ray.clip import Clip
 from show1_ray.line import station
 from show1_ray.line.events import StageDone, StageRepeated
 from show1_ray.line.line import Line
-from show1_ray.line.spec import StageSpec, Tensors
+from show1_ray.line.spec import StageSpec, Values
 from tests.line.sleepers import Adds, Outcome, clips, land, settings, spec
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -52,7 +52,7 @@ def large(number: int, device: str) -> Adds:
 class Both(Adds):
     """Takes the first stage's value, too."""
 
-    def render(self, clip: Clip, given: Tensors) -> Tensors:
+    def render(self, clip: Clip, given: Values) -> Values:
         assert given["x0"][0] * 10 + 1 == given["x1"][0]
         return super().render(clip, given)
 

@@ -13,7 +13,7 @@ from show1_ray.clip import Clip
 from show1_ray.line.faults import Failure
 from show1_ray.line.memory import GROW_AFTER, Caps
 from show1_ray.line.simulate import rehearse
-from show1_ray.line.spec import LineSettings, StageSpec, Tensors
+from show1_ray.line.spec import LineSettings, StageSpec, Values
 from show1_ray.line.station import Station
 from tests.line.sleepers import Adds, clips, land, settings, spec
 from tests.line.test_bad_cards import stages
@@ -75,7 +75,7 @@ class Takes(Adds):
             DEVICE.take(self.weights)
             self.there = self.weights
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         DEVICE.take(self.a_clip * len(clips))
         DEVICE.taken -= self.a_clip * len(clips)
         return super().__call__(clips, tensors)

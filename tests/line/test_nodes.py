@@ -21,7 +21,7 @@ from ray.experimental import get_object_locations
 from show1_ray.clip import Clip
 from show1_ray.line.events import ClipDone, NodeAvoided, StageDone, StationUp
 from show1_ray.line.line import Line
-from show1_ray.line.spec import FatalError, Order, PlaceError, StageSpec, Tensors
+from show1_ray.line.spec import FatalError, Order, PlaceError, StageSpec, Values
 from tests.line.sleepers import Adds, Lands, Outcome, clips, land, settings, spec
 
 FRAMES = 300_000
@@ -59,7 +59,7 @@ def cluster(shared: Cluster) -> Iterator[Cluster]:
 class Counts:
     """The last stage: how many numbers it was given."""
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         return [{"numbers": sum(len(tensor) for tensor in given.values())} for given in tensors]
 
 
@@ -134,7 +134,7 @@ class LandsBut(Lands):
     def __init__(self, tried: Path, on_none: bool) -> None:
         self.tried, self.on_none = tried, on_none
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         node = ray.get_runtime_context().get_node_id()
         mine = self.tried / f"pid {os.getpid()}"
         mine.write_text(node)

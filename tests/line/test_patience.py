@@ -22,7 +22,7 @@ from show1_ray.line.batch import patience
 from show1_ray.line.fleet import Slot, StationHandle
 from show1_ray.line.line import Line
 from show1_ray.line.load import Assignment, load_of
-from show1_ray.line.spec import LineSettings, Tensors
+from show1_ray.line.spec import LineSettings, Values
 from tests.line.sleepers import Adds, Fails, Outcome, clips, land, once, render, settings, spec
 
 
@@ -50,7 +50,7 @@ class Compiles(Adds):
         super().__init__(number, 0.01, 10)
         self.sizes: set[int] = set()
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         if len(clips) not in self.sizes:
             self.sizes.add(len(clips))
             time.sleep(2.5)
@@ -135,7 +135,7 @@ def test_while_a_node_does_not_answer_the_line_goes_on(silent_node: socket.socke
 class Large(Adds):
     """A result that has to be fetched from the store."""
 
-    def render(self, clip: Clip, given: Tensors) -> Tensors:
+    def render(self, clip: Clip, given: Values) -> Values:
         return {"x0": np.full(200_000, clip.seed)}
 
 

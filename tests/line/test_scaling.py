@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from show1_ray.clip import Clip
 from show1_ray.line.events import StageDone, StationUp
 from show1_ray.line.line import Line
-from show1_ray.line.plan import limits
+from show1_ray.line.pinning import limits
 from tests.line.autoscaling import AutoscalingCluster
 from tests.line.sleepers import Outcome, clips, land, settings, spec
 

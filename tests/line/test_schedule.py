@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from show1_ray.line.load import StageLoad
-from show1_ray.line.plan import pin
+from show1_ray.line.pinning import pin
 from show1_ray.line.schedule import Schedule
 from show1_ray.line.simulate import lower_bound, simulate
 

@@ -18,7 +18,7 @@ import pytest
 from show1_ray.clip import Clip
 from show1_ray.line.events import ClipDone, ClipFailed, Event, StageDone
 from show1_ray.line.service import AHEAD, Began, Ended, FullError, Queued, Repeated, Service, StoppedError
-from show1_ray.line.spec import FatalError, StageSpec, Tensors
+from show1_ray.line.spec import FatalError, StageSpec, Values
 from tests.line.sleepers import Adds, clips, expected, references, settings, spec
 
 MAX_WAITING = 6
@@ -27,7 +27,7 @@ MAX_WAITING = 6
 class Obeys(Adds):
     """Does what prompts say: "fail", "stop everything", or "wait FILE": until there is such a file."""
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         for clip in clips:
             word, _, path = clip.prompt.partition(" ")
             if word == "fail":

@@ -14,7 +14,7 @@ from show1_ray.errors import UserError
 from show1_ray.line.events import ClipDone, ClipFailed, ClipRejected, Event, Snapshot, StageDone
 from show1_ray.line.line import Line
 from show1_ray.line.service import Ended, Service
-from show1_ray.line.spec import ALL_PLAIN, Rejected, StageSpec, Tensors
+from show1_ray.line.spec import ALL_PLAIN, Rejected, StageSpec, Values
 from tests.line.sleepers import clips, references, render, settings, spec
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -23,10 +23,10 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 class Judges:
     """Gives a score, and lets no clip pass whose seed is odd."""
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors | Rejected]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values | Rejected]:
         return [self.judge(clip) for clip in clips]
 
-    def judge(self, clip: Clip) -> Tensors | Rejected:
+    def judge(self, clip: Clip) -> Values | Rejected:
         score = clip.seed / 10
         if clip.seed % 2:
             return Rejected(f"score {score} is odd", {"judge.score": score})
@@ -39,7 +39,7 @@ class Tells:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
 
-    def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+    def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         if self.folder is not None:
             for clip in clips:
                 (self.folder / clip.id).touch()
@@ -99,7 +99,7 @@ def test_plain_values_come_back_with_the_batch_and_go_to_who_takes_them() -> Non
 
 def test_a_stage_that_keeps_a_declared_value_back_fails_the_clip() -> None:
     class Silent:
-        def __call__(self, clips: list[Clip], tensors: list[Tensors]) -> list[Tensors]:
+        def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
             return [{} for _ in clips]
 
     silent = StageSpec("silent", lambda device: Silent(), plain=("silent.score",))

@@ -11,8 +11,9 @@ import torch
 
 from show1_ray.clip import Clip
 from show1_ray.errors import ConfigError
-from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.pipeline import Pipeline
 from show1_ray.show1.cascade import load_stage
+from show1_ray.show1.stages import STAGES
 from show1_ray.show1.temporal import TemporalConv
 from show1_ray.stages.compilation import REGIONS
 
@@ -79,7 +80,7 @@ def test_on_does_not_say_what_to_compile(tiny):
         Pipeline.load(tiny, ["keyframes.compile=on"])
 
 
-@pytest.mark.parametrize("name", STAGES[1:])
+@pytest.mark.parametrize("name", list(STAGES)[1:])
 def test_every_stage_has_regions_to_compile_and_text_encoders_are_left_alone(tiny, name):
     stage = load_stage(Pipeline.load(tiny, [f"{name}.compile=blocks"]), name)
     for part, network in stage.networks.items():
@@ -112,7 +113,7 @@ def test_channels_last_is_a_layout_and_changes_no_more_than_the_last_bits(tiny):
     assert (given - expected).abs().max() <= 1e-8
 
 
-@pytest.mark.parametrize("name", STAGES[1:])
+@pytest.mark.parametrize("name", list(STAGES)[1:])
 def test_every_stage_can_be_laid_out_with_channels_last(tiny, name):
     stage = load_stage(Pipeline.load(tiny, [f"{name}.channels_last=true"]), name)
     kernels = [m.weight for n in stage.networks.values() for m in n.modules() if isinstance(m, torch.nn.Conv2d)]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from show1_ray.clip import Clip
-from show1_ray.pipeline import STAGES, Pipeline
+from show1_ray.pipeline import Pipeline
 from show1_ray.show1.cascade import load_stage, load_stages, run_stages
+from show1_ray.show1.stages import STAGES
 from show1_ray.show1.super_resolution import window_slices
 from show1_ray.stages.noise import seeded_noise
 from show1_ray.stages.torch_stage import NonFiniteError, StageError

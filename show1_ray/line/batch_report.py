@@ -9,7 +9,7 @@ from show1_ray.line.faults import Failure
 
 
 @dataclass(frozen=True)
-class Report:
+class BatchReport:
     """What a station says of a batch: small, and the only thing that the driver fetches."""
 
     started: float = 0.0
@@ -21,7 +21,7 @@ class Report:
     """Of the clip that gave most."""
     failure: Failure | None = None
     lost: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Tensors that are gone, by clip: the batch was not run."""
+    """Values that are gone, by clip: the batch was not run."""
     plain: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Plain values that the stage gave, by clip and name."""
     rejected: dict[str, str] = field(default_factory=dict)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from show1_ray.line.plan import footprint, limits, pin, shares
+from show1_ray.line.pinning import footprint, limits, pin, shares
 from show1_ray.line.spec import StageSpec
 
 SECONDS = [0.05, 1.0, 3.0, 7.0, 2.5]
