@@ -19,7 +19,7 @@ from PIL import Image
 from show1_ray import Clip, UserError, open_line, render
 from show1_ray.dataset.video import decode_video, encode_video
 from show1_ray.line import ClipDone, ClipFailed, Ended, LineSettings, Service
-from show1_ray.pipeline import STAGES
+from show1_ray.show1.stages import STAGES
 from tests.own_ray import own_ray
 
 FEWER_STEPS = [

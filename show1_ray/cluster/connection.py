@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import FrameType
 
 import ray
@@ -25,6 +26,16 @@ from show1_ray.line import gcs
 
 LEVEL = "RAY_BACKEND_LOG_LEVEL"
 PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
+
+def on_all_nodes(folder: str) -> str:
+    """A folder by a name that is right on each node: the working directory of a job is shipped to a place of each
+    node's own, where its processes are begun, so that what lies below it is named from there.
+    """
+    here = Path.cwd()
+    if not job_name() or not here.name.startswith("_ray_pkg_") or not Path(folder).is_relative_to(here):
+        return folder
+    return str(Path(folder).relative_to(here))
 
 
 def checked_address(address: str | None) -> str:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from show1_ray.cluster.connection import check_shared, checked_address, cluster, job_name
+from show1_ray.cluster.connection import check_shared, checked_address, cluster, job_name, on_all_nodes
 from show1_ray.dataset import Dataset, Origin, Weights, look
 from show1_ray.dataset.patience import LISTENER
 from show1_ray.dataset.place import check_out
@@ -142,7 +142,7 @@ def render(
     summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
     summary.notes += seed_notes(entries, seeds)
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
-    sources = Sources(folder_of_manifest(manifest), allow_private_urls)
+    sources = Sources(on_all_nodes(folder_of_manifest(manifest)), allow_private_urls)
     place: dict[str, Any] = {
         "sha256": sources.local_sha256,
         "origin": origin(pipeline, seeds),

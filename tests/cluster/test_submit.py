@@ -32,11 +32,12 @@ from show1_ray.cluster import shipment as shipments
 from show1_ray.cluster.head import WANTS_TOKEN, check_head
 from show1_ray.cluster.shipment import CODE, Files, shipment
 from show1_ray.errors import UserError
+from show1_ray.line.faults import last_line
 from show1_ray.manifest import open_manifest
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.code import Code
 from show1_ray.pipeline.sources import folder_of_manifest
-from tests.test_examples import EXAMPLES
+from tests.test_examples import EXAMPLES, FEWER_STEPS, MAGENTA, with_a_bug
 from tests.test_render import COUNT, write_manifest
 
 TOKEN = "0123456789abcdef" * 4
@@ -270,6 +271,71 @@ def test_images_beside_the_manifest_are_shipped_and_what_lies_elsewhere_is_refus
     monkeypatch.setattr(shipments, "MOST_BYTES", there + sum(map(len, pictures.values())))
     with pytest.raises(UserError, match=r"pictures.jsonl.* MiB can be shipped: put them where all nodes reach them"):
         shipped(manifest)
+
+
+ON_BOTH_NODES = """
+
+import time
+from pathlib import Path
+
+import ray
+
+SEEN = Path({seen!r})
+
+
+def run(self, clips, values, run=Zoom.run):
+    SEEN.mkdir(exist_ok=True)
+    (SEEN / ray.get_runtime_context().get_node_id()).touch()
+    while len(list(SEEN.iterdir())) < 2:
+        time.sleep(0.1)
+    return run(self, clips, values)
+
+
+Zoom.run = run
+"""
+"""Lets no clip go on before the stage has run on two nodes."""
+
+
+@pytest.fixture
+def second_node(head: Head) -> None:
+    """A node besides the head's, which ends with it."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", f"--address={head.gcs}", "--num-cpus=1"]
+    command += [f"--temp-dir={head.folder}/b"]  # of one that nodes share each cleans away what is the other's
+    command += ["--node-ip-address=127.0.0.2", "--object-store-memory=80000000"]
+    command += [f"--metrics-export-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+    path = f"{Path(sys.executable).parent}:{head.environment['PATH']}"
+    subprocess.run(command, env={**head.environment, "PATH": path}, check=True, capture_output=True)
+
+
+@pytest.mark.timeout(900)  # two jobs
+def test_the_examples_on_two_nodes_with_code_and_images_that_are_shipped(head, second_node, tmp_path, monkeypatch):
+    examples = shutil.copytree(EXAMPLES, tmp_path / "examples")
+    monkeypatch.chdir(examples)
+    fewer = [argument for change in FEWER_STEPS for argument in ("--set", change)]
+    mine = ["--pipeline", "mine.yaml", "--code", "brighten.py", "--limit", 1, *fewer]
+    done = run(head, "prompts.parquet", "--out", tmp_path / "mine", *mine)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [row] = pq.read_table(tmp_path / "mine" / "metadata.parquet").to_pylist()
+    assert row["seconds_brighten"] >= 0
+    assert rendered(tmp_path / "mine") == {row["id"]}
+
+    buggy, line = with_a_bug(examples, tmp_path)
+    buggy.write_text(buggy.read_text() + ON_BOTH_NODES.format(seen=str(tmp_path / "nodes")))
+    (examples / "pictures" / "magenta.png").write_bytes(MAGENTA)
+    with Path("pictures.jsonl").open("a") as rows:
+        for name in ("magenta", "gone"):
+            rows.write(json.dumps({"id": name, "prompt": "a", "picture": f"pictures/{name}.png"}) + "\n")
+    zoom = ["--pipeline", "zoom.yaml", "--code", buggy, "--samples", 2]
+    zoom += ["--set", "execution.zoom.cpus=1"]
+    done = run(head, "pictures.jsonl", "--out", tmp_path / "zoom", *zoom)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert len(list((tmp_path / "nodes").iterdir())) == 2
+    assert rendered(tmp_path / "zoom") == {f"{name}-{sample}" for name in ("stripes", "rings") for sample in range(2)}
+    failures = list((tmp_path / "zoom" / "failures").glob("*.parquet"))
+    told = {row["id"]: last_line(row["error"]) for row in pq.read_table(failures[0]).to_pylist()}
+    assert len(told) == 4
+    assert re.match(rf"stage zoom: .*/zoom\.py, line {line}, in zoomed: AttributeError: ", told["magenta-0"])
+    assert "column 'picture' 'pictures/gone.png' cannot be read here: No such file" in told["gone-0"]
 
 
 class Wire:
