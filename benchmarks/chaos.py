@@ -1,7 +1,7 @@
 """Random faults over jobs: processes killed and stopped, nodes that leave, bad cards, storage that fails.
 
     python benchmarks/chaos.py --faults 1000 --log chaos.jsonl --out chaos.txt  # an hour or two on 2 cores
-    python benchmarks/chaos.py --faults 16 --rounds folder,s3 --quick           # a short form
+    python benchmarks/chaos.py --faults 16 --rounds folder,s3 --quick           # what tests/test_chaos.py does
     python benchmarks/chaos.py --table chaos.jsonl                              # what a log says
 
 In each round a job renders a manifest through the command line, on one node or on three, into video files or shards, in

@@ -16,7 +16,7 @@ import numpy as np
 
 from show1_ray.clip import Clip, SeedRule
 from show1_ray.dataset.layout import clip_path, stage_path
-from show1_ray.dataset.metadata import Row, to_json
+from show1_ray.dataset.metadata import Row, is_whole, to_json
 from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.video import BrokenVideoError, encode_video, read_comment
 from show1_ray.errors import unsigned
@@ -118,7 +118,8 @@ def row_of_file(data: bytes, recipe_hash: str) -> Row | None:
         return None
     if not isinstance(row, dict) or row.get("recipe") != recipe_hash:
         return None
-    return row | _checksum(data)
+    row |= _checksum(data)
+    return row if is_whole(row) else None
 
 
 @cache

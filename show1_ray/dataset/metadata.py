@@ -121,6 +121,20 @@ def to_table(rows: Sequence[Row], extra: Iterable[pa.Field]) -> pa.Table:
     return pa.table({name: _column([row.get(name) for row in rows], types[name]) for name in order})
 
 
+NEEDED = ("file_name", "id", "prompt", "seed", "frames", "fps", "width", "height")
+
+
+def is_whole(row: Row) -> bool:
+    """Whether a row that may have been spoilt has what a clip's row needs, in its types."""
+    if any(row.get(name) is None for name in NEEDED):
+        return False
+    try:
+        to_table([row], ())
+    except (pa.ArrowException, ValueError, TypeError, AttributeError, OverflowError):
+        return False
+    return True
+
+
 def to_parquet(table: pa.Table) -> bytes:
     """The bytes of a Parquet file."""
     sink = io.BytesIO()

@@ -277,6 +277,22 @@ def test_of_very_many_that_are_lost_the_first_are_named(job, monkeypatch):
     assert status.lost[-1] == "and 6 more"
 
 
+@pytest.mark.parametrize(
+    ("was", "now"), [(b'"prompt"', b'"prOmpt"'), (b'"seed": ', b'"seed":"'), (b'"landed": "2', b'"landed": "x')]
+)
+def test_a_row_of_a_clip_that_is_spoilt_is_told(job, finished, was, now):
+    """A byte of the JSON that a video file carries; what it says then is no row any more."""
+    shutil.copytree(finished["mp4"], job.url)
+    (Path(job.url) / ROWS).unlink()
+    data = video(job, "clip-3").read_bytes()
+    assert data.count(was) == 1
+    video(job, "clip-3").write_bytes(data.replace(was, now))
+    for command in (["status", job.url], ["status", job.url, "--verify"]):
+        told = CliRunner().invoke(app, command)
+        assert told.exit_code == 1, told.output
+        assert f"{clip(3)}: cut, or not made by this dataset's recipe" in told.output
+
+
 def test_a_damaged_column_that_gives_too_few_rows_is_told(tmp_path):
     """pyarrow reads none of its rows, and says nothing: the file's index has them all."""
     out = shutil.copytree(Path(__file__).parents[1] / "golden" / "begun_before", tmp_path / "out")
