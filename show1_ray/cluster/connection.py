@@ -6,10 +6,11 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +18,7 @@ import ray
 from ray._private import ray_constants, services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from show1_ray.cluster.head import WANTS_TOKEN, check_form, check_head, explained
+from show1_ray.cluster.head import ANSWER_SECONDS, WANTS_TOKEN, check_form, check_head, explained
 from show1_ray.cluster.leaving import leave
 from show1_ray.cluster.watch import ClusterGoneError, Watch
 from show1_ray.dataset.storage import Storage
@@ -104,14 +105,18 @@ def connect(address: str) -> None:
     where = named(None) if address in ("local", os.environ.get("RAY_ADDRESS")) else named(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        begun: AbstractContextManager[None]
-        if address == "local":
-            begun = on_loopback()
-        else:
-            check_head(_found(address), where)
-            begun = only_what_is_fatal()
-        dashboard = False if address == "local" else None
-        with begun, patient(), entrypoint_without_secrets():
+        with ExitStack() as begun:
+            if address == "local":
+                begun.enter_context(on_loopback())
+            else:
+                found = _found(address)
+                check_head(found, where)
+                if _is_on_loopback(found):
+                    begun.enter_context(on_loopback())
+                begun.enter_context(only_what_is_fatal())
+            begun.enter_context(patient())
+            begun.enter_context(entrypoint_without_secrets())
+            dashboard = False if address == "local" else None
             ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except UserError:
         raise
@@ -131,7 +136,7 @@ def on_loopback() -> Iterator[None]:
 
     Otherwise they listen on all interfaces, where only Ray's token keeps others from running code here. Ray has no
     option for this (it replaces a loopback `_node_ip_address` by another), but knows the case: on macOS and Windows a
-    local Ray is on loopback, by this constant. It must not be so where a cluster is joined.
+    local Ray is on loopback, by this constant. It must not be so where any other cluster is joined.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -150,6 +155,20 @@ def entrypoint_without_secrets() -> Iterator[None]:
         yield
     finally:
         ray._private.utils.get_entrypoint_name = said
+
+
+def _is_on_loopback(address: str) -> bool:
+    """Whether a head that answers at HOST:PORT does so on loopback alone, as one of `on_loopback`: Ray would go to this
+    machine's other address instead, and wait there without end.
+    """
+    host, _, port = address.rpartition(":")
+    if not services.is_localhost(host.strip("[]")):
+        return False
+    try:
+        socket.create_connection((services.get_node_ip_address(), int(port)), ANSWER_SECONDS).close()
+    except OSError:
+        return True
+    return False
 
 
 def _found(address: str) -> str:

@@ -16,9 +16,9 @@ from show1_ray.line.spec import Values
 from tests.line.sleepers import Fails, Lands, clips, land, once, render, spec
 from tests.own_ray import own_ray
 
-ROOM = 1_000_000_000
+ROOM = 3_000_000_000
 """Bytes that the machine's processes may take besides what they have before the monitor steps in."""
-PIECE = 50_000_000
+PIECE = 100_000_000
 
 
 @pytest.fixture(scope="module")
