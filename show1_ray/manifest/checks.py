@@ -18,8 +18,6 @@ from show1_ray.pipeline.inputs import InputColumns
 SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 LONGEST_ID = 128
 SHOWN_PROBLEMS = 10
-DEEPEST = 32
-"""Lists in lists of a column: pyarrow writes Parquet with 50, and does not read it."""
 LONGEST_TEXT = 100_000
 """Characters of a prompt; encoders take some hundred words."""
 
@@ -110,11 +108,6 @@ class Ids:
         return table, number + place - self._starts[stretch]
 
 
-def depth_of(kind: pa.DataType) -> int:
-    """How many lists and structs lie in one another in a type."""
-    return 1 + max((depth_of(kind.field(i).type) for i in range(kind.num_fields)), default=-1)
-
-
 class OtherColumns:
     """The arrow types of the columns that are not the line's own, over all files."""
 
@@ -152,9 +145,6 @@ class OtherColumns:
                 )
 
     def _unify(self, table: Table, schema: pa.Schema) -> None:
-        for one in schema:
-            if depth_of(one.type) > DEEPEST:
-                raise UnreadableError(f"{table.url}: column {one.name!r} is nested more than {DEEPEST} deep")
         try:
             self.schema = pa.unify_schemas([self.schema, schema], promote_options="permissive")
         except pa.ArrowException as error:

@@ -257,16 +257,6 @@ def test_a_damaged_column_that_gives_too_few_rows_is_refused():
     assert "do not have the 3 rows" in refusal("m.parquet")
 
 
-def test_a_column_that_the_metadata_could_not_give_back_is_refused():
-    assert [entry.extra["deep"] for entry in open_manifest(jsonl("m.jsonl", {"prompt": "a", "deep": nested(32)}))]
-    told = refusal(jsonl("m.jsonl", {"prompt": "a", "deep": nested(33)}))
-    assert told == "manifest m.jsonl: column 'deep' is nested more than 32 deep"
-
-
-def nested(depth: int) -> Any:
-    return [nested(depth - 1)] if depth else 1
-
-
 def test_a_truncated_parquet_file_is_refused():
     whole = Path(parquet("m.parquet", prompt=["x" * 100] * 1000)).read_bytes()
     Path("m.parquet").write_bytes(whole[: len(whole) // 2])
