@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # pyarrow 26.0.1 writes a column of lists that are nested 50 deep without a word, and its reader refuses the file: the
 # schema has two levels for each list, and the reader takes 100 unless it is told `schema_depth_limit`. The writer does
-# not look at that limit. With 49 it is read. (A manifest's extra columns go into a dataset's metadata: what a JSON
+# not look at that limit. With 49 it is read. A JSON Lines manifest may hold such a column.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
