@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from show1_ray.cluster.leaving import is_stuck
-from show1_ray.errors import UserError, shown
+from show1_ray.errors import UserError, last_line, shown
 from show1_ray.output import Console, Lines, say, say_json, take_over
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.commands import CodeOption, SetOption, check, fetch, pipelines, schema, stages
@@ -235,8 +235,7 @@ def status(
     if status.holder is not None:
         say(f"being written by {status.holder}")
     for failure in status.failures:
-        reason = failure.error.strip().rpartition("\n")[2]
-        say(f"failed: {failure.id} in {failure.stage} after {failure.attempts} attempts: {reason}")
+        say(f"failed: {failure.id} in {failure.stage} after {failure.attempts} attempts: {last_line(failure.error)}")
     for rejection in status.rejections[:SHOWN_REJECTIONS]:
         say(f"rejected: {rejection.id} by {rejection.stage}: {rejection.reason}")
     if len(status.rejections) > SHOWN_REJECTIONS:

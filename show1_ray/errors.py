@@ -144,6 +144,12 @@ def one_line(error: object) -> str:
     return printable(" ".join(str(error).split())) or type(error).__name__
 
 
+def last_line(text: str) -> str:
+    """The last line that says something: of a traceback what Python says the error is."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""
+
+
 def shown(value: object, most: int = 60) -> str:
     """A value of somebody's input for an error's line: as Python writes it, and of a long one the beginning."""
     try:

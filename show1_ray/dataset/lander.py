@@ -19,7 +19,7 @@ from show1_ray.dataset.layout import clip_path, stage_path
 from show1_ray.dataset.metadata import Row, is_whole, to_json
 from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.video import BrokenVideoError, encode_video, read_comment
-from show1_ray.errors import unsigned
+from show1_ray.pipeline.inputs import unsigned_value
 
 SOFTWARE = ("show1-ray", "torch", "diffusers", "transformers", "ray", "av", "numpy")
 
@@ -101,13 +101,8 @@ class Lander:
             "landed": datetime.now(UTC).isoformat(timespec="milliseconds"),
             **{f"seconds_{stage}": round(seconds, 4) for stage, seconds in rendering.seconds.items()},
             **{f"batch_size_{stage}": size for stage, size in rendering.batch_sizes.items()},
-            **{name: _told(to_json(value)) for name, value in extra.items()},
+            **{name: unsigned_value(to_json(value)) for name, value in extra.items()},
         }
-
-
-def _told(value: Any) -> Any:
-    """A column's value; signatures of URLs stay with the manifest."""
-    return unsigned(value) if isinstance(value, str) and "://" in value else value
 
 
 def row_of_file(data: bytes, recipe_hash: str) -> Row | None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from show1_ray.dataset import Survey
 from show1_ray.dataset.endings import FAILED, read_endings
-from show1_ray.dataset.report.page import last_line
 from show1_ray.dataset.storage import Storage
+from show1_ray.errors import last_line
 from show1_ray.line.events import ClipFailed
 
 LISTED = 100

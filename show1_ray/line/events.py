@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from show1_ray.clip import Clip
+from show1_ray.errors import last_line
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class ClipFailed:
     @property
     def reason(self) -> str:
         """The error's last line."""
-        return self.error.strip().rpartition("\n")[2]
+        return last_line(self.error)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from show1_ray.errors import without_secrets
+from show1_ray.errors import last_line, without_secrets
 from show1_ray.line.spec import FatalError, PlaceError
 
 Cause = Literal[
@@ -151,12 +151,6 @@ def host_kill(error: BaseException, begun: bool = True) -> Failure:
     """What `is_host_kill`, with a last line that says so: Ray's own is a page of advice."""
     text = f"{error}\nthe node had too little memory, and Ray ended the process"
     return Failure("host" if begun else "idle", shortened(text), node_is_short=True)
-
-
-def last_line(text: str) -> str:
-    """The last line that says something."""
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
 
 
 def shortened(text: str) -> str:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from show1_ray.line.faults import Failure, last_line
+from show1_ray.errors import last_line
+from show1_ray.line.faults import Failure
 from show1_ray.line.health import FailureRate
 from show1_ray.line.spec import FatalError, LineSettings
 

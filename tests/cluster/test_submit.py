@@ -31,8 +31,7 @@ from show1_ray.cli import options_of_render
 from show1_ray.cluster import shipment as shipments
 from show1_ray.cluster.head import WANTS_TOKEN, check_head
 from show1_ray.cluster.shipment import CODE, Files, shipment
-from show1_ray.errors import UserError
-from show1_ray.line.faults import last_line
+from show1_ray.errors import UserError, last_line
 from show1_ray.manifest import open_manifest
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.code import Code

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from show1_ray.dataset.report.facts import Facts, Shown
 from show1_ray.dataset.report.timeline import BINS, LANES, LOADING, UP, Bar, Lane, Span
+from show1_ray.errors import last_line
 
 COLOURS = 8
 """Stages' colours in the style sheet; more stages begin again with the first."""
@@ -209,11 +210,6 @@ def clock(seconds: float) -> str:
 def short(value: float) -> str:
     """A number in three digits: 0.0120, 1.23, 123."""
     return f"{value:,.0f}" if value >= 99.95 or not value else f"{value:#.3g}"
-
-
-def last_line(text: str) -> str:
-    """The last line of an error: what Python says it is."""
-    return text.strip().rpartition("\n")[2].strip()
 
 
 def script_hash(text: str) -> str:
