@@ -195,8 +195,10 @@ def interrupt(job: psutil.Popen) -> bool:
 
 
 def stop(this: Round, job: psutil.Popen, seconds: float) -> bool:
-    job.suspend()
-    return this.later(seconds, "driver", job.resume)
+    """Stops the driver, a child of the command's process, or that itself where it is young."""
+    driver = next(iter(job.children()), job)
+    driver.suspend()
+    return this.later(seconds, "driver", driver.resume)
 
 
 def misbehave(this: Round, mode: Any, seconds: float) -> bool:

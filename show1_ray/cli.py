@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from show1_ray.cluster.leaving import is_stuck
+from show1_ray.cluster.supervisor import done
 from show1_ray.errors import UserError, last_line, shown
 from show1_ray.output import Console, Lines, say, say_json, take_over
 from show1_ray.pipeline import Pipeline
@@ -432,14 +433,17 @@ def one_line_errors() -> Iterator[None]:
 
 
 def main(command: Callable[[], object] = app) -> None:
-    """What the `show1-ray` script calls."""
+    """Runs a command."""
     take_over()
     try:
         with one_line_errors():
             command()
+        done(0)
     except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        done(code)
         if is_stuck():  # Ray, which would be waited for
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(end.code if isinstance(end.code, int) else 1)
+            os._exit(code)
         raise

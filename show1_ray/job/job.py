@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,12 +178,13 @@ def render(
         stages = specs(pipeline, dataset.lander, save_stages, costs, sources)
         subject = report_subject(dataset.lander.origin, summary, manifest, format, stages, began)
         # The report ends after the cluster: it is told why that has gone, and may have to wait for its storage.
-        with ExitStack() as after, cluster(address) as watch:
+        variables = settings.variables(settings.threads)
+        with ExitStack() as after, cluster(address, variables) as watch:
             check_shared(out)
             report = after.enter_context(Report(dataset.lander.storage, subject, tell=tell))
             watched = watching(observe, report, measured(job_name() or out, tell), undo)
             orders = orders_of(pipeline, dataset.missing(entries, retry_failed))
-            running = Running(Line(stages, settings), orders, summary.left)
+            running = Running(Line(stages, replace(settings, inherited=watch.inherited)), orders, summary.left)
             watch.when_gone(running.end)
             fill(dataset, running, summary, control, max_failures, watched)
             report.end(interrupted=control.asked, stopped=summary.stopped)

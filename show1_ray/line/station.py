@@ -288,8 +288,8 @@ def start_station(
     """
     gpus = gpus and cpus is None
     cores = cpus or settings.threads
-    threads = str(cores)
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    variables = settings.variables(cores)
+    has_them = variables.items() <= settings.inherited.items()
     actor: Any = (
         _station()
         .options(
@@ -297,7 +297,7 @@ def start_station(
             num_cpus=0 if gpus else cores,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env={"env_vars": {**dict.fromkeys(names, threads), **settings.environment}},
+            runtime_env=None if has_them else {"env_vars": variables},
         )
         .remote(specs, "cuda:0" if gpus else "cpu")
     )
