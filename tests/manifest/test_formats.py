@@ -70,7 +70,7 @@ def written(how: str) -> str:
         duckdb.sql(f"copy (select * from 'source.parquet') to '{name}' {options.get(kind, '')}")
         Path("source.parquet").unlink()
     elif by == "polars":
-        writers = {"csv": data.write_csv, "tsv": lambda file: data.write_csv(file, separator="\t")}
+        writers: dict[str, Any] = {"csv": data.write_csv, "tsv": lambda file: data.write_csv(file, separator="\t")}
         writers |= {"jsonl": data.write_ndjson, "json": data.write_json, "parquet": data.write_parquet}
         writers[kind](name)
     else:
