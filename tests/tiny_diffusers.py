@@ -123,6 +123,7 @@ def rendered(pipeline: Pipeline, clips: Sequence[Clip], **given: Sequence[Any]) 
     values: list[dict[str, Any]] = [{name: one[i] for name, one in given.items()} for i in range(len(clips))]
     for blueprint in blueprints(pipeline):
         for known, found in zip(values, blueprint.build("cpu")(clips, values), strict=True):
+            assert isinstance(found, dict)
             known |= found
     return [one[pipeline.video.line] for one in values]
 
