@@ -46,11 +46,13 @@ class StageSettings(BaseModel):
     Attributes:
         later: fields that came when recipes had been written already: left out of the recipe where they have their
             defaults, so that those stay what they were.
+        unrecorded: fields that are no part of the recipe, because clips do not depend on them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     later: ClassVar[frozenset[str]] = frozenset()
+    unrecorded: ClassVar[frozenset[str]] = frozenset()
 
 
 class StageExecution(BaseModel):
@@ -76,11 +78,14 @@ class Needs:
         checkpoint: a `pipeline.checkpoints.Checkpoint`.
         components: folders of it, such as "unet" and "scheduler".
         key: of the checkpoint in the stage's settings, for messages.
+        variants: of the weights' files, the first that there is: ("fp16", ""); None: half precision first or last, as
+            the pipeline's number format has it.
     """
 
     checkpoint: Any
     components: tuple[str, ...]
     key: str = "checkpoint"
+    variants: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -221,6 +226,21 @@ class Stage(ABC):
     def signature(cls, settings: Any) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
         """What it takes and what it gives, where that depends on the settings."""
         return cls.takes, cls.gives
+
+    @classmethod
+    def arguments(cls, settings: Any) -> Mapping[str, bool] | None:
+        """Values that it takes besides, with whatever axes, where the pipeline file says so (`takes`), or an input of
+        the pipeline has the name: name → whether it cannot do without; such a one it also takes from whoever gives it.
+        None: any, since it is not known yet. Float frames come as 8-bit ones.
+        """
+        return {}
+
+    @classmethod  # noqa: B027 - most need nothing
+    def look(cls, settings: Any) -> None:
+        """Fetches the small files that what it says of itself rests on, if it needs some that are not here yet.
+
+        Called when a pipeline is about to be used; before, the class says what it knows without them.
+        """
 
     @classmethod
     def checkpoints(cls, settings: Any) -> Sequence[Needs]:

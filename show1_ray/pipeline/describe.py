@@ -64,7 +64,7 @@ def check(pipeline: Pipeline) -> dict[str, Any]:
     half = pipeline.dtype != "float32"
     for _, need in pipeline.needs():
         if need.checkpoint.is_local:
-            folder_of(need.checkpoint, need.components, half=half)
+            folder_of(need.checkpoint, need.components, half=half, variants=need.variants)
     parts = {part.name: part for part in pipeline.parts}
     video = pipeline.video
     return {
@@ -200,7 +200,7 @@ def _type(said: Mapping[str, Any]) -> str:
 
 
 def _checked(stage: Wired, part: Part) -> dict[str, Any]:
-    takes, gives = part.signature
+    _, gives = part.signature
     asked = (stage.settings, stage.context)
     return {
         "name": stage.name,
@@ -208,7 +208,7 @@ def _checked(stage: Wired, part: Part) -> dict[str, Any]:
         "class": f"{stage.cls.__module__}:{stage.cls.__qualname__}",
         "version": stage.cls.version,
         "takes": {
-            name: {"from": str(ref), **_shape(stage.taken[name]), **_turned(ref, takes[name])}
+            name: {"from": str(ref), **_shape(stage.taken[name]), **_turned(ref, stage.taken[name].axes)}
             for name, ref in stage.takes.items()
         },
         "gives": {name: {"on_the_line": stage.gives[name], **_shape(stage.shapes[name])} for name in gives},

@@ -164,14 +164,14 @@ def line_names(wired: tuple[Wired, ...], clip: Ref) -> dict[str, str]:
 def _blueprint(
     stage: Wired, axes: Mapping[tuple[str, str], Axes], names: Mapping[str, str], clip: Ref | None
 ) -> Blueprint:
-    takes, gives = stage.cls.signature(stage.settings)
+    _, gives = stage.cls.signature(stage.settings)
     return Blueprint(
         stage.cls,
         stage.settings,
         stage.execution,
         stage.context,
         {
-            name: Taken(names.get(ref.line, ref.line), _axes_on_the_line(ref, axes), takes[name], ref.index)
+            name: Taken(names.get(ref.line, ref.line), _axes_on_the_line(ref, axes), stage.taken[name].axes, ref.index)
             for name, ref in stage.takes.items()
         },
         {name: _given(stage, name, axes, names, clip) for name, axes in gives.items()},

@@ -200,7 +200,11 @@ class Pipeline:
             UserError: see `pipeline.checkpoints.folder_of`.
         """
         half = self.dtype != "float32"
-        return [folder_of(need.checkpoint, need.components, half=half) for _, need in self.needs()]
+        for part in self.parts:
+            part.cls.look(part.settings)
+        return [
+            folder_of(need.checkpoint, need.components, half=half, variants=need.variants) for _, need in self.needs()
+        ]
 
     def check_access(self) -> None:
         """Shows the licences of checkpoints on the hub and sees that they may be read, without fetching them.
@@ -219,12 +223,18 @@ class Pipeline:
 
         Raises:
             UserError: a checkpoint that is not there, or not to be had (see `pipeline.checkpoints`).
+            ConfigError: what turns out not to fit together once checkpoints have been looked at.
         """
+        before = list(self.faults())
+        for part in self.parts:
+            part.cls.look(part.settings)
         revisions = {checkpoint: resolve(checkpoint) for checkpoint in self.checkpoints()}
-        return replace(
+        found = replace(
             self,
             parts=tuple(replace(part, settings=recipes.pinned(part.settings, revisions)) for part in self.parts),
         )
+        _refuse([f"{self.file or self.name}: {'.'.join(key)}: {why}" for key, why in found.faults() if not before])
+        return found
 
     def recipe(self) -> dict[str, Any]:
         """All that decides what a clip's frames are, as plain data; see `pipeline.recipe`."""

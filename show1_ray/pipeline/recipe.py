@@ -100,8 +100,10 @@ def _reduce(value: Any, dumped: Any) -> None:
             dumped["repo"] = "local"
     elif isinstance(value, BaseModel):
         later = value.later if isinstance(value, StageSettings) else ()
+        unrecorded = value.unrecorded if isinstance(value, StageSettings) else ()
         for name, field in value:
-            if name in later and field == type(value).model_fields[name].get_default(call_default_factory=True):
+            default = type(value).model_fields[name].get_default(call_default_factory=True)
+            if name in unrecorded or (name in later and field == default):
                 del dumped[name]
             elif name in dumped:
                 _reduce(field, dumped[name])

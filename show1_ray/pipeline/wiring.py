@@ -183,9 +183,12 @@ def wire(
         own = replace(context, name=part.name, execution=part.execution)
         found = _found(part, values, faults)
         takes, gives = part.signature
-        taken = {name: _as_taken(values.shapes[ref.stage, ref.name], ref, takes[name]) for name, ref in found.items()}
+        taken = {
+            name: _as_taken(values.shapes[ref.stage, ref.name], ref, takes.get(name) or _eight_bit(ref.axes))
+            for name, ref in found.items()
+        }
         shapes = {name: Shape(axes, (), "uint8" if axes == FRAMES else None) for name, axes in gives.items()}
-        if len(taken) == len(takes):
+        if takes.keys() <= taken.keys():
             try:
                 shapes |= _checked_shapes(part, part.ask("shapes", part.settings, own, taken))
                 faults += [(_key(part.name, key), why) for key, why in part.ask("faults", part.settings, own, taken)]
@@ -206,9 +209,7 @@ def wire(
 def _found(part: Part, values: _Values, faults: list[Fault]) -> dict[str, Ref]:
     """Who gives what a stage takes, as far as somebody does; the rest are faults."""
     takes, _ = part.signature
-    for name in part.takes.keys() - takes.keys():
-        faults.append((("stages", part.name, "takes", name), f"it takes no {name!r}, but {_some(takes)}"))
-    found: dict[str, Ref] = {}
+    found = _arguments(part, values, faults)
     for name, axes in takes.items():
         said = part.takes.get(name)
         try:
@@ -218,6 +219,28 @@ def _found(part: Part, values: _Values, faults: list[Fault]) -> dict[str, Ref]:
             found[name] = ref
         except WiringError as error:
             faults.append((("stages", part.name, *(() if said is None else ("takes", name))), str(error)))
+    return found
+
+
+def _arguments(part: Part, values: _Values, faults: list[Fault]) -> dict[str, Ref]:
+    """What a stage takes besides what its class always does (`Stage.arguments`)."""
+    takes, _ = part.signature
+    arguments = part.ask("arguments", part.settings)
+    found: dict[str, Ref] = {}
+    for name in sorted(part.takes.keys() - takes.keys()):
+        if arguments is not None and name not in arguments:
+            known = [*takes, *arguments]
+            near = difflib.get_close_matches(name, known, 1)
+            what = f"; did you mean {near[0]!r}?" if near else f", but {_some(known)}"
+            faults.append((("stages", part.name, "takes", name), f"it takes no {name!r}{what}"))
+            continue
+        try:
+            found[name] = values.find(part.takes[name], part.name)
+        except WiringError as error:
+            faults.append((("stages", part.name, "takes", name), str(error)))
+    for name, is_needed in (arguments or {}).items():
+        if name not in (*found, *part.takes, *takes) and values.is_given(name, None if is_needed else INPUTS):
+            found[name] = values.find(name if is_needed else f"{INPUTS}.{name}", part.name, is_said=False)
     return found
 
 
@@ -247,6 +270,10 @@ class _Values:
     def give(self, stage: str, shapes: Mapping[str, Shape]) -> None:
         """What a stage gives is there from now on."""
         self.shapes |= {(stage, name): shape for name, shape in shapes.items()}
+
+    def is_given(self, name: str, by: str | None = None) -> bool:
+        """Whether there is a value of that name so far; `by`: of that stage, or of the inputs."""
+        return any(given == name and by in (None, stage) for stage, given in self.shapes)
 
     def line_name(self, stage: str, name: str) -> str:
         """A value's name on the line: bare for the last of its name; the others, and plain ones, say whose they are."""
@@ -335,6 +362,11 @@ class _Values:
                 asked += givers - needed
                 needed |= givers
         return needed
+
+
+def _eight_bit(axes: Axes) -> Axes:
+    """Of frames those in 8 bits."""
+    return {FLOAT_FRAMES: FRAMES, FLOAT_FRAME: FRAME}.get(axes, axes)
 
 
 def _as_taken(shape: Shape, ref: Ref, wanted: Axes) -> Shape:

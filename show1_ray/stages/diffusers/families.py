@@ -1,0 +1,165 @@
+"""What is known of families of diffusers' pipelines, beyond what their signatures tell. All of it is here. No torch.
+
+A family is a folder of diffusers (`pipelines/wan`), or some classes of it. What is not said of a family holds for
+pipelines that nobody has told us of, too: they run whole, clip by clip, and what comes out is held against what was
+asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import lcm
+from typing import Any
+
+from show1_ray.stages.diffusers.layout import Layout
+from show1_ray.stages.diffusers.signatures import Signature
+
+Number = Callable[[Layout], int]
+"""Something that a checkpoint's configurations tell."""
+
+FRAMES = ("num_frames", "frames", "video_length")
+"""What pipelines call the number of frames that they are asked for."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of a family.
+
+    Attributes:
+        name: for people.
+        frames: counts that it can make are 1 more than multiples of this.
+        size: what height and width are multiples of, beside what the class itself demands.
+        alone: why a batch would change a clip, or cannot be computed; "" where batches are fine.
+        lists: whether it takes a generator for each clip where its scheduler draws noise.
+        split: how it is cut in three, a name of `split.SPLITS`; "": not.
+    """
+
+    name: str
+    frames: Number | None = None
+    size: Number | None = None
+    alone: str = ""
+    lists: bool = True
+    split: str = ""
+
+
+def _of(component: str, *keys: str, default: int) -> Number:
+    """A number of a component's configuration, by the first of the keys that it has."""
+
+    def number(layout: Layout) -> int:
+        config = layout.config(component)
+        found = next((config[key] for key in keys if isinstance(config.get(key), int)), default)
+        return max(1, int(found))
+
+    return number
+
+
+def _patched(spatial: Number, at: int = -1) -> Number:
+    """Times the transformer's patches."""
+
+    def number(layout: Layout) -> int:
+        patch = layout.config("transformer").get("patch_size", 1)
+        if isinstance(patch, list):
+            patch = patch[at] if patch else 1
+        return spatial(layout) * (patch if isinstance(patch, int) else 1)
+
+    return number
+
+
+def _levels(component: str = "vae") -> Number:
+    """What a VAE that halves once a level makes smaller."""
+    return lambda layout: 2 ** max(0, len(layout.config(component).get("block_out_channels") or [0] * 4) - 1)
+
+
+_WAN_TIME = _of("vae", "scale_factor_temporal", default=4)
+_WAN_SPACE = _patched(_of("vae", "scale_factor_spatial", default=8))
+
+WAN = Family("Wan", _WAN_TIME, _WAN_SPACE)
+UNKNOWN = Family("")
+
+FAMILIES: Mapping[str, Family] = {
+    "wan": WAN,
+    "lucy": WAN,
+    "skyreels_v2": Family("SkyReels-V2", _WAN_TIME, _WAN_SPACE),
+    "chronoedit": Family("ChronoEdit", _WAN_TIME, _WAN_SPACE),
+    "ltx": Family("LTX", _of("vae", "temporal_compression_ratio", default=8), lambda _: 32),
+    "ltx2": Family("LTX-2", _of("vae", "temporal_compression_ratio", default=8), lambda _: 32),
+    "cogvideo": Family("CogVideoX", lambda _: 8, lambda _: 16),
+    "consisid": Family("ConsisID", lambda _: 8, lambda _: 16),
+    "hunyuan_video": Family("HunyuanVideo", _of("vae", "temporal_compression_ratio", default=4), lambda _: 16),
+    "hunyuan_video1_5": Family(
+        "HunyuanVideo 1.5",
+        _of("vae", "temporal_compression_ratio", default=4),
+        _patched(_of("vae", "spatial_compression_ratio", default=16)),
+        alone="its VAE decodes no batch without slicing",
+    ),
+    "mochi": Family(
+        "Mochi", lambda _: 6, lambda _: 16, alone="an empty prompt at the end of a batch changes the clips before it"
+    ),
+    "sana_video": Family("SanaVideo", _of("vae", "scale_factor_temporal", "temporal_compression_ratio", default=4)),
+    "kandinsky5": Family(
+        "Kandinsky 5",
+        _of("vae", "temporal_compression_ratio", default=4),
+        lambda _: 16,
+        alone="prompts of other lengths in its batch change a clip",
+    ),
+    "animatediff": Family("AnimateDiff", lists=False),
+    "text_to_video_synthesis": Family("ModelScope", lists=False),
+}
+"""By diffusers' folder or class."""
+
+CLASSES: Mapping[str, Family] = {
+    "TextToVideoSDPipeline": Family("ModelScope", size=_levels(), lists=False),
+    "VideoToVideoSDPipeline": Family("ModelScope", size=_levels(), lists=False, alone="it takes one video at a time"),
+}
+"""Classes that differ from what lies in their folder."""
+
+
+def family_of(pipeline: Signature) -> Family:
+    """What is known of a pipeline class."""
+    return CLASSES.get(pipeline.name) or FAMILIES.get(pipeline.folder, UNKNOWN)
+
+
+def frames_argument(pipeline: Signature) -> str | None:
+    """What its call names the number of frames."""
+    return next((name for name in FRAMES if name in pipeline.call), None)
+
+
+def frames_step(pipeline: Signature, layout: Layout | None) -> int:
+    """Counts of frames that it can make are 1 more than multiples of this."""
+    rule = family_of(pipeline).frames
+    return 1 if rule is None or layout is None else rule(layout)
+
+
+def size_step(pipeline: Signature, layout: Layout | None, side: str) -> int:
+    """What "height" or "width" is a multiple of."""
+    rule = family_of(pipeline).size
+    return lcm(pipeline.divisors.get(side, 1), 1 if rule is None or layout is None else rule(layout))
+
+
+def nearest(value: int, step: int, rest: int) -> int:
+    """The nearest to a value of those that are `rest` more than multiples of `step`; the lower one of two."""
+    below = max((value - rest) // step * step + rest, rest or step)
+    above = below + step if below < value else below
+    return below if value - below <= above - value else above
+
+
+def default_of(pipeline: Signature, call: Mapping[str, Any], name: str) -> Any:
+    """What an argument is: as it was given, or the class's own default where that is a plain value."""
+    argument = pipeline.call.get(name)
+    value = call.get(name, argument.default if argument is not None else None)
+    return value if isinstance(value, int | float | str | bool) else None
+
+
+STOCHASTIC = ("EulerAncestralDiscreteScheduler", "DDPMScheduler", "LCMScheduler", "KDPM2AncestralDiscreteScheduler")
+"""Schedulers that draw noise at each step."""
+
+
+def may_batch(pipeline: Signature, scheduler: Any, settings: Any) -> bool:
+    """Whether several clips may go through one call: of families that are known, and not where a list of generators
+    would be an error, or a neighbour would change a clip.
+    """
+    family = family_of(pipeline)
+    draws = type(scheduler).__name__ in STOCHASTIC or bool(settings.call.get("eta"))
+    alone = family.alone and not ("slicing" in settings.vae and "slicing" in family.alone)
+    return bool(family.name) and not alone and (family.lists or not draws)
