@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from show1_ray.errors import one_line
 from show1_ray.pipeline.checkpoints import CheckpointError, folder_of, read_json
@@ -63,7 +63,7 @@ def _t5(folder: Path, pieces: Path) -> Any:
     from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
     from tokenizers.models import Unigram
 
-    model = sentencepiece_model_pb2.ModelProto()
+    model = cast("Any", sentencepiece_model_pb2).ModelProto()
     model.ParseFromString(pieces.read_bytes())
     vocabulary = [(piece.piece, piece.score) for piece in model.pieces]
     said = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
@@ -101,6 +101,6 @@ def _clip(folder: Path) -> Any:
     words = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.add_special_tokens([begin, end])
-    ends = [(one, tokenizer.token_to_id(one)) for one in (end, begin)]
-    tokenizer.post_processor = processors.RobertaProcessing(*ends, False, False)
+    ids = tokenizer.get_vocab()
+    tokenizer.post_processor = processors.RobertaProcessing((end, ids[end]), (begin, ids[begin]), False, False)
     return tokenizer
