@@ -184,9 +184,7 @@ def run_job(this: Round) -> int:
     text, code = log.read_text(errors="replace"), job.wait()
     if "Traceback (most recent call last)" in text:
         this.wrong.append(f"a traceback: {text[text.index('Traceback') :][:3000]}")
-    if code == 1 and this.faults.keys() & {"raylet killed", "head restarted"} and "show1-ray: " not in text:
-        pass  # its object store was gone, and Ray ends a process that uses it
-    elif code not in (0, 3, 130, -signal.SIGINT, -signal.SIGKILL) and not (code == 2 and may_refuse(text)):
+    if code not in (0, 3, 130, -signal.SIGINT, -signal.SIGKILL) and not (code == 2 and may_refuse(text)):
         this.wrong.append(f"exit code {code}: {text.strip()[-1500:]}")
     count_left(this)
     return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def open_line(
     loaded.fetch() if address == "local" else loaded.check_access()
     settings = settings or LineSettings(warm=True, measure_memory=memory_for_stages, gauge=gauge)
     sources = Sources(str(Path.cwd()), allow_private_urls)
-    with cluster(address) as watch:
+    with cluster(address, settings.variables(settings.threads)) as watch:
+        settings = replace(settings, inherited=watch.inherited)
         costs = costs_of_job(loaded, job_device(address, settings))
         specs = stage_specs(loaded, costs, deliver=True, sources=sources)
         orders = partial(order_of_anybody, loaded)

@@ -72,7 +72,10 @@ def ray_folder() -> Iterator[Path]:
 
 @contextmanager
 def begun(folder: Path, ray_folder: Path, *arguments: object) -> Iterator[tuple[subprocess.Popen[str], set[str]]]:
-    """A command that has all the secrets; and command lines of what it starts, which are looked at all the time."""
+    """A command that has all the secrets; and command lines of what it starts, which are looked at all the time.
+
+    What it starts has its own command line, which its user typed, until it has become another program.
+    """
     (folder / "own.py").write_text(CODE)
     (folder / "own.yaml").write_text("stages: {leak: {uses: 'own:Leak'}}\nexecution: {leak: {device: cpu}}\n")
     command = [sys.executable, "-m", "show1_ray", *map(str, arguments), "--pipeline", "own.yaml", "--code", "own.py"]
@@ -88,7 +91,8 @@ def begun(folder: Path, ray_folder: Path, *arguments: object) -> Iterator[tuple[
                 with suppress(psutil.Error):
                     for child in psutil.Process(process.pid).children(recursive=True):
                         with suppress(psutil.Error):
-                            lines.add(" ".join(child.cmdline()))
+                            if (line := child.cmdline()) != command:
+                                lines.add(" ".join(line))
 
         thread = threading.Thread(target=look)
         thread.start()

@@ -9,13 +9,14 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 
 import ray
 from ray._private import ray_constants, services
+from ray._private.node import Node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from show1_ray.cluster.head import ANSWER_SECONDS, WANTS_TOKEN, check_form, check_head, explained
@@ -26,6 +27,7 @@ from show1_ray.errors import UserError, shown, without_secrets
 from show1_ray.line import gcs
 
 LEVEL = "RAY_BACKEND_LOG_LEVEL"
+NOTHING: Mapping[str, str] = MappingProxyType({})
 PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
 
@@ -62,8 +64,15 @@ def named(address: str | None) -> str:
 
 
 @contextmanager
-def cluster(address: str) -> Iterator[Watch]:
+def cluster(address: str, variables: Mapping[str, str] = NOTHING) -> Iterator[Watch]:
     """Connects to Ray, or starts it on this machine; a connection that was there before stays.
+
+    Args:
+        address: of `checked_address`.
+        variables: environment variables that the processes of a Ray that is started here shall have.
+
+    Yields:
+        What watches over it, and knows which environment variables its processes have.
 
     Raises:
         UserError: no cluster there.
@@ -74,10 +83,12 @@ def cluster(address: str) -> Iterator[Watch]:
             yield watch
         return
     early = True
+    had = variables if address == "local" else NOTHING
     try:
-        with interrupted_at_the_end():
+        with interrupted_at_the_end(), in_environment(had):
             connect(address)
         with watched(address) as watch:
+            watch.inherited = had
             yield watch
         early = False
     finally:
@@ -100,6 +111,18 @@ def watched(address: str) -> Iterator[Watch]:
         watch.stop()
 
 
+@contextmanager
+def in_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """What is begun within this block inherits these environment variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def connect(address: str) -> None:
     """As `cluster`, for good."""
     where = named(None) if address in ("local", os.environ.get("RAY_ADDRESS")) else named(address)
@@ -108,6 +131,7 @@ def connect(address: str) -> None:
         with ExitStack() as begun:
             if address == "local":
                 begun.enter_context(on_loopback())
+                begun.enter_context(bare())
             else:
                 found = _found(address)
                 check_head(found, where)
@@ -147,6 +171,22 @@ def on_loopback() -> Iterator[None]:
 
 
 @contextmanager
+def bare() -> Iterator[None]:
+    """A Ray that is begun within this block has neither an API server, nor what asks for nodes and what shows logs: a
+    job's own has no use for them, and waits two seconds for them (`benchmarks/start.py`).
+    """
+    unused = [name for name in ("start_api_server", "start_monitor", "start_log_monitor") if hasattr(Node, name)]
+    before = {name: getattr(Node, name) for name in unused}
+    try:
+        for name in unused:
+            setattr(Node, name, lambda self, **options: None)
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
+
+
+@contextmanager
 def entrypoint_without_secrets() -> Iterator[None]:
     """Ray keeps this process's command line, for all who see the cluster: without passwords and signatures of URLs."""
     said = ray._private.utils.get_entrypoint_name
@@ -183,14 +223,8 @@ def patient() -> Iterator[None]:
     """Ray's C++ part, begun within this block, leaves it to the watch to say that the head is gone: by itself it ends
     the process after 60 s, exit code 1, also while a slow storage is still being written to.
     """
-    if PATIENCE in os.environ:
+    with in_environment({} if PATIENCE in os.environ else {PATIENCE: "600"}):
         yield
-        return
-    os.environ[PATIENCE] = "600"
-    try:
-        yield
-    finally:
-        del os.environ[PATIENCE]
 
 
 @contextmanager

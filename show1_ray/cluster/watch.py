@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -85,10 +85,14 @@ class Watch:
     """Looks at the cluster again and again; who wants to know is told once, in its thread, when it is gone.
 
     Ray has to be initialized. `name` is how the cluster is called in the error.
+
+    Attributes:
+        inherited: environment variables that all processes of the cluster are known to have.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.inherited: Mapping[str, str] = {}
         self._node = ray.get_runtime_context().get_node_id()
         self._lock = threading.Lock()
         self._verdict = Verdict(time.monotonic())

@@ -141,6 +141,14 @@ class LineSettings:
     snapshot_seconds: float = 0.5
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the stations."""
+    inherited: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that all of the cluster's processes have. A station that needs no others takes a process
+    that Ray has begun already; for any other one is begun, which takes a second."""
+
+    def variables(self, cores: int) -> dict[str, str]:
+        """Environment variables of a station with so many CPU threads."""
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(cores))
+        return {**threads, **self.environment}
 
 
 def check(specs: Sequence[StageSpec], results: Sequence[str] = ()) -> None:

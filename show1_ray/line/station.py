@@ -194,7 +194,8 @@ def run_task(spec: StageSpec, clips: list[Clip], inputs: list[dict[str, Any]]) -
     try:
         stage = spec.build("cpu")
     except Exception as error:
-        return _answer(spec, len(clips), BatchReport(failure=failure(error, loading=True)), [])
+        why = replace(failure(error, loading=True), node=ray.get_runtime_context().get_node_id())
+        return _answer(spec, len(clips), BatchReport(failure=why), [])
     tensors, lost = _fetch(clips, inputs)
     if lost:
         return _answer(spec, len(clips), BatchReport(lost=lost), [])
@@ -288,8 +289,8 @@ def start_station(
     """
     gpus = gpus and cpus is None
     cores = cpus or settings.threads
-    threads = str(cores)
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    variables = settings.variables(cores)
+    has_them = variables.items() <= settings.inherited.items()
     actor: Any = (
         _station()
         .options(
@@ -297,7 +298,7 @@ def start_station(
             num_cpus=0 if gpus else cores,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env={"env_vars": {**dict.fromkeys(names, threads), **settings.environment}},
+            runtime_env=None if has_them else {"env_vars": variables},
         )
         .remote(specs, "cuda:0" if gpus else "cpu")
     )

@@ -256,3 +256,36 @@ def test_a_dashboards_port_is_refused_in_seconds_with_what_would_be_right_and_le
 def test_addresses_where_nothing_is_are_told(address, says):
     with pytest.raises(UserError, match=rf"^--address x: .*{says}"):
         check_head(address.format(free=free_port()), "--address x")
+
+
+ENDED_BY_RAY = """
+import sys
+
+import psutil
+import ray
+from show1_ray.__main__ import main
+from show1_ray.cluster.connection import cluster
+from show1_ray.output import say
+
+def command():
+    with cluster("local", {"OMP_NUM_THREADS": "3"}):
+        environment = ray.get(ray.remote(lambda: __import__("os").environ["OMP_NUM_THREADS"]).remote())
+        say(environment)
+        for child in psutil.Process().children(recursive=True):
+            if child.name() == "raylet":
+                child.kill()
+        while True:
+            ray.put(b" " * 1_000_000)
+
+sys.argv = ["show1-ray", "render"]
+main(command)
+"""
+"""A driver that uses the object store while the raylet is killed: Ray ends it, mostly before the watch knows."""
+
+
+def test_a_driver_that_ray_ends_without_a_word_is_spoken_for(tmp_path):
+    job, environment = [sys.executable, "-c", ENDED_BY_RAY], {**os.environ, "RAY_ADDRESS": ""}
+    result = subprocess.run(job, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 3, result.stderr
+    assert re.fullmatch("show1-ray: Ray on this machine [^\n]*; run the same command again\n", result.stderr)
+    assert result.stdout == "3\n", "what stations need stands in the environment of a Ray that is begun for them"
