@@ -101,7 +101,7 @@ class Lander:
             return
         if not is_seen(self.storage, self.token):
             raise StorageError(
-                f"dataset {self.storage.url}: node {platform.node()} does not find there what the job wrote, or the job's "
+                f"dataset {self.storage.url}: node {platform.node()} does not find there what the job wrote, or its "
                 f"lease is gone: give {SHARED}"
             )
         _SEEN.add(here)
