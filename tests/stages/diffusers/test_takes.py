@@ -136,6 +136,6 @@ def test_frames_of_another_number_than_asked_are_refused_where_nobody_knew(place
     pipeline = load(place, {"video": stage(place, "stable_diffusion", call={**tiny.CALLS["stable_diffusion"]})})
     built = blueprints(pipeline)[0].build("cpu")
     settings = pipeline.parts[0].settings
-    built.stage.configure(settings.model_copy(update={"call": {**settings.call, "height": 36}}))  # type: ignore[attr-defined]
+    built.stage.configure(settings.model_copy(update={"call": {**settings.call, "height": 36}}))
     with pytest.raises((StageError, ValueError), match="36"):
         built(CLIPS[:1], [{}])
