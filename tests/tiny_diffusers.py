@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,10 @@ def clip_text(width: int = WIDTH) -> Any:
     return transformers.CLIPTextModel(config).eval()
 
 
-def vae_2d() -> Any:
+def vae_2d(**more: Any) -> Any:
     """Of images: half the size."""
-    return diffusers.AutoencoderKL(
-        block_out_channels=[8, 8], down_block_types=DOWN_2D, up_block_types=UP_2D, latent_channels=4, norm_num_groups=2
-    )
+    blocks = {"block_out_channels": [8, 8], "down_block_types": DOWN_2D, "up_block_types": UP_2D}
+    return diffusers.AutoencoderKL(**blocks, latent_channels=4, norm_num_groups=2, **more)
 
 
 def ddim() -> Any:
@@ -473,16 +473,30 @@ def rendered(pipeline: Pipeline, clips: Sequence[Clip], **given: Sequence[Any]) 
     return [one[pipeline.video.line] for one in values]
 
 
-def direct(place: Path, clip: Clip, call: dict[str, Any], dtype: str = "float32", cls: str = "") -> np.ndarray:
-    """What diffusers itself gives for a clip."""
-    pipe = _loaded(place, dtype, cls or "DiffusionPipeline")
-    texts = {"prompt": clip.prompt} | ({"negative_prompt": clip.negative_prompt} if clip.negative_prompt else {})
+def direct(
+    place: Path,
+    clip: Clip,
+    call: dict[str, Any],
+    dtype: str = "float32",
+    cls: str = "",
+    change: Callable[[Any], Any] | None = None,
+) -> np.ndarray:
+    """What diffusers itself gives for a clip; `change`: of the pipeline, before it is called."""
+    pipe = _loaded(place, dtype, cls or "DiffusionPipeline") if change is None else _load(place, dtype, cls)
+    if change is not None:
+        change(pipe)
+    texts = {"prompt": clip.prompt} if "prompt" in signature(pipe.__call__).parameters else {}
+    texts |= {"negative_prompt": clip.negative_prompt} if clip.negative_prompt else {}
     generator = torch.Generator("cpu").manual_seed(clip.seed)
     output = pipe(**texts, **call, generator=generator, output_type="pil")
     frames = output.frames[0] if hasattr(output, "frames") else output.images
     return np.stack([np.asarray(frame) for frame in frames])
 
 
-@lru_cache(1)
-def _loaded(place: Path, dtype: str, cls: str) -> Any:
-    return getattr(diffusers, cls).from_pretrained(place, dtype=getattr(torch, dtype))
+def _load(place: Path, dtype: str, cls: str) -> Any:
+    pipe = getattr(diffusers, cls or "DiffusionPipeline").from_pretrained(place, dtype=getattr(torch, dtype))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+_loaded = lru_cache(1)(_load)

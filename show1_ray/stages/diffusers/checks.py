@@ -76,6 +76,9 @@ def faults(settings: Any, context: Context, given: Mapping[str, Shape]) -> Itera
             what = f"which the checkpoint does not have ({', '.join(present)})"
             yield "pipeline", f"{pipeline.name} needs {', '.join(lacking)}, {what}"
     yield from _call(settings, pipeline, given)
+    needed = families.family_of(pipeline).vae
+    if needed and needed not in settings.vae:
+        yield "vae", f"{pipeline.name} cannot decode without {needed}: give vae: {needed}"
     if settings.negative_prompt is not None and "negative_prompt" not in pipeline.call:
         yield "negative_prompt", f"{pipeline.name} takes no negative prompt"
     yield from _numbers(settings, pipeline, found, given)

@@ -64,6 +64,7 @@ class Family:
         frames: counts that it can make are 1 more than multiples of this.
         size: what height and width are multiples of, beside what the class itself demands.
         alone: why a batch would change a clip, or cannot be computed; "" where batches are fine.
+        vae: a setting `vae` without which it cannot decode.
         lists: whether it takes a generator for each clip where its scheduler draws noise.
         split: how pipeline classes of it are cut in three; others run whole.
     """
@@ -72,6 +73,7 @@ class Family:
     frames: Number | None = None
     size: Number | None = None
     alone: str = ""
+    vae: str = ""
     lists: bool = True
     split: Mapping[str, Split] = field(default_factory=dict)
 
@@ -104,6 +106,14 @@ def _levels(component: str = "vae") -> Number:
     return lambda layout: 2 ** max(0, len(layout.config(component).get("block_out_channels") or [0] * 4) - 1)
 
 
+def _ltx_time(layout: Layout) -> int:
+    """Of LTX' VAEs, which work it out of their levels where their configuration does not say it."""
+    config = layout.config("vae")
+    levels = [bool(level) for level in config.get("spatio_temporal_scaling") or ()]
+    own = int(config.get("patch_size_t") or 1) * 2 ** sum(levels) if levels else 8
+    return _of("vae", "temporal_compression_ratio", default=own)(layout)
+
+
 _WAN_TIME = _of("vae", "scale_factor_temporal", default=4)
 _WAN_SPACE = _patched(_of("vae", "scale_factor_spatial", default=8))
 
@@ -117,11 +127,11 @@ FAMILIES: Mapping[str, Family] = {
     "chronoedit": Family("ChronoEdit", _WAN_TIME, _WAN_SPACE),
     "ltx": Family(
         "LTX",
-        _of("vae", "temporal_compression_ratio", default=8),
+        _ltx_time,
         lambda _: 32,
         split={"LTXPipeline": Split(FOUR, latents="l c")},
     ),
-    "ltx2": Family("LTX-2", _of("vae", "temporal_compression_ratio", default=8), lambda _: 32),
+    "ltx2": Family("LTX-2", _ltx_time, lambda _: 32),
     "cogvideo": Family(
         "CogVideoX", lambda _: 8, lambda _: 16, split={"CogVideoXPipeline": Split(TWO, latents="f c h w")}
     ),
@@ -161,6 +171,7 @@ FAMILIES: Mapping[str, Family] = {
         lambda _: 16,
         alone="prompts of other lengths in its batch change a clip",
     ),
+    "allegro": Family("Allegro", vae="tiling"),
     "animatediff": Family("AnimateDiff", lists=False, split={"AnimateDiffPipeline": Split(TWO)}),
 }
 """By diffusers' folder or class."""

@@ -1,11 +1,13 @@
 """Prompts that a tokenizer cuts: noticed while a pipeline encodes them, whichever pipeline it is.
 
 diffusers' pipelines cut long prompts in silence, or with a line in the log, each with a limit of its own. So the
-tokenizers themselves are asked: where one cuts a text, it is counted how long it was.
+tokenizers themselves are asked: where one cuts a text, it is counted how long it was. Some pipelines read a text whole,
+shorten it, and read it again: so what is read whole is held against that limit, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,11 +30,13 @@ class Watch:
 
     limits: dict[str, int] = field(default_factory=dict)
     cuts: dict[str, list[Cut]] = field(default_factory=dict)
+    whole: dict[str, list[int]] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Forgets what was."""
         self.limits.clear()
         self.cuts.clear()
+        self.whole.clear()
 
     @property
     def cut(self) -> Cut | None:
@@ -44,13 +48,17 @@ class Watch:
         if not self.limits:
             return None
         widest = max(self.limits.values())
-        return next((cuts[0] for name, cuts in self.cuts.items() if cuts and self.limits[name] == widest), None)
+        names = [name for name, limit in self.limits.items() if limit == widest]
+        cuts = [cut for name in names for cut in (*self.cuts[name], *_cuts(self.whole.get(name, ()), widest))]
+        return cuts[0] if cuts else None
 
-    def heard(self, name: str, texts: list[str], limit: int, lengths: list[int]) -> None:
-        """A tokenizer read texts."""
+    def heard(self, name: str, limit: int | None, lengths: list[int]) -> None:
+        """A tokenizer read texts of so many tokens, and cut them at a limit; None: it read them whole."""
+        if limit is None:
+            self.whole.setdefault(name, []).extend(lengths)
+            return
         self.limits[name] = max(limit, self.limits.get(name, 0))
-        found = [Cut(place, length, limit) for place, length in enumerate(lengths) if length > limit]
-        self.cuts.setdefault(name, []).extend(found)
+        self.cuts.setdefault(name, []).extend(_cuts(lengths, limit))
 
 
 def watched(pipe: Any) -> Watch:
@@ -65,6 +73,10 @@ def watched(pipe: Any) -> Watch:
     return watch
 
 
+def _cuts(lengths: Sequence[int], limit: int) -> list[Cut]:
+    return [Cut(place, length, limit) for place, length in enumerate(lengths) if length > limit]
+
+
 def _listening(cls: type[Any], watch: Watch, name: str) -> type[Any]:
     """The tokenizer's class, which tells what it cuts."""
 
@@ -72,11 +84,12 @@ def _listening(cls: type[Any], watch: Watch, name: str) -> type[Any]:
         encoded = cls.__call__(self, text, *more, **named)
         texts = [text] if isinstance(text, str) else text
         is_texts = isinstance(texts, list | tuple) and all(isinstance(one, str) for one in texts)
-        if named.get("truncation") in (True, "longest_first", "only_first") and is_texts and not more:
-            limit = named.get("max_length") or self.model_max_length
+        if is_texts and not more:
+            is_cut = named.get("truncation") in (True, "longest_first", "only_first")
+            limit = (named.get("max_length") or self.model_max_length) if is_cut else None
             special = named.get("add_special_tokens", True)
             whole = cls.__call__(self, list(texts), add_special_tokens=special, verbose=False)
-            watch.heard(name, list(texts), limit, [len(ids) for ids in whole["input_ids"]])
+            watch.heard(name, limit, [len(ids) for ids in whole["input_ids"]])
         return encoded
 
     return type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
