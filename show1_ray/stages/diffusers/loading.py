@@ -20,6 +20,7 @@ from show1_ray.pipeline.checkpoints import CheckpointError, folder_of
 from show1_ray.stages.diffusers.checks import cache_class
 from show1_ray.stages.diffusers.layout import INDEX, Layout, layout, signature
 from show1_ray.stages.diffusers.settings import Lora, Settings
+from show1_ray.stages.diffusers.signatures import near
 
 DENOISERS = ("transformer", "unet")
 """Beginnings of the names of components that denoise."""
@@ -75,6 +76,9 @@ def load_pipeline(settings: Settings, dtype: str, device: str, parts: Collection
     except Exception as error:  # the libraries raise all kinds of things for a damaged or wrong file
         raise CheckpointError(f"{folder}: {pipeline.name} cannot be loaded: {one_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
+    for name in getattr(more.get("quantization_config"), "quant_mapping", {}):
+        if all(_is_plain(one) for one in getattr(pipe, name).parameters()):
+            raise CheckpointError(f"{folder}: quantize: {settings.quantize['backend']} finds nothing in its {name}")
     try:
         change(pipe, settings)
     except (torch.cuda.OutOfMemoryError, CheckpointError):
@@ -131,7 +135,7 @@ def change(pipe: Any, settings: Settings) -> None:
         if settings.attention is not None:
             network.set_attention_backend(settings.attention)
         if settings.cache is not None:
-            network.enable_cache(cache_config(pipe, settings.cache))
+            enable_cache(network, cache_config(pipe, settings.cache))
 
 
 def denoisers(pipe: Any) -> dict[str, Any]:
@@ -139,6 +143,24 @@ def denoisers(pipe: Any) -> dict[str, Any]:
     return {
         name: one for name, one in pipe.components.items() if name.startswith(DENOISERS) and isinstance(one, nn.Module)
     }
+
+
+def enable_cache(network: Any, config: Any) -> None:
+    """Turns a cache on. Raises CheckpointError if it finds nothing that it could keep; diffusers says nothing then."""
+    kind = type(network).__name__
+    if not hasattr(network, "enable_cache"):
+        raise CheckpointError(f"cache: {kind} of diffusers has no caches")
+    before = _hooks(network)
+    network.enable_cache(config)
+    if _hooks(network) == before:
+        what = f"{type(config).__name__} finds no blocks in {kind}: it would change nothing"
+        own = "; give its own 'cache_identifiers'" if hasattr(config, "cache_identifiers") else ""
+        raise CheckpointError(f"cache: {what}{own}")
+
+
+def _hooks(network: nn.Module) -> int:
+    registries = [getattr(module, "_diffusers_hook", None) for module in network.modules()]
+    return sum(len(one.hooks) for one in registries if one is not None)
 
 
 def cache_config(pipe: Any, said: Mapping[str, Any]) -> Any:
@@ -157,10 +179,18 @@ def add_lora(pipe: Any, loras: Iterable[Lora]) -> None:
         folder, file = lora_file(lora)
         names.append(f"lora_{number}")
         weights.append(lora.weight)
+        known = denoisers(pipe)
+        if lora.component not in (None, *known):
+            raise CheckpointError(f"lora.component: {lora.component!r}{near(lora.component, known)}")
+        into = {} if lora.component in (None, "transformer", "unet") else {f"load_into_{lora.component}": True}
         try:
-            pipe.load_lora_weights(folder, weight_name=file, adapter_name=names[-1], local_files_only=True)
+            pipe.load_lora_weights(folder, weight_name=file, adapter_name=names[-1], local_files_only=True, **into)
         except Exception as error:
             raise CheckpointError(f"{folder / file}: these low-rank weights do not fit: {one_line(error)}") from error
+        found = [component for component, adapters in pipe.get_list_adapters().items() if names[-1] in adapters]
+        if not found or lora.component not in (None, *found):  # diffusers warns, and goes on without them
+            what = ", ".join(found) or f"none of its networks, which are {', '.join(known)}"
+            raise CheckpointError(f"{folder / file}: these low-rank weights are of {what}")
     pipe.set_adapters(names, adapter_weights=weights)
 
 
@@ -202,6 +232,10 @@ def quantization(said: Mapping[str, Any], found: Layout, wanted: Iterable[str]) 
                 own = found.components[name][0] == "diffusers"
                 mapping[name] = (OF_DIFFUSERS if own else OF_TRANSFORMERS)[backend](**values)
         return diffusers.PipelineQuantizationConfig(quant_mapping=mapping) if mapping else None
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"quantize: {backend} needs the package {error.name}, which is not here") from error
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"quantize: {backend}: {one_line(error)}") from error
 
@@ -212,8 +246,17 @@ def _torchao(said: Any) -> Any:
 
     if isinstance(said, str):
         said = {"class": said}
+    known = [name for name in dir(torchao) if name.endswith("Config")]
+    name = said.get("class") if isinstance(said, Mapping) else None
+    if name not in known:
+        raise CheckpointError(f"quantize: quant_type: torchao has no configuration {name}{near(str(name), known, 40)}")
     values = {key: _dtype(value) for key, value in said.items() if key != "class"}
-    return getattr(torchao, said["class"])(**values)
+    return getattr(torchao, name)(**values)
+
+
+def _is_plain(weights: torch.Tensor) -> bool:
+    """Whether weights are numbers of 16 bits or more, as they were before they were quantised."""
+    return type(weights.data) is torch.Tensor and weights.is_floating_point() and weights.element_size() > 1
 
 
 def _dtype(value: Any) -> Any:

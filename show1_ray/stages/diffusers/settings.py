@@ -21,6 +21,9 @@ class Lora(Checkpoint):
 
     weight: float = Field(1.0, ge=-100, le=100, allow_inf_nan=False, description="how strongly they are added")
     file: str | None = Field(None, description="the file of weights, where the folder has several")
+    component: str | None = Field(
+        None, description="the network that they are added to, where the file does not tell it: Wan 2.2's transformer_2"
+    )
 
 
 class PartExecution(StageSettings):

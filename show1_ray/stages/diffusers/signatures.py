@@ -99,9 +99,10 @@ def scheduler(name: str) -> Signature:
 def cache_configs() -> dict[str, dict[str, Argument]]:
     """Classes that configure diffusers' caches (`enable_cache`) → their fields."""
     found = {}
+    taken = {node.id for node in ast.walk(_tree(_root() / "models" / "cache_utils.py")) if isinstance(node, ast.Name)}
     for path in sorted((_root() / "hooks").glob("*.py")):
         for node in _tree(path).body:
-            if isinstance(node, ast.ClassDef) and node.name.endswith("Config") and _is_dataclass(node):
+            if isinstance(node, ast.ClassDef) and node.name in taken and _is_dataclass(node):
                 found[node.name] = {
                     one.target.id: Argument(
                         one.target.id,
