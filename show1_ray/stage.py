@@ -19,7 +19,7 @@ The smallest stage:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -89,6 +89,23 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class PromptLimit:
+    """How much of a clip's prompt a text encoder takes: what is longer is cut.
+
+    Attributes:
+        checkpoint: a `pipeline.checkpoints.Checkpoint`.
+        tokens: that it takes, with the special ones that its tokenizer adds.
+        tokenizer: the checkpoint's folder of it.
+        prepare: what the stage makes of a prompt first.
+    """
+
+    checkpoint: Any
+    tokens: int
+    tokenizer: str = "tokenizer"
+    prepare: Callable[[str], str] = str
+
+
+@dataclass(frozen=True)
 class Shape:
     """What is known of a value before anything is computed: its axes, their sizes (None: not known), its NumPy type.
 
@@ -122,6 +139,21 @@ class Shape:
                 return None
             total *= size
         return total
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One of the stages that a stage of the pipeline file is cut into; all have its settings.
+
+    Attributes:
+        name: what it does, such as "denoise": on the line it is called `<stage>_<name>`.
+        cls: a `Stage`.
+        execution: of the class's `Execution`.
+    """
+
+    name: str
+    cls: Any
+    execution: Any
 
 
 @dataclass(frozen=True)
@@ -235,6 +267,20 @@ class Stage(ABC):
         """
         return {}
 
+    @classmethod
+    def pieces(cls, settings: Any, execution: Any) -> Sequence[Piece]:
+        """The stages that do its work on the line, one after the other; none: it does it itself, in one.
+
+        What the last one gives is known by the name of the stage that was cut. Each takes what the pipeline file lets
+        that stage take, and what the pieces before give.
+        """
+        return ()
+
+    @classmethod
+    def notes(cls, settings: Any, context: Context) -> Iterable[str]:
+        """What people should know of how it runs, a sentence each, such as that it is not cut although it should."""
+        return ()
+
     @classmethod  # noqa: B027 - most need nothing
     def look(cls, settings: Any) -> None:
         """Fetches the small files that what it says of itself rests on, if it needs some that are not here yet.
@@ -245,6 +291,13 @@ class Stage(ABC):
     @classmethod
     def checkpoints(cls, settings: Any) -> Sequence[Needs]:
         """What it loads."""
+        return ()
+
+    @classmethod
+    def prompt_limits(cls, settings: Any) -> Sequence[PromptLimit]:
+        """What its text encoders take of prompts; the driver counts tokens without torch, and says what is cut. Of
+        several encoders in one stage give those that are meant to read the whole prompt.
+        """
         return ()
 
     @classmethod
@@ -320,6 +373,8 @@ __all__ = [
     "Fault",
     "Needs",
     "NonFiniteError",
+    "Piece",
+    "PromptLimit",
     "Reject",
     "Shape",
     "Stage",

@@ -14,7 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from show1_ray.clip import GENERATOR_SEEDS, MAX_SEED, Clip, SeedRule
-from show1_ray.errors import shown
+from show1_ray.errors import keep_secrets_of, shown
 from show1_ray.manifest.checks import Ids, ManifestError, OtherColumns, Problems, problem_of
 from show1_ray.manifest.identity import as_json, content_of, derived_id, derived_seed, given_seed, row_digest
 from show1_ray.manifest.naming import AS_THEY_ARE, COLUMNS, Columns, Naming
@@ -101,6 +101,11 @@ class Manifest:
         )
         seeds = [clip.generator_seed for given, clip in islice(clips, self._limit) if given is None]
         return sum(times for times in Counter(seeds).values() if times > 1)
+
+    def prompts(self) -> Iterator[tuple[str, int, str]]:
+        """The prompt of each row, with its file and its number there. Raises ManifestError."""
+        rows = ((table.url, row) for table in self._tables for row in self._read_again(table, extra=False))
+        return ((url, row.number, str(row.prompt)) for url, row in islice(rows, self._rows_wanted))
 
     def _entries(self) -> Iterator[Entry]:
         for row, occurrence in self._rows():
@@ -195,9 +200,9 @@ class Manifest:
         self._makes = columns.makes()
         self.notes += [*self._naming.notes(), *columns.notes()]
 
-    def _read_again(self, table: Table) -> Iterator[Row]:
+    def _read_again(self, table: Table, extra: bool = True) -> Iterator[Row]:
         try:
-            yield from table.rows(self._naming, extra=True, makes=self._makes)
+            yield from table.rows(self._naming, extra=extra, makes=self._makes)
         except UnreadableError as error:
             raise ManifestError(f"manifest {error}") from error
 
@@ -237,6 +242,7 @@ def open_manifest(
         raise ManifestError(f"--limit is {shown(limit)}, not an integer from 1 to {MOST_CLIPS:,}")
     if not 0 <= seed <= MAX_SEED:
         raise ManifestError(f"--seed is {shown(seed)}, not an integer from 0 to 2**63 - 1")
+    keep_secrets_of(url)
     try:
         found = find_tables(url)
     except UnreadableError as error:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from show1_ray.errors import shown
 from show1_ray.pipeline.checkpoints import Checkpoint
-from show1_ray.stage import StageExecution, StageSettings
+from show1_ray.stage import Count, StageExecution, StageSettings
 
 REMOTE = ("custom_pipeline", "custom_revision", "trust_remote_code", "remote_code")
 """Arguments of diffusers that run code of a model repository."""
@@ -21,6 +21,15 @@ class Lora(Checkpoint):
 
     weight: float = Field(1.0, ge=-100, le=100, allow_inf_nan=False, description="how strongly they are added")
     file: str | None = Field(None, description="the file of weights, where the folder has several")
+
+
+class PartExecution(StageSettings):
+    """How a part of a pipeline that is cut is computed, where that differs from the whole."""
+
+    batch_size: Count | None = Field(None, description="clips at a time")
+    memory: float | None = Field(None, ge=0, le=10_000, description="GiB on the device")
+    device: Literal["auto", "cpu"] | None = Field(None, description="cpu: on CPU cores, also where there are GPUs")
+    cpus: int | None = Field(None, ge=0, description="with device: cpu, cores of a station that holds it")
 
 
 def _one_or_several(value: Any) -> Any:
@@ -101,4 +110,14 @@ class Settings(StageSettings):
 
 
 class Execution(StageExecution):
-    """How it is computed."""
+    """How it is computed; of a pipeline that is cut, each part may be computed in its own way."""
+
+    text: PartExecution | None = Field(None, description="of a pipeline that is cut: of encoding texts")
+    denoise: PartExecution | None = Field(None, description="of denoising (with split: experts of both transformers)")
+    decode: PartExecution | None = Field(None, description="of decoding")
+
+    def of(self, part: Literal["text", "denoise", "decode"]) -> Execution:
+        """That of a part: what is said of it goes before what is said of the whole."""
+        own = getattr(self, part)
+        said = {} if own is None else {name: value for name, value in own if value is not None}
+        return self.model_copy(update=said | dict.fromkeys(("text", "denoise", "decode")))
