@@ -45,7 +45,7 @@ def stage(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {found['name']}\n\n{found['description']}\n"
     for word in ("takes", "gives"):
         values = ", ".join(f"`{name}` ({axes})" for name, axes in found[word].items())
-        yield f"{word.capitalize()}: {values or 'depends on the settings'}.\n"
+        yield f"{word.capitalize()}: {values or 'only the clip and what the pipeline file names'}.\n"
     yield f"Version {found['version']}."
     if found["row_settings"]:
         names = ", ".join(f"`{name}`" for name in found["row_settings"])

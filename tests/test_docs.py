@@ -23,7 +23,7 @@ import typer
 import yaml
 
 from show1_ray.cli import app, options_of_render, stations_of
-from show1_ray.dataset.metadata import BY_STAGE, FAILURE_SCHEMA, IN_SHARDS, REJECTION_SCHEMA, SCHEMA
+from show1_ray.dataset.metadata import BY_STAGE, FAILURE_SCHEMA, IN_SHARDS, OF_PROMPTS, REJECTION_SCHEMA, SCHEMA
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.describe import schema
 
@@ -214,7 +214,7 @@ def load(module: str) -> ModuleType:
 
 def test_the_reference_has_all_columns_of_a_dataset() -> None:
     page = (DOCS / "reference/dataset.md").read_text()
-    ours = {*SCHEMA.names, *IN_SHARDS.names, *FAILURE_SCHEMA.names, *REJECTION_SCHEMA.names}
+    ours = {*SCHEMA.names, *IN_SHARDS.names, *OF_PROMPTS.names, *FAILURE_SCHEMA.names, *REJECTION_SCHEMA.names}
     ours |= {f"{beginning}<stage>" for beginning in BY_STAGE}
     assert {column for column in ours if f"`{column}`" not in page} == set()
 
