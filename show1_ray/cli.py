@@ -235,7 +235,7 @@ def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str], 
     with command.make_context("render", list(arguments)) as context:
         given = dict(context.params)
     if given["address"] is not None:
-        raise UserError("--address: of the cluster's dashboard, once")
+        raise UserError("--address: give it only once: the address of the cluster's dashboard")
     if given["gpus"] is not None:
         stations_of(given["gpus"])
     Columns.said(given["column"] or (), given["drop"])
@@ -270,7 +270,7 @@ def status(
     ended = f"{len(status.failures)} failed, {rejected}{status.left} left"
     say(f"{where}: {status.done} of {status.count} clips done, {ended}")
     if status.others:
-        say(f"{status.others} of these {status.count} are not of the last manifest, {status.manifest}")
+        say(f"{status.others} of these {status.count} are not in the last manifest, {status.manifest}")
     say(f"pipeline {status.pipeline}, recipe {status.recipe_hash}, {status.format}, {status.bytes / 2**20:.1f} MiB")
     if status.holder is not None:
         say(f"being written by {status.holder}")
@@ -285,7 +285,7 @@ def status(
     for damaged in status.damaged:
         say(f"damaged: {damaged}; `render --verify` renders it again")
     for foreign in status.foreign:
-        say(f"not of this dataset: {foreign}")
+        say(f"not part of this dataset: {foreign}")
     raise typer.Exit(0 if status.is_sound else 1)
 
 
@@ -367,7 +367,7 @@ def profile(
     Console().print(*profile_report(found), sep="\n")
     path = out or profile_path(loaded, found.device)
     save_profile(found, path)
-    say(f"kept in {path}")
+    say(f"saved to {path}")
 
 
 @app.command()

@@ -255,6 +255,7 @@ def test_the_issue_templates_are_forms() -> None:
             }
 
 
+@pytest.mark.timeout(900)
 def test_start_can_be_followed(tiny: Path, tmp_path: Path) -> None:
     """With the tiny cascade in place of nano, each command of the page in its order; then what how-tos do with it."""
     page = DOCS / "start.md"

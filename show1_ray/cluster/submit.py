@@ -142,8 +142,8 @@ class Cluster:
             return stands.exit_code
         told = " ".join(stands.message.split())[:300]
         if "runtime_env" in told:
-            raise UserError(f"cluster {self.address}: job {job} could not begin: {told}")
-        raise ClusterGoneError(f"cluster {self.address}: job {job} is gone with its node: {told}; submit it again")
+            raise UserError(f"cluster {self.address}: job {job} could not start: {told}")
+        raise ClusterGoneError(f"cluster {self.address}: job {job} was lost with its node: {told}; resubmit to resume")
 
     async def _tail(self, job: str, out: Lines, shown: int) -> int:
         """One connection; its log begins anew, so `shown` characters are left out. Returns how many there were."""

@@ -122,7 +122,7 @@ class Watch:
     def error(self) -> ClusterGoneError | None:
         """What says that the cluster is gone; None as long as it is there."""
         why = self._verdict.gone
-        return ClusterGoneError(f"{self._name} is gone: {why}; run the same command again") if why else None
+        return ClusterGoneError(f"{self._name} is gone: {why}; rerun the same command to resume") if why else None
 
     def cause(self) -> ClusterGoneError | None:
         """Whether what just went wrong did so because the cluster is gone: waits until that is known."""

@@ -225,7 +225,7 @@ class Dataset:
         """Make one metadata file of all parts, one failures file, the last shard and the card; then close.
 
         Raises:
-            UserError: clips that had landed are not there any more; the dataset is in order, and can be continued.
+            UserError: clips that had landed are gone; the dataset is in order and can be continued.
         """
         try:
             self.flush()
@@ -250,8 +250,8 @@ class Dataset:
             self.abandon()
         if inventory.count < expected:
             raise UserError(
-                f"dataset {self._storage.url}: {expected - inventory.count} clips that had landed are not there any "
-                "more; the same command renders them again"
+                f"dataset {self._storage.url}: {expected - inventory.count} clips that had landed are gone; "
+                "rerun the same command to render them again"
             )
 
     # Resuming

@@ -365,7 +365,9 @@ def read_all(storage: Storage, paths: Iterable[str], sizes: dict[str, int]) -> I
         try:
             return path, storage.read(path) if sizes.get(path, 0) <= IN_MEMORY else None
         except FileNotFoundError:
-            raise StorageError(f"cannot read {storage.url}/{path}: it was there a moment ago; run it again") from None
+            raise StorageError(
+                f"cannot read {storage.url}/{path}: it has just disappeared; rerun the command"
+            ) from None
 
     for path, data in storage.map(load, paths, weigh=lambda path: sizes.get(path, 0)):
         if data is None:

@@ -275,11 +275,11 @@ def seed_notes(entries: Manifest, seeds: Seeds) -> list[str]:
     """What should be known of a manifest's seeds."""
     notes = []
     if seeds.rule == "low" and entries.has_large_seeds:
-        notes.append("seeds from 2**32 on: this dataset was begun when only their low 32 bits counted, and keeps to it")
+        notes.append("seeds from 2**32 on: this dataset uses only their low 32 bits, as the version that began it did")
     shared = entries.shared_seeds()
     if shared:
         about = "about " if entries.unseeded > COUNTED_SEEDS else ""
-        notes.append(f"{about}{shared:,} clips without a seed get the noise of another one: seeds have 32 bits")
+        notes.append(f"{about}{shared:,} clips without a seed share their noise with another clip: seeds have 32 bits")
     return notes
 
 
