@@ -271,7 +271,7 @@ def test_start_can_be_followed(tiny: Path, tmp_path: Path) -> None:
         return done.stdout + done.stderr
 
     followed = [words[1:] for words in commands(page) if words[0] == "show1-ray"]
-    said = []
+    said: list[str] = []
     for words in followed:
         if words[0] == "render" and said and "--dry-run" not in words and "clips rendered" in "".join(said):
             with (tmp_path / csv.title).open("a") as manifest:

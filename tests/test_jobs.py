@@ -352,5 +352,13 @@ def test_the_dashboards_panels_do_not_overlap():
     ]
     assert len(cells) == len(set(cells))
     assert max(x for x, _ in cells) < 24
-    for wanted in ("Clips per hour", "Busy share", "Queues", "Seconds per batch", "Failures", "Bytes landed", "Stations"):
+    for wanted in (
+        "Clips per hour",
+        "Busy share",
+        "Queues",
+        "Seconds per batch",
+        "Failures",
+        "Bytes landed",
+        "Stations",
+    ):
         assert any(panel["title"].startswith(wanted) for panel in panels), wanted

@@ -42,7 +42,7 @@ def test_a_terminal_shows_stages_queues_stations_pace_and_time_left():
     head, titles, keyframes, super_resolution = [line for line in text.splitlines() if " " in line][-4:]
     for part in ("3 of 40 clips", "1 failed", "120/h", "1:02:03 left", "88% busy", "9 in flight", "2 stations"):
         assert part in head
-    assert titles.split() == ["stage", "waiting", "running", "s", "a", "clip", "batch", "stations"]
+    assert titles.split() == ["stage", "waiting", "running", "s/clip", "batch", "stations"]
     assert keyframes.split() == ["keyframes", "5", "4", "1.2", "4", "█"]
     assert super_resolution.split() == ["super_resolution", "·", "·", "7.5", "2", "░"]
 

@@ -208,7 +208,7 @@ class Facts:
         self.timeline.batch(stage, station, begin, end, min(load_seconds, begin), len(clips))
 
     def clip_failed(self, clip: Clip, stage: str, attempts: int, error: str) -> None:
-        """A clip could not be rendered."""
+        """Counts a clip that could not be rendered."""
         self.failed += 1
         if len(self.failures) < MOST_FAILURES:
             text = error.strip()
