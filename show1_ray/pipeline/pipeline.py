@@ -367,12 +367,13 @@ class Pipeline:
                 shape = stage.shapes[name]
                 sizes = dict(zip(shape.axes.split(), shape.sizes, strict=True)) if shape.sizes else {}
                 frames, width, height = (sizes.get(axis) or 1 for axis in "fwh")
+                known = bool(sizes.get("h") and sizes.get("w"))
                 size = 12 * frames * width * height
                 what = f"{frames} frames of {width}x{height}"
                 if size > MOST_BYTES:
                     reason = f"a clip of {what} is {size / 2**30:.0f} GiB; {MOST_BYTES // 2**30} are the most"
                     yield ("stages", stage.key), reason
-                if (stage.name, name) == (self.video.stage, self.video.name) and (width % 2 or height % 2) and sizes:
+                if (stage.name, name) == (self.video.stage, self.video.name) and (width % 2 or height % 2) and known:
                     reason = f"{width}x{height} frames, but H.264 needs an even width and height"
                     yield ("stages", stage.key), reason
 
