@@ -310,7 +310,7 @@ class Stage(ABC):
 
     @classmethod
     def faults(cls, settings: Any, context: Context, given: Mapping[str, Shape]) -> Iterable[Fault]:
-        """Settings that cannot work, as far as that is known without loading anything, such as sizes that do not fit."""
+        """Settings that cannot work, as far as is known without loading anything, such as sizes that do not fit."""
         return ()
 
     @classmethod
@@ -345,7 +345,7 @@ class Stage(ABC):
         raise NotImplementedError
 
     def configure(self, settings: Any) -> None:
-        """Sets other settings for the next batches; only those in `row_settings` differ from the loaded ones."""
+        """Sets the settings of the next batches; only `row_settings` differ from the loaded ones."""
         self.settings = settings
 
     @abstractmethod
