@@ -188,7 +188,7 @@ def render(
         # The report ends after the cluster: it is told why that has gone, and may have to wait for its storage.
         variables = settings.variables(settings.threads)
         with ExitStack() as after, cluster(address, variables) as watch:
-            check_shared(out)
+            check_shared(out, dataset.lander.token)
             report = after.enter_context(Report(dataset.lander.storage, subject, tell=tell))
             watched = watching(observe, report, measured(job_name() or out, tell), undo)
             orders = orders_of(pipeline, dataset.missing(entries, retry_failed), prompts)
