@@ -1,4 +1,4 @@
-"""Many clips at a glance: a picture with a row of frames for each, or one where all of them play."""
+"""Many clips at a glance: a picture with a row of frames for each clip, or an animation of all of them."""
 
 from __future__ import annotations
 

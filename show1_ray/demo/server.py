@@ -1,4 +1,4 @@
-"""`show1-ray demo`: the line, warm, and the page that people use it with."""
+"""`show1-ray demo`: a warm line, and the page that people use."""
 
 from __future__ import annotations
 

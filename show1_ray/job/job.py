@@ -49,7 +49,7 @@ class Control:
 
     @contextmanager
     def over(self, line: Running) -> Iterator[None]:
-        """`render` hands its line over as long as it runs."""
+        """`render` sets its line here while it runs."""
         self._line = line
         try:
             yield
@@ -251,14 +251,14 @@ def fill(
 
 
 def orders_of(pipeline: Pipeline, entries: Iterable[Entry], prompts: Prompts | None = None) -> Iterator[Order]:
-    """What the line is given of each clip; `prompts` counts its tokens."""
+    """The line's order for each clip; `prompts` counts its tokens."""
     for entry in entries:
         counted = {} if prompts is None else prompts.columns(entry.clip.prompt)
         yield order(pipeline, entry.clip, {"extra": {**entry.extra, **counted}})
 
 
 def take_note(event: Event, dataset: Dataset, summary: Summary) -> None:
-    """Records how a clip has ended."""
+    """Records how a clip ended."""
     match event:
         case ClipDone():
             dataset.record(event.result["row"])
@@ -272,7 +272,7 @@ def take_note(event: Event, dataset: Dataset, summary: Summary) -> None:
 
 
 def seed_notes(entries: Manifest, seeds: Seeds) -> list[str]:
-    """What should be known of a manifest's seeds."""
+    """Notes about a manifest's seeds."""
     notes = []
     if seeds.rule == "low" and entries.has_large_seeds:
         notes.append("seeds from 2**32 on: this dataset uses only their low 32 bits, as the version that began it did")
@@ -284,7 +284,7 @@ def seed_notes(entries: Manifest, seeds: Seeds) -> list[str]:
 
 
 def origin(pipeline: Pipeline, seeds: Seeds | None = None) -> Origin:
-    """What a dataset keeps of the pipeline that makes it; `pipeline` must be resolved."""
+    """What a dataset stores about its pipeline, which must be resolved."""
     seeds = seeds or Seeds()
     recipe = seeds.recipe(pipeline.recipe())
     weights = [Weights(one.name, one.revision or "", one.licence or "") for one in pipeline.checkpoints()]

@@ -35,7 +35,7 @@ def profile_report(profile: Profile) -> Iterator[RenderableType]:
 
 
 def plan_report(plan: Estimate) -> Iterator[RenderableType]:
-    """What was asked, what it rests on, which stage is where, and what other numbers of GPUs would take."""
+    """The requested estimate, its basis, where stages are pinned, and what other numbers of GPUs would take."""
     unit, asked = plan.unit, plan.asked
     yield (
         f"{plan.pipeline}, {plan.clips:,} clips on {asked.gpus} x {plan.device}: {_hours(asked.hours)} "
