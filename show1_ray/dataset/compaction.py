@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,15 +43,34 @@ def compact_metadata(storage: Storage, inventory: Inventory, columns: Iterable[p
 def common_schema(storage: Storage, parts: Iterable[Part], columns: Iterable[pa.Field] = ()) -> pa.Schema:
     """A schema that all parts fit into, and the manifest's other columns. Raises UserError where there is none."""
     schema = pa.schema([*SCHEMA, *columns])
+    fixed = set(schema.names)
     for part in parts:
         try:
-            schema = pa.unify_schemas([schema, _schema(storage, part)], promote_options="permissive")
+            schema = _unified(schema, _schema(storage, part), fixed)
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"dataset {storage.url}: a column of the manifest has changed its type: {reason}"
             ) from error
     return schema
+
+
+def _unified(whole: pa.Schema, part: pa.Schema, fixed: Set[str]) -> pa.Schema:
+    """A schema that both fit into; a stage's value that is a number in one and text in the other is text.
+
+    Raises:
+        pa.ArrowException: one of the columns that are `fixed` has changed its type.
+    """
+    for field in part:
+        at = whole.get_field_index(field.name)
+        if at < 0 or field.name in fixed:
+            continue
+        try:
+            pa.unify_schemas([pa.schema([whole.field(at)]), pa.schema([field])], promote_options="permissive")
+        except pa.ArrowException:
+            text = pa.field(field.name, pa.string())
+            whole, part = whole.set(at, text), part.set(part.get_field_index(field.name), text)
+    return pa.unify_schemas([whole, part], promote_options="permissive")
 
 
 def _schema(storage: Storage, part: Part) -> pa.Schema:

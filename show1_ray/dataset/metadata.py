@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, time
@@ -167,7 +168,10 @@ def digest(text: str) -> bytes:
 
 def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
     if kind is None:
-        return pa.array(values)
+        try:
+            return pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # a stage's value that is a number for one clip, text for another
+            return pa.array([value if isinstance(value, str | None) else json.dumps(value) for value in values])
     if pa.types.is_time(kind):
         return pa.array([None if v is None else time.fromisoformat(v) for v in values], kind)
     if _is_text_in_json(kind):

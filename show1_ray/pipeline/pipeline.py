@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +16,14 @@ from show1_ray.pipeline import columns
 from show1_ray.pipeline import recipe as recipes
 from show1_ray.pipeline.checkpoints import Checkpoint, folder_of, resolve
 from show1_ray.pipeline.code import Code
-from show1_ray.pipeline.file import Tree, as_typed, find, parse_override, read
+from show1_ray.pipeline.file import PIPELINE_FOLDERS, Tree, as_typed, find, parse_override, read
 from show1_ray.pipeline.inputs import Input, InputColumns, read_inputs
+from show1_ray.pipeline.part import Part
 from show1_ray.pipeline.parts import Reader
 from show1_ray.pipeline.registry import RegistryError
 from show1_ray.pipeline.rows import RowSettings, batch_keys, faults_of_settings
-from show1_ray.pipeline.wiring import Fault, Part, Ref, Wired, Wiring, wire
+from show1_ray.pipeline.settings import plain
+from show1_ray.pipeline.wiring import Fault, Ref, Wired, Wiring, wire
 from show1_ray.stage import FRAMES, Context, Needs, Shape, StageSettings
 
 __all__ = ["Head", "Pipeline", "Stages"]
@@ -193,6 +196,30 @@ class Pipeline:
         except RegistryError as error:
             raise ConfigError(f"{self.file or self.name}: {error}") from None
 
+    def operations(self) -> dict[str, float | None]:
+        """Floating-point operations a clip of each stage; None where it does not know. May import torch.
+
+        Raises:
+            ConfigError: a stage that cannot say it.
+        """
+        return self._asked(lambda part, stage: part.operations(stage.context, stage.taken))
+
+    def weights(self) -> dict[str, int | None]:
+        """Bytes of each stage's weights; None where it does not know. May import torch.
+
+        Raises:
+            ConfigError: a stage that cannot say it.
+        """
+        return self._asked(lambda part, stage: part.weights(stage.context))
+
+    @property
+    def as_arguments(self) -> str:
+        """What names it on a command line: the package's name or the file, and its code; without its overrides."""
+        file = str(self.file or self.name)
+        if self.file is not None and self.file.parent in [folder.resolve() for folder in PIPELINE_FOLDERS]:
+            file = self.file.stem
+        return shlex.join([file, *(["--code", self.code.given] if self.code else [])])
+
     def fetch(self) -> list[Path]:
         """Downloads everything the pipeline needs that is not there yet; returns its folders, stage by stage.
 
@@ -244,13 +271,13 @@ class Pipeline:
         for part in self.parts:
             entry = {"uses": part.uses} if part.uses else {}
             takes = {"takes": dict(part.takes)} if part.takes else {}
-            stages[part.name] = {**entry, **takes, **recipes.plain(part.settings, is_recipe=portable)}
+            stages[part.name] = {**entry, **takes, **plain(part.settings, is_recipe=portable)}
         found: dict[str, Any] = {"description": self.description, "dtype": self.dtype, "fps": self.fps}
         if self.clip is not None:
             found["clip"] = self.clip
         if self.inputs:
             found["inputs"] = {one.name: one.as_plain() for one in self.inputs}
-        execution = {name: settings.model_dump(mode="json") for name, settings in self.execution.items()}
+        execution = {name: plain(settings) for name, settings in self.execution.items()}
         return found | {"stages": stages, "execution": execution}
 
     def row(self, inputs: Mapping[str, Any]) -> Self:
@@ -321,6 +348,17 @@ class Pipeline:
         context = Context("", self.dtype, self.fps)
         inputs = {one.name: one.shape for one in self.inputs if not one.setting}
         return wire(tuple(parts), context, inputs, clip, self.dropped)
+
+    def _asked(self, ask: Callable[[Part, Wired], Any]) -> dict[str, Any]:
+        """What each stage's class says."""
+        found, faults = {}, []
+        for part, stage in zip(self.parts, self.wired(), strict=True):
+            try:
+                found[part.name] = ask(part, stage)
+            except RegistryError as error:
+                faults.append(f"{self.file or self.name}: stages.{part.name}: {error}")
+        _refuse(faults)
+        return found
 
     def _shape(self, ref: Ref) -> Shape:
         return next(stage.shapes[ref.name] for stage in self.wired() if stage.name == ref.stage)
