@@ -25,7 +25,6 @@ from show1_ray.pipeline.code import Code, Portable
 from show1_ray.pipeline.settings import changed
 from show1_ray.stage import PLAIN, Axes, Context, NonFiniteError, Reject, Stage, StageError
 
-
 MOST_TEXT = 65_536
 """Characters of a plain value."""
 MOST_REASON = 2_000

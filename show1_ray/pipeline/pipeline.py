@@ -375,7 +375,10 @@ class Pipeline:
                 if size > MOST_BYTES:
                     reason = f"a clip of {what} is {size / 2**30:.0f} GiB; {MOST_BYTES // 2**30} are the most"
                     yield ("stages", stage.name), reason
-                if (stage.name, name) == (self.video.stage, self.video.name) and (width % 2 or height % 2) and sizes:
+                is_clip = (stage.name, name) == (self.video.stage, self.video.name)
+                if is_clip and sizes.get("c") not in (None, 3):
+                    yield ("stages", stage.name), f"frames of {sizes['c']} channels, but those of a clip are RGB: 3"
+                if is_clip and (width % 2 or height % 2) and sizes:
                     reason = f"{width}x{height} frames, but H.264 needs an even width and height"
                     yield ("stages", stage.name), reason
 

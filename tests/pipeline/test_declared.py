@@ -61,6 +61,10 @@ def own(tmp_path: Path):
         (f"{SHAPES}{{'video': Shape('f h w c', ('a', 2, 2, 3))}}", "Own.shapes: sizes of 'video' are whole numbers"),
         (f"{SHAPES}{{'video': Shape('f h w c', 5)}}", "Own.shapes: sizes of 'video' are whole numbers"),
         (f"{SHAPES}{{'video': Shape('f h w c', (2, -2, 2, 3))}}", "Own.shapes: 'video' cannot have -2 for its 'h'"),
+        (
+            f"{SHAPES}{{'video': Shape('f h w c', (2, 2, 2, 4), 'uint8')}}",
+            "frames of 4 channels, but .* are RGB",
+        ),
         (f"{SHAPES}{{'video': Shape('f h w c', (0, 2, 2, 3))}}", "Own.shapes: 'video' cannot have 0 for its 'f'"),
         (f"{SHAPES}{{'video': Shape('f h w c', (10**30, 2, 2, 3))}}", "Own.shapes: 'video' cannot have 10000"),
         (f"{SHAPES}{{'video': Shape('f h w c', (2, 2, 2, 3), 'float')}}", "'video' is float64, but frames .* uint8"),
