@@ -133,18 +133,18 @@ def possible(this: Round, job: psutil.Popen) -> dict[str, tuple[float, Callable[
         "raylet killed": (0.35, lambda: hit(this, "raylet", KILL)),
         "raylet stopped for 3 s": (3, lambda: hit(this, "raylet", STOP, 3)),
         "raylet stopped for good": (0.25, lambda: hit(this, "raylet", STOP)),
-        "GCS killed": (0.25, lambda: hit(this, "gcs_server", KILL)),
+        "GCS killed": (0.6, lambda: hit(this, "gcs_server", KILL)),
         "GCS stopped for 3 s": (3, lambda: hit(this, "gcs_server", STOP, 3)),
         "GCS stopped for good": (0.2, lambda: hit(this, "gcs_server", STOP)),
     }
     if this.head is not None:
-        faults["head restarted"] = (0.5, lambda: restart_cluster(this))
+        faults["head restarted"] = (1, lambda: restart_cluster(this))
     if this.kind == "nodes":
         faults["node left"] = (3, lambda: leave(this))
         faults["node came"] = (3, lambda: come(this))
         faults["bad card"] = (8, lambda: break_card(this))
     if this.proxy is not None:
-        for mode, seconds, weight in (("busy", 3, 10), ("cut", 2, 10), ("reset", 3, 10), ("hang", 60, 1)):
+        for mode, seconds, weight in (("busy", 3, 10), ("cut", 2, 10), ("reset", 3, 10), ("hang", 60, 2)):
             faults[f"S3: {mode} for {seconds} s"] = (weight, partial(misbehave, this, mode, seconds))
     if this.kind == "disk":
         faults["disk full for 4 s"] = (10, lambda: fill_disk(this))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from show1_ray.__main__ import main
+from show1_ray.cluster import supervisor
 
 
 def job() -> None:
@@ -38,4 +39,5 @@ def job() -> None:
 
 
 if __name__ == "__main__":
+    supervisor.supervise()  # as of `render`
     main(job)

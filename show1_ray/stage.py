@@ -19,7 +19,7 @@ The smallest stage:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -50,11 +50,13 @@ class StageSettings(BaseModel):
     Attributes:
         later: fields that came when recipes had been written already: left out of the recipe where they have their
             defaults, so that those stay what they were.
+        unrecorded: fields that are no part of the recipe, because clips do not depend on them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
     later: ClassVar[frozenset[str]] = frozenset()
+    unrecorded: ClassVar[frozenset[str]] = frozenset()
 
 
 class StageExecution(BaseModel):
@@ -80,11 +82,31 @@ class Needs:
         checkpoint: a `pipeline.checkpoints.Checkpoint`.
         components: folders of it, such as "unet" and "scheduler".
         key: of the checkpoint in the stage's settings, for messages.
+        variants: of the weights' files, the first that there is: ("fp16", ""); None: half precision first or last, as
+            the pipeline's number format has it.
     """
 
     checkpoint: Any
     components: tuple[str, ...]
     key: str = "checkpoint"
+    variants: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PromptLimit:
+    """How much of a clip's prompt a text encoder takes: what is longer is cut.
+
+    Attributes:
+        checkpoint: a `pipeline.checkpoints.Checkpoint`.
+        tokens: that it takes, with the special ones that its tokenizer adds.
+        tokenizer: the checkpoint's folder of it.
+        prepare: what the stage makes of a prompt first.
+    """
+
+    checkpoint: Any
+    tokens: int
+    tokenizer: str = "tokenizer"
+    prepare: Callable[[str], str] = str
 
 
 @dataclass(frozen=True)
@@ -121,6 +143,21 @@ def _width(dtype: str | None) -> int | None:
         return np.dtype(dtype).itemsize or None
     except TypeError:
         return None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One of the stages that a stage of the pipeline file is cut into; all have its settings.
+
+    Attributes:
+        name: what it does, such as "denoise": on the line it is called `<stage>_<name>`.
+        cls: a `Stage`.
+        execution: of the class's `Execution`.
+    """
+
+    name: str
+    cls: Any
+    execution: Any
 
 
 @dataclass(frozen=True)
@@ -227,8 +264,44 @@ class Stage(ABC):
         return cls.takes, cls.gives
 
     @classmethod
+    def arguments(cls, settings: Any) -> Mapping[str, bool] | None:
+        """Values that it takes besides, with whatever axes, where the pipeline file says so (`takes`), or an input of
+        the pipeline has the name: name → whether it cannot do without; such a one it also takes from whoever gives it.
+        None: any, since it is not known yet. Float frames come as 8-bit ones.
+        """
+        return {}
+
+    @classmethod
+    def pieces(cls, settings: Any, execution: Any) -> Sequence[Piece]:
+        """The stages that do its work on the line, one after the other; none: it does it itself, in one.
+
+        What the last one gives is known by the name of the stage that was cut. Each takes what the pipeline file lets
+        that stage take, and what the pieces before give.
+        """
+        return ()
+
+    @classmethod
+    def notes(cls, settings: Any, context: Context) -> Iterable[str]:
+        """What people should know of how it runs, a sentence each, such as that it is not cut although it should."""
+        return ()
+
+    @classmethod  # noqa: B027 - most need nothing
+    def look(cls, settings: Any) -> None:
+        """Fetches the small files that what it says of itself rests on, if it needs some that are not here yet.
+
+        Called when a pipeline is about to be used; before, the class says what it knows without them.
+        """
+
+    @classmethod
     def checkpoints(cls, settings: Any) -> Sequence[Needs]:
         """What it loads."""
+        return ()
+
+    @classmethod
+    def prompt_limits(cls, settings: Any) -> Sequence[PromptLimit]:
+        """What its text encoders take of prompts; the driver counts tokens without torch, and says what is cut. Of
+        several encoders in one stage give those that are meant to read the whole prompt.
+        """
         return ()
 
     @classmethod
@@ -304,6 +377,8 @@ __all__ = [
     "Fault",
     "Needs",
     "NonFiniteError",
+    "Piece",
+    "PromptLimit",
     "Reject",
     "Shape",
     "Stage",

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, time
-from decimal import Decimal
+from collections.abc import Iterable, Sequence
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from show1_ray.dataset.values import column, is_carried
 from show1_ray.errors import UserError, one_line
 from show1_ray.pipeline.columns import is_own
 
@@ -45,6 +41,8 @@ SCHEMA = pa.schema(
 )
 BY_STAGE = {"seconds_": pa.float64(), "batch_size_": pa.int32()}  # each followed by a stage's name
 IN_SHARDS = pa.schema([("shard", pa.string()), ("shard_bytes", pa.int64())])
+OF_PROMPTS = pa.schema([("prompt_tokens", pa.int32()), ("prompt_truncated", pa.bool_())])
+"""Where a pipeline tells how much of a prompt it takes."""
 FAILURE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -79,7 +77,7 @@ def check_columns(fields: Iterable[pa.Field]) -> None:
         name = field.name
         if is_own(name):
             raise UserError(f"manifest: column {name!r} has a name that the dataset's metadata uses itself; rename it")
-        if not (_is_text_in_json(field.type) or pa.types.is_binary(field.type) or _is_json(field.type)):
+        if not is_carried(field.type):
             raise UserError(
                 f"manifest: column {name!r} is {field.type}, which a video's metadata cannot carry; drop it"
             )
@@ -91,35 +89,21 @@ def check_columns(fields: Iterable[pa.Field]) -> None:
             raise UserError(f"manifest: column {name!r} cannot be a column of Parquet: {one_line(error)}") from None
 
 
-def to_json(value: Any) -> Any:
-    """A value of a manifest's column in JSON's types: dates and decimals as text, bytes as base64, NaN as null."""
-    if isinstance(value, (date, time)):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): to_json(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(inner) for inner in value]
-    return value
-
-
 def to_table(rows: Sequence[Row], extra: Iterable[pa.Field]) -> pa.Table:
     """Rows as a table: SCHEMA's columns, the stages', the manifest's (`extra`), and what else rows hold."""
     types = {field.name: field.type for field in [*SCHEMA, *extra]}
     if any("shard" in row for row in rows):
         types |= {field.name: field.type for field in IN_SHARDS}
+    for field in OF_PROMPTS:
+        if any(field.name in row for row in rows):
+            types.setdefault(field.name, field.type)
     for name in dict.fromkeys(name for row in rows for name in row):
         if name not in types:
             types[name] = next((kind for prefix, kind in BY_STAGE.items() if name.startswith(prefix)), None)
-    order = [*SCHEMA.names, *(name for name in IN_SHARDS.names if name in types)]
+    order = [*SCHEMA.names, *(name for name in (*OF_PROMPTS.names, *IN_SHARDS.names) if name in types)]
     order += sorted(name for name in types if name.startswith(tuple(BY_STAGE)))
     order += [name for name in types if name not in order]
-    return pa.table({name: _column([row.get(name) for row in rows], types[name]) for name in order})
+    return pa.table({name: column([row.get(name) for row in rows], types[name]) for name in order})
 
 
 NEEDED = ("file_name", "id", "prompt", "seed", "frames", "fps", "width", "height")
@@ -164,33 +148,3 @@ def content_digest(prompt: str, negative_prompt: str | None, seed: int) -> bytes
 def digest(text: str) -> bytes:
     """16 bytes that stand for a text."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]  # file names may hold anything
-
-
-def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    if kind is None:
-        try:
-            return pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):  # a stage's value that is a number for one clip, text for another
-            return pa.array([value if isinstance(value, str | None) else json.dumps(value) for value in values])
-    if pa.types.is_time(kind):
-        return pa.array([None if v is None else time.fromisoformat(v) for v in values], kind)
-    if _is_text_in_json(kind):
-        return pa.array(values, pa.string()).cast(kind)
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return pa.array([None if v is None else base64.b64decode(v) for v in values], kind)
-    return pa.array(values, kind)
-
-
-def _is_text_in_json(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_timestamp(kind) or pa.types.is_date32(kind) or pa.types.is_time(kind) or pa.types.is_decimal(kind)
-    )
-
-
-def _is_json(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return all(_is_json(field.type) for field in kind)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _is_json(kind.value_type)
-    simple = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string)
-    return pa.types.is_null(kind) or pa.types.is_large_string(kind) or any(test(kind) for test in simple)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.undo import Undo, undone_if_refused
 from show1_ray.errors import Notice, UserError
 from show1_ray.job.landing import columns_of, specs
+from show1_ray.job.prompts import Prompts
 from show1_ray.job.summary import Summary
 from show1_ray.job.telling import Told, measured, report_subject, watching
 from show1_ray.line.events import (
@@ -30,7 +31,7 @@ from show1_ray.line.events import (
 from show1_ray.line.line import Line
 from show1_ray.line.running import Running
 from show1_ray.line.spec import FatalError, LineSettings, Order
-from show1_ray.manifest import COUNTED_SEEDS, Entry, Manifest, open_manifest
+from show1_ray.manifest import COUNTED_SEEDS, Columns, Entry, Manifest, open_manifest
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.lineup import order, saved_frames
 from show1_ray.pipeline.recipe import recipe_hash
@@ -73,6 +74,8 @@ def render(
     pipeline: str | Pipeline = "nano",
     *,
     overrides: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    drop: Sequence[str] = (),
     code: str | Path | None = None,
     address: str | None = None,
     gpus: int | tuple[int, int] | None = None,
@@ -85,6 +88,7 @@ def render(
     max_failures: int = 20,
     verify: bool = False,
     allow_private_urls: bool = False,
+    strict_prompts: bool = False,
     dry_run: bool = False,
     observe: Callable[[Told], None] = lambda event: None,
     control: Control | None = None,
@@ -93,10 +97,12 @@ def render(
     """Renders a manifest to a dataset; what is there already is not rendered again.
 
     Args:
-        manifest: Parquet (a file, a folder, a glob), CSV or JSON Lines, at any fsspec URL; see `open_manifest`.
+        manifest: Parquet, CSV, TSV, JSON or text (a file, a folder, a glob), at any fsspec URL; see `open_manifest`.
         out: the dataset, a folder at any fsspec URL; see `Dataset`.
         pipeline: a pipeline, its name, or a pipeline file.
         overrides: `stage.key=value` changes to the pipeline; see `Pipeline.load`.
+        columns: what the manifest calls columns that are read: {"prompt": "caption"}.
+        drop: columns of the manifest that are left out.
         code: a Python file, a folder or a module, whose stages the pipeline may use; stations get it with their stages.
         address: a Ray cluster, "auto" or HOST:PORT. None: what RAY_ADDRESS says, or this machine.
         gpus: stations, a GPU each; (least, most): as many as the work that is left can use, asked of the cluster's
@@ -113,6 +119,8 @@ def render(
             compared, which tells truncated ones and costs a listing.
         allow_private_urls: images and videos of the manifest may also lie at addresses that are not public, and in
             local files outside the manifest's folder.
+        strict_prompts: prompts are refused that are longer than what a text encoder takes; else it is said how many
+            are cut.
         dry_run: check everything, say what is left, render nothing.
         observe: called with each of the line's events, in the line's thread, and first with the summary as it stands;
             and, from any thread, with a `Notice` of what went wrong beside the rendering.
@@ -131,7 +139,14 @@ def render(
     if not isinstance(pipeline, Pipeline):
         pipeline = Pipeline.load(pipeline, overrides, code)
     saved_frames(pipeline, list(save_stages))  # refuses others
-    entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit, inputs=pipeline.input_columns)
+    entries = open_manifest(
+        manifest,
+        seed=seed,
+        samples=samples,
+        limit=limit,
+        inputs=pipeline.input_columns,
+        columns=Columns(dict(columns or {}), frozenset(drop)),
+    )
     pipeline = pipeline.resolved()
     seeds = seeds_of(out, entries.has_large_seeds)
     if seeds.rule == "low":
@@ -141,7 +156,7 @@ def render(
     settings = line or LineSettings(stations=gpus, gpus=owns_gpu, measure_memory=memory_for_stages, gauge=gauge)
     began = time.monotonic()
     summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
-    summary.notes += seed_notes(entries, seeds)
+    summary.notes += [*(f"manifest: {note}" for note in entries.notes), *seed_notes(entries, seeds)]
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
     sources = Sources(on_all_nodes(folder_of_manifest(manifest)), allow_private_urls)
     place: dict[str, Any] = {
@@ -150,9 +165,13 @@ def render(
         "format": format,
         "columns": entries.columns,
     }
+    prompts = Prompts(pipeline)
+    if strict_prompts:
+        prompts.refuse(entries)
     if dry_run:
         survey = look(out, entries, retry_failed=retry_failed, verify=verify, **place)
         summary.count_before(survey, Storage.at(out))
+        summary.notes += [] if strict_prompts else prompts.notes(entries)
         observe(summary)
         return summary
 
@@ -172,7 +191,7 @@ def render(
             check_shared(out)
             report = after.enter_context(Report(dataset.lander.storage, subject, tell=tell))
             watched = watching(observe, report, measured(job_name() or out, tell), undo)
-            orders = orders_of(pipeline, dataset.missing(entries, retry_failed))
+            orders = orders_of(pipeline, dataset.missing(entries, retry_failed), prompts)
             running = Running(Line(stages, replace(settings, inherited=watch.inherited)), orders, summary.left)
             watch.when_gone(running.end)
             fill(dataset, running, summary, control, max_failures, watched)
@@ -186,6 +205,8 @@ def render(
     ):
         if not dataset.is_new:
             summary.count_before(dataset.survey(entries, retry_failed), dataset.lander.storage)
+        if summary.left and not strict_prompts:
+            summary.notes += prompts.notes(entries)
         observe(summary)
         if summary.left:
             run(dataset, undo, control)
@@ -229,9 +250,11 @@ def fill(
         raise UserError(str(error)) from error
 
 
-def orders_of(pipeline: Pipeline, entries: Iterable[Entry]) -> Iterator[Order]:
-    """What the line is given of each clip."""
-    return (order(pipeline, entry.clip, {"extra": entry.extra}) for entry in entries)
+def orders_of(pipeline: Pipeline, entries: Iterable[Entry], prompts: Prompts | None = None) -> Iterator[Order]:
+    """What the line is given of each clip; `prompts` counts its tokens."""
+    for entry in entries:
+        counted = {} if prompts is None else prompts.columns(entry.clip.prompt)
+        yield order(pipeline, entry.clip, {"extra": {**entry.extra, **counted}})
 
 
 def take_note(event: Event, dataset: Dataset, summary: Summary) -> None:

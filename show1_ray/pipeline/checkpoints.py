@@ -19,6 +19,10 @@ from show1_ray.pipeline.file import find, mappings, names, read
 PUBLISHED = Path(__file__).parent.parent / "show1" / "published"
 CONFIG_FILES = {"scheduler": "scheduler_config.json", "image_noising_scheduler": "scheduler_config.json"}
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+NETWORKS = ("unet", "vae", "text_encoder")
+"""Components that are networks also where their configuration is missing."""
+TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+"""Files beside the weights that components are read from."""
 MOST_FILES = 10_000  # of a checkpoint: somebody's home or / is none
 WHOLE_FILE = 64 * 2**20  # larger files are identified by their size and both ends
 
@@ -87,15 +91,18 @@ class Checkpoint(BaseModel):
         return self.repo if self.is_local else f"{self.repo}@{self.revision}"
 
 
-def folder_of(checkpoint: Checkpoint, components: Sequence[str], *, half: bool = False) -> Path:
+def folder_of(
+    checkpoint: Checkpoint, components: Sequence[str], *, half: bool = False, variants: Sequence[str] | None = None
+) -> Path:
     """The local folder that has `components`; fetches them from the hub if they are not there yet.
 
     Processes on one machine share the hub's cache and wait for one another's downloads.
 
     Args:
         checkpoint: what is wanted.
-        components: names of its folders.
+        components: names of its folders; of a file at its top the name with ".json".
         half: prefer half-precision files where a repository has both.
+        variants: of the weights' files, the first that there is, in place of what `half` says: ("fp16", "").
 
     Raises:
         CheckpointError: it cannot be had, or lacks a component.
@@ -105,11 +112,11 @@ def folder_of(checkpoint: Checkpoint, components: Sequence[str], *, half: bool =
         files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         if not files:
             raise CheckpointError(f"{folder}: no such folder, or nothing in it; give a checkpoint in the hub's layout")
-        wanted_files(str(checkpoint), files, components, half)
+        wanted_files(str(checkpoint), files, components, variants or forms(half))
         return folder
     from show1_ray.pipeline import hub  # here: its client takes a quarter of a second, and local weights go without
 
-    return hub.fetch(checkpoint, components, half)
+    return hub.fetch(checkpoint, components, variants or forms(half))
 
 
 def component_config(folder: Path, component: str) -> dict[str, Any]:
@@ -211,10 +218,16 @@ def _fingerprint(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def wanted_files(place: str, names: Iterable[str], components: Sequence[str], half: bool) -> list[str]:
+def forms(half: bool) -> tuple[str, str]:
+    """Variants of weights' files in the order in which they are taken: half precision first, or last."""
+    return ("fp16", "") if half else ("", "fp16")
+
+
+def wanted_files(place: str, names: Iterable[str], components: Sequence[str], variants: Sequence[str]) -> list[str]:
     """Of a checkpoint's files those that `components` need: configurations, and one form of the weights.
 
-    Safetensors before pickles; half precision before single, or the other way round.
+    Safetensors before pickles; the first of the variants that there is. A component without a `config.json` (a
+    tokenizer, a scheduler) needs no weights.
 
     Raises:
         CheckpointError: a component has no files, or a network no weights.
@@ -222,25 +235,30 @@ def wanted_files(place: str, names: Iterable[str], components: Sequence[str], ha
     names = list(names)
     wanted = []
     for component in components:
+        if component.endswith(".json"):
+            if component not in names:
+                raise CheckpointError(f"{place}: missing file: no {component}; is it a checkpoint of this stage?")
+            wanted.append(component)
+            continue
         files = [name for name in names if name.startswith(f"{component}/")]
         if not files:
             raise CheckpointError(f"{place}: missing file: no {component}/ folder; is it a checkpoint of this stage?")
-        wanted += [name for name in files if Path(name).suffix in (".json", ".txt", ".model")]
-        if component not in CONFIG_FILES and component != "tokenizer":
-            weights = one_form(files, half=half)
+        wanted += [name for name in files if Path(name).suffix in TEXTS]
+        if component in NETWORKS or f"{component}/config.json" in files:
+            weights = one_form(files, variants)
             if not weights:
                 raise CheckpointError(f"{place}: missing file: {component}/ {what_lacks(files)}")
             wanted += weights
     return wanted
 
 
-def one_form(names: Iterable[str], *, half: bool) -> list[str]:
+def one_form(names: Iterable[str], variants: Sequence[str]) -> list[str]:
     """The weights that are taken where a network lies in several forms, all shards of them; empty if there are none.
 
-    The wanted precision comes first (`.fp16` variants are half), then safetensors before pickles.
+    The wanted variant comes first, then safetensors before pickles.
     """
     names = list(names)
-    for variant in (".fp16", "") if half else ("", ".fp16"):
+    for variant in (f".{one}" if one else "" for one in variants):
         for suffix in (".safetensors", ".bin"):
             pattern = rf"({'|'.join(STEMS)}){re.escape(variant)}(-\d{{5}}-of-\d{{5}})?{re.escape(suffix)}"
             form = [name for name in names if re.fullmatch(pattern, Path(name).name)]

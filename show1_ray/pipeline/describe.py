@@ -69,10 +69,10 @@ def check(pipeline: Pipeline) -> dict[str, Any]:
     half = pipeline.dtype != "float32"
     for _, need in pipeline.needs():
         if need.checkpoint.is_local:
-            folder_of(need.checkpoint, need.components, half=half)
-    parts = {part.name: part for part in pipeline.parts}
+            folder_of(need.checkpoint, need.components, half=half, variants=need.variants)
+    parts = {piece.name: piece for part in pipeline.parts for piece in part.pieces()}
     video = pipeline.video
-    counts = {"weights_bytes": pipeline.weights(), "operations": pipeline.operations()}
+    counts: dict[str, dict[str, Any]] = {"weights_bytes": pipeline.weights(), "operations": pipeline.operations()}
     return {
         "name": pipeline.name,
         "description": pipeline.description,
@@ -85,6 +85,7 @@ def check(pipeline: Pipeline) -> dict[str, Any]:
             for one in pipeline.wired()
         ],
         "clip": {"value": str(video), **_shape(pipeline.video_shape)},
+        "notes": pipeline.notes(),
     }
 
 
@@ -228,14 +229,14 @@ def _type(said: Mapping[str, Any]) -> str:
 
 
 def _checked(stage: Wired, part: Part) -> dict[str, Any]:
-    takes, gives = part.signature
+    _, gives = part.signature
     return {
         "name": stage.name,
         "uses": part.uses or stage.name,
         "class": f"{stage.cls.__module__}:{stage.cls.__qualname__}",
         "version": stage.cls.version,
         "takes": {
-            name: {"from": str(ref), **_shape(stage.taken[name]), **_turned(ref, takes[name])}
+            name: {"from": str(ref), **_shape(stage.taken[name]), **_turned(ref, stage.taken[name].axes)}
             for name, ref in stage.takes.items()
         },
         "gives": {name: {"on_the_line": stage.gives[name], **_shape(stage.shapes[name])} for name in gives},

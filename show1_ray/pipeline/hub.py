@@ -40,39 +40,50 @@ def commit_of(checkpoint: Checkpoint) -> str:
     try:
         return str(HfApi().model_info(checkpoint.repo, revision=checkpoint.revision).sha)
     except (HfHubHTTPError, HTTPError, OSError) as error:
-        cached = _cached(checkpoint)
+        cached = cache_of(checkpoint)
         if cached is not None and not isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
             return cached.name
         raise CheckpointError(_reason(checkpoint, error)) from None
 
 
-def fetch(checkpoint: Checkpoint, components: Sequence[str], half: bool) -> Path:
+def fetch(checkpoint: Checkpoint, components: Sequence[str], variants: Sequence[str]) -> Path:
     """See `folder_of`."""
-    cached = _cached(checkpoint) if is_commit(checkpoint.revision) else None
+    cached = cache_of(checkpoint) if is_commit(checkpoint.revision) else None
     if cached is not None:  # a commit does not change: a thousand stations need not ask the hub
         with suppress(CheckpointError):
             names = [str(path.relative_to(cached)) for path in cached.rglob("*") if path.is_file()]
-            wanted_files(str(checkpoint), names, components, half)
+            wanted_files(str(checkpoint), names, components, variants)
             return cached
     try:
         info = HfApi().model_info(checkpoint.repo, revision=checkpoint.revision)
         names = [sibling.rfilename for sibling in info.siblings or []]
-        wanted = wanted_files(str(checkpoint), names, components, half)
-        if _cached(checkpoint) is None:
+        wanted = wanted_files(str(checkpoint), names, components, variants)
+        if cache_of(checkpoint) is None:
             card = info.card_data
             licence = checkpoint.licence or (card.get("license") if card else None) or "not stated"
             say(f"fetching {checkpoint} (commit {info.sha}); licence of the weights: {licence}", sys.stderr)
         return Path(snapshot_download(checkpoint.repo, revision=checkpoint.revision, allow_patterns=wanted))
     except (HfHubHTTPError, HTTPError, OSError) as error:
-        cached = _cached(checkpoint)
+        cached = cache_of(checkpoint)
         if cached is None or isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
             raise CheckpointError(_reason(checkpoint, error)) from None
         names = [str(path.relative_to(cached)) for path in cached.rglob("*") if path.is_file()]
-        wanted_files(f"{checkpoint} (in the cache; the hub is out of reach)", names, components, half)
+        wanted_files(f"{checkpoint} (in the cache; the hub is out of reach)", names, components, variants)
         return cached
 
 
-def _cached(checkpoint: Checkpoint) -> Path | None:
+def fetch_configurations(checkpoint: Checkpoint, index: str) -> None:
+    """Fetches an index and the components' configurations, which are small. Raises CheckpointError."""
+    wanted = [index, *(f"*/{name}config.json" for name in ("", "scheduler_", "guider_"))]
+    try:
+        folder = snapshot_download(checkpoint.repo, revision=checkpoint.revision, allow_patterns=wanted)
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        raise CheckpointError(_reason(checkpoint, error)) from None
+    if not (Path(folder) / index).is_file():
+        raise CheckpointError(f"{checkpoint}: missing file: no {index}; is it a checkpoint of this stage?")
+
+
+def cache_of(checkpoint: Checkpoint) -> Path | None:
     """The hub's cache of a revision, if there is one; perhaps not whole."""
     try:
         return Path(snapshot_download(checkpoint.repo, revision=checkpoint.revision, local_files_only=True))

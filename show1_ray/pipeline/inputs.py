@@ -156,8 +156,12 @@ def _noted(value: Value) -> str | int | float:
 
 
 def unsigned_value(value: Any) -> Any:
-    """A row's value as datasets keep it: signatures of URLs stay with the manifest."""
-    return unsigned(value) if isinstance(value, str) and "://" in value else value
+    """A row's value as datasets keep it: signatures of URLs stay with the manifest, also in lists and structs."""
+    if isinstance(value, str):
+        return unsigned(value) if "://" in value else value
+    if isinstance(value, Mapping):
+        return {name: unsigned_value(one) for name, one in value.items()}
+    return [unsigned_value(one) for one in value] if isinstance(value, list) else value
 
 
 def read_inputs(said: Any) -> tuple[list[Input], list[tuple[tuple[str, ...], str]]]:

@@ -95,7 +95,7 @@ def blueprints(pipeline: Pipeline, deliver: bool = False) -> list[Blueprint]:
     axes = given_axes(wired)
     names = line_names(wired, pipeline.video) if deliver else {}
     return [
-        replace(_blueprint(stage, axes, names, pipeline.video if deliver else None), rows=pipeline.sets(stage.name))
+        replace(_blueprint(stage, axes, names, pipeline.video if deliver else None), rows=pipeline.sets(stage.key))
         for stage in wired
     ]
 
@@ -164,14 +164,14 @@ def line_names(wired: tuple[Wired, ...], clip: Ref) -> dict[str, str]:
 def _blueprint(
     stage: Wired, axes: Mapping[tuple[str, str], Axes], names: Mapping[str, str], clip: Ref | None
 ) -> Blueprint:
-    takes, gives = stage.cls.signature(stage.settings)
+    _, gives = stage.cls.signature(stage.settings)
     return Blueprint(
         stage.cls,
         stage.settings,
         stage.execution,
         stage.context,
         {
-            name: Taken(names.get(ref.line, ref.line), _axes_on_the_line(ref, axes), takes[name], ref.index)
+            name: Taken(names.get(ref.line, ref.line), _axes_on_the_line(ref, axes), stage.taken[name].axes, ref.index)
             for name, ref in stage.takes.items()
         },
         {name: _given(stage, name, axes, names, clip) for name, axes in gives.items()},

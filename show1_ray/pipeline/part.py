@@ -15,7 +15,7 @@ from show1_ray.errors import UserError, one_line, shown
 from show1_ray.pipeline.checkpoints import Checkpoint
 from show1_ray.pipeline.code import Code, Portable
 from show1_ray.pipeline.registry import RegistryError, explained, signature_problems
-from show1_ray.stage import FLOAT_FRAMES, FRAMES, Axes, Context, Needs, Shape, Stage
+from show1_ray.stage import FLOAT_FRAMES, FRAMES, Axes, Context, Needs, Piece, PromptLimit, Shape, Stage
 
 LARGEST = 2**62
 """Of a size."""
@@ -35,6 +35,7 @@ class Part(Portable):
         uses: the class's name as the file has it; None: the key is the name.
         takes: taken name → where it is taken from, as the file has it.
         code: where the class comes from, if it is somebody's own.
+        of: the stage of the file that it is a piece of, if it is one.
     """
 
     name: str
@@ -44,6 +45,33 @@ class Part(Portable):
     uses: str | None = None
     takes: Mapping[str, str] = field(default_factory=dict)
     code: Code | None = None
+    of: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The stage's key in the pipeline file."""
+        return self.of or self.name
+
+    def pieces(self) -> list[Part]:
+        """The stages of the line that do its work; itself where it is not cut."""
+        pieces = self._list("pieces", self.settings, self.execution)
+        if not all(isinstance(one, Piece) for one in pieces):
+            raise self._wrong("pieces", "must give Pieces")
+        return [
+            replace(self, name=f"{self.name}_{one.name}", cls=one.cls, execution=one.execution, of=self.name)
+            for one in pieces
+        ] or [self]
+
+    def arguments(self) -> Mapping[str, bool] | None:
+        """What it takes besides, where the file says so: name → whether it cannot do without; None: anything."""
+        arguments = self._ask("arguments", self.settings)
+        if arguments is not None and not isinstance(arguments, Mapping):
+            raise self._wrong("arguments", f"must give a mapping, or None (it gives {shown(arguments)})")
+        return arguments
+
+    def notes(self, context: Context) -> list[str]:
+        """What people should know of how it runs, a line each."""
+        return [" ".join(str(one).split()) for one in self._list("notes", self.settings, context)]
 
     @cached_property
     def signature(self) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
@@ -66,6 +94,13 @@ class Part(Portable):
                 reason = f"the components of {one.checkpoint.name} must be a tuple of names (it is {one.components!r})"
                 raise self._wrong("checkpoints", reason)
         return needs
+
+    def prompt_limits(self) -> Sequence[PromptLimit]:
+        """What it takes of prompts."""
+        limits = self._list("prompt_limits", self.settings)
+        if not all(isinstance(one, PromptLimit) and isinstance(one.checkpoint, Checkpoint) for one in limits):
+            raise self._wrong("prompt_limits", "must give PromptLimits of Checkpoints")
+        return limits
 
     def shapes(self, context: Context, taken: Mapping[str, Shape]) -> dict[str, Shape]:
         """Shapes of what it gives, as far as it says them; sizes are Python's integers, types have NumPy's names."""

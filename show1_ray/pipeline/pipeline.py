@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from show1_ray.errors import ConfigError
 from show1_ray.pipeline import columns
@@ -17,6 +17,7 @@ from show1_ray.pipeline import recipe as recipes
 from show1_ray.pipeline.checkpoints import Checkpoint, folder_of, resolve
 from show1_ray.pipeline.code import Code
 from show1_ray.pipeline.file import PIPELINE_FOLDERS, Tree, as_typed, find, parse_override, read
+from show1_ray.pipeline.head import Dtype, Head, Stages
 from show1_ray.pipeline.inputs import Input, InputColumns, read_inputs
 from show1_ray.pipeline.part import Part
 from show1_ray.pipeline.parts import Reader
@@ -24,48 +25,12 @@ from show1_ray.pipeline.registry import RegistryError
 from show1_ray.pipeline.rows import RowSettings, batch_keys, faults_of_settings
 from show1_ray.pipeline.settings import plain
 from show1_ray.pipeline.wiring import Fault, Ref, Wired, Wiring, wire
-from show1_ray.stage import FRAMES, Context, Needs, Shape, StageSettings
+from show1_ray.stage import FRAMES, Context, Needs, PromptLimit, Shape
 
 __all__ = ["Head", "Pipeline", "Stages"]
 
-Dtype = Literal["float16", "bfloat16", "float32"]
-
 MOST_BYTES = 16 * 2**30
 """Of a clip's frames as float32: 7,700 frames of 576x320."""
-
-
-class Head(StageSettings):
-    """What a pipeline file says beside its stages."""
-
-    name: str
-    description: str = Field("", description="a line for `show1-ray pipelines`")
-    dtype: Dtype = Field("float16", description="of the weights, of what is computed, and of the noise that is drawn")
-    fps: Annotated[float, Field(ge=0.01, le=240)] = Field(8, description="frames a second of the clips")
-    clip: str | None = Field(None, description="the value that is the clip; default: the newest frames")
-
-
-class Stages(Mapping[str, Any]):
-    """Settings by stage, in order: `stages["keyframes"]`, or `stages.keyframes`."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = dict(settings)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._settings[name]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._settings:
-            raise AttributeError(f"the pipeline has no stage {name!r}; it has {', '.join(self.__dict__['_settings'])}")
-        return self._settings[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._settings)
-
-    def __len__(self) -> int:
-        return len(self._settings)
-
-    def __repr__(self) -> str:
-        return f"Stages({self._settings!r})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +144,17 @@ class Pipeline:
         """Where a stage would take its values from if the file did not say it."""
         return next((one.takes for one in self._unsaid.stages if one.name == stage), {})
 
+    def whole(self) -> Wiring:
+        """The stages of the file, none of them cut into pieces; recipes are of these."""
+        return self._whole
+
+    def notes(self) -> list[str]:
+        """What people should know of how its stages run, a line each."""
+        try:
+            return [f"{part.name}: {one}" for part in self.parts for one in part.notes(self._own(part))]
+        except RegistryError as error:
+            raise ConfigError(f"{self.file or self.name}: {error}") from None
+
     def default_video(self) -> Ref | None:
         """What the clip would be if the file did not say it."""
         return self._unsaid.clip
@@ -220,6 +196,13 @@ class Pipeline:
             file = self.file.stem
         return shlex.join([file, *(["--code", self.code.given] if self.code else [])])
 
+    def prompt_limits(self) -> list[tuple[str, PromptLimit]]:
+        """What each stage's text encoders take of prompts. Raises ConfigError where a stage cannot say it."""
+        try:
+            return [(part.name, limit) for part in self.parts for limit in part.prompt_limits()]
+        except RegistryError as error:
+            raise ConfigError(f"{self.file or self.name}: {error}") from None
+
     def fetch(self) -> list[Path]:
         """Downloads everything the pipeline needs that is not there yet; returns its folders, stage by stage.
 
@@ -227,7 +210,11 @@ class Pipeline:
             UserError: see `pipeline.checkpoints.folder_of`.
         """
         half = self.dtype != "float32"
-        return [folder_of(need.checkpoint, need.components, half=half) for _, need in self.needs()]
+        for part in self.parts:
+            part.cls.look(part.settings)
+        return [
+            folder_of(need.checkpoint, need.components, half=half, variants=need.variants) for _, need in self.needs()
+        ]
 
     def check_access(self) -> None:
         """Shows the licences of checkpoints on the hub and sees that they may be read, without fetching them.
@@ -246,12 +233,18 @@ class Pipeline:
 
         Raises:
             UserError: a checkpoint that is not there, or not to be had (see `pipeline.checkpoints`).
+            ConfigError: what turns out not to fit together once checkpoints have been looked at.
         """
+        before = list(self.faults())
+        for part in self.parts:
+            part.cls.look(part.settings)
         revisions = {checkpoint: resolve(checkpoint) for checkpoint in self.checkpoints()}
-        return replace(
+        found = replace(
             self,
             parts=tuple(replace(part, settings=recipes.pinned(part.settings, revisions)) for part in self.parts),
         )
+        _refuse([f"{self.file or self.name}: {'.'.join(key)}: {why}" for key, why in found.faults() if not before])
+        return found
 
     def recipe(self) -> dict[str, Any]:
         """All that decides what a clip's frames are, as plain data; see `pipeline.recipe`."""
@@ -272,6 +265,7 @@ class Pipeline:
             entry = {"uses": part.uses} if part.uses else {}
             takes = {"takes": dict(part.takes)} if part.takes else {}
             stages[part.name] = {**entry, **takes, **plain(part.settings, is_recipe=portable)}
+            stages[part.name] |= recipes.unrecorded(part.settings)
         found: dict[str, Any] = {"description": self.description, "dtype": self.dtype, "fps": self.fps}
         if self.clip is not None:
             found["clip"] = self.clip
@@ -329,7 +323,7 @@ class Pipeline:
                 yield columns.of_content(one.name), (key, f"the SHA-256 of the input {one.name!r}")
         for stage in self.wired():
             for name in stage.plain:
-                key = ("stages", stage.name)
+                key = ("stages", stage.key)
                 yield columns.of_value(stage.name, name), (key, f"the value {name!r} of the stage {stage.name!r}")
 
     @cached_property
@@ -337,26 +331,34 @@ class Pipeline:
         return self._wire(self.parts, self.clip)
 
     @cached_property
+    def _whole(self) -> Wiring:
+        return self._wire(self.parts, self.clip, whole=True)
+
+    @cached_property
     def _unsaid(self) -> Wiring:
-        return self._wire([replace(part, takes={}) for part in self.parts], None)
+        return self._wire([replace(part, takes={}) for part in self.parts], None, whole=True)
 
     @cached_property
     def _rows(self) -> RowSettings:
         return RowSettings(self.inputs)
 
-    def _wire(self, parts: Iterable[Part], clip: str | None) -> Wiring:
+    def _wire(self, parts: Iterable[Part], clip: str | None, whole: bool = False) -> Wiring:
         context = Context("", self.dtype, self.fps)
         inputs = {one.name: one.shape for one in self.inputs if not one.setting}
-        return wire(tuple(parts), context, inputs, clip, self.dropped)
+        return wire(tuple(parts), context, inputs, clip, self.dropped, whole)
+
+    def _own(self, part: Part) -> Context:
+        return Context(part.name, self.dtype, self.fps, part.execution)
 
     def _asked(self, ask: Callable[[Part, Wired], Any]) -> dict[str, Any]:
         """What each stage's class says."""
         found, faults = {}, []
-        for part, stage in zip(self.parts, self.wired(), strict=True):
+        pieces = {piece.name: piece for part in self.parts for piece in part.pieces()}
+        for stage in self.wired():
             try:
-                found[part.name] = ask(part, stage)
+                found[stage.name] = ask(pieces[stage.name], stage)
             except RegistryError as error:
-                faults.append(f"{self.file or self.name}: stages.{part.name}: {error}")
+                faults.append(f"{self.file or self.name}: stages.{stage.key}: {error}")
         _refuse(faults)
         return found
 
@@ -374,13 +376,13 @@ class Pipeline:
                 what = f"{frames} frames of {width}x{height}"
                 if size > MOST_BYTES:
                     reason = f"a clip of {what} is {size / 2**30:.0f} GiB; {MOST_BYTES // 2**30} are the most"
-                    yield ("stages", stage.name), reason
+                    yield ("stages", stage.key), reason
                 is_clip = (stage.name, name) == (self.video.stage, self.video.name)
                 if is_clip and sizes.get("c") not in (None, 3):
-                    yield ("stages", stage.name), f"frames of {sizes['c']} channels, but those of a clip are RGB: 3"
+                    yield ("stages", stage.key), f"frames of {sizes['c']} channels, but those of a clip are RGB: 3"
                 if is_clip and (width % 2 or height % 2) and sizes:
                     reason = f"{width}x{height} frames, but H.264 needs an even width and height"
-                    yield ("stages", stage.name), reason
+                    yield ("stages", stage.key), reason
 
 
 def _head(tree: Tree, path: Path, faults: list[str]) -> Head | None:

@@ -26,6 +26,7 @@ PACKAGED = {
     "interpolation": "show1_ray.show1.stages:Interpolation",
     "super_resolution": "show1_ray.show1.stages:SuperResolution",
     "latent_super_resolution": "show1_ray.show1.stages:LatentSuperResolution",
+    "diffusers": "show1_ray.stages.diffusers:Diffusers",
 }
 """The package's stages."""
 

@@ -144,9 +144,10 @@ def _reduced(value: Any, dumped: Any) -> Any:
         dumped.pop("licence")
         return dumped | {"repo": "local"} if value.is_local else dumped
     if isinstance(value, StageSettings):
-        for name in value.later:
+        for name in value.later | value.unrecorded:
             field = type(value).model_fields[name]
-            if getattr(value, name) == field.get_default(call_default_factory=True):
+            is_default = getattr(value, name) == field.get_default(call_default_factory=True)
+            if name in value.unrecorded or is_default:
                 dumped.pop(key_of(name, field), None)
     for key, inner in list(_pairs(value, dumped)):
         dumped[key] = _reduced(inner, dumped[key])

@@ -72,6 +72,7 @@ class Wired(Portable):
         gives: given name → its name on the line.
         taken: shapes of what it takes, as it takes it.
         shapes: shapes of what it gives.
+        of: see `Part`.
     """
 
     name: str
@@ -84,6 +85,12 @@ class Wired(Portable):
     taken: Mapping[str, Shape] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     code: Code | None = None
+    of: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The stage's key in the pipeline file."""
+        return self.of or self.name
 
     @property
     def frames(self) -> tuple[str, ...]:
@@ -111,6 +118,7 @@ def wire(
     inputs: Mapping[str, Shape] | None = None,
     clip: str | None = None,
     dropped: Mapping[str, str] | None = None,
+    whole: bool = False,
 ) -> Wiring:
     """Finds who gives what each stage takes.
 
@@ -120,8 +128,10 @@ def wire(
         inputs: shapes of the pipeline's inputs.
         clip: the value that is the clip, as the file has it; None: the newest frames.
         dropped: values that stages would give which the file dropped → the stage; for messages.
+        whole: do not cut stages into pieces.
     """
     try:
+        parts = list(parts) if whole else cut(parts)
         values = _Values(parts, inputs or {}, dropped or {})
     except _UnsaidError as error:
         return Wiring((), None, (error.fault,))
@@ -131,17 +141,20 @@ def wire(
         own = replace(context, name=part.name, execution=part.execution)
         found = _found(part, values, faults)
         takes, gives = part.signature
-        taken = {name: _as_taken(values.shapes[ref.stage, ref.name], ref, takes[name]) for name, ref in found.items()}
+        taken = {
+            name: _as_taken(values.shapes[ref.stage, ref.name], ref, takes.get(name) or _eight_bit(ref.axes))
+            for name, ref in found.items()
+        }
         shapes = {name: Shape(axes, (), "uint8" if axes == FRAMES else None) for name, axes in gives.items()}
-        if len(taken) == len(takes):
+        if takes.keys() <= taken.keys():
             try:
                 shapes |= part.shapes(own, taken)
-                faults += [(_key(part.name, key), why) for key, why in part.faults(own, taken)]
+                faults += [(_key(part.key, key), why) for key, why in part.faults(own, taken)]
             except RegistryError as error:
-                faults.append((("stages", part.name), str(error)))
+                faults.append((("stages", part.key), str(error)))
         lines = {name: values.line_name(part.name, name) for name in gives}
         one = Wired(
-            part.name, part.cls, part.settings, part.execution, own, found, lines, taken, shapes, code=part.code
+            part.name, part.cls, part.settings, part.execution, own, found, lines, taken, shapes, part.code, part.of
         )
         wired.append(one)
         values.give(part.name, shapes)
@@ -151,12 +164,27 @@ def wire(
         return Wiring(tuple(wired), None, (*faults, (("stages",) if clip is None else ("clip",), str(error))))
 
 
+def cut(parts: Sequence[Part]) -> list[Part]:
+    """The stages of the line: those of the file, or their pieces. Raises _UnsaidError."""
+    found: list[Part] = []
+    for part in parts:
+        try:
+            found += part.pieces()
+        except RegistryError as error:
+            raise _UnsaidError((("stages", part.name), str(error))) from None
+    seen: dict[str, str] = {}
+    for part in found:
+        if part.name in seen:
+            what = f"the stages of {part.key!r} would be called {part.name!r}, as one that there is: rename that"
+            raise _UnsaidError((("stages", part.key), what))
+        seen[part.name] = part.key
+    return found
+
+
 def _found(part: Part, values: _Values, faults: list[Fault]) -> dict[str, Ref]:
     """Who gives what a stage takes, as far as somebody does; the rest are faults."""
     takes, _ = part.signature
-    for name in part.takes.keys() - takes.keys():
-        faults.append((("stages", part.name, "takes", name), f"it takes no {name!r}, but {_some(takes)}"))
-    found: dict[str, Ref] = {}
+    found = _arguments(part, values, faults)
     for name, axes in takes.items():
         said = part.takes.get(name)
         try:
@@ -165,7 +193,29 @@ def _found(part: Part, values: _Values, faults: list[Fault]) -> dict[str, Ref]:
                 raise WiringError(f"it takes {name!r} as {axes!r}, but {ref} is {ref.axes!r}")
             found[name] = ref
         except WiringError as error:
-            faults.append((("stages", part.name, *(() if said is None else ("takes", name))), str(error)))
+            faults.append((("stages", part.key, *(() if said is None else ("takes", name))), str(error)))
+    return found
+
+
+def _arguments(part: Part, values: _Values, faults: list[Fault]) -> dict[str, Ref]:
+    """What a stage takes besides what its class always does (`Stage.arguments`)."""
+    takes, _ = part.signature
+    arguments = part.arguments()
+    found: dict[str, Ref] = {}
+    for name in sorted(part.takes.keys() - takes.keys()):
+        if arguments is not None and name not in arguments:
+            known = [*takes, *arguments]
+            near = difflib.get_close_matches(name, known, 1)
+            what = f"; did you mean {near[0]!r}?" if near else f", but {_some(known)}"
+            faults.append((("stages", part.key, "takes", name), f"it takes no {name!r}{what}"))
+            continue
+        try:
+            found[name] = values.find(part.takes[name], part.name)
+        except WiringError as error:
+            faults.append((("stages", part.key, "takes", name), str(error)))
+    for name, is_needed in (arguments or {}).items():
+        if name not in (*found, *part.takes, *takes) and values.is_given(name, None if is_needed else INPUTS):
+            found[name] = values.find(name if is_needed else f"{INPUTS}.{name}", part.name, is_said=False)
     return found
 
 
@@ -182,6 +232,7 @@ class _Values:
 
     def __init__(self, parts: Sequence[Part], inputs: Mapping[str, Shape], dropped: Mapping[str, str]) -> None:
         self.parts, self.dropped = parts, dropped
+        self.ends = {part.key: part.name for part in parts}
         self.shapes: dict[tuple[str, str], Shape] = {}
         self._axes = {(INPUTS, name): shape.axes for name, shape in inputs.items()}
         for part in parts:
@@ -196,6 +247,10 @@ class _Values:
         """What a stage gives is there from now on."""
         self.shapes |= {(stage, name): shape for name, shape in shapes.items()}
 
+    def is_given(self, name: str, by: str | None = None) -> bool:
+        """Whether there is a value of that name so far; `by`: of that stage, or of the inputs."""
+        return any(given == name and by in (None, stage) for stage, given in self.shapes)
+
     def line_name(self, stage: str, name: str) -> str:
         """A value's name on the line: bare for the last of its name; the others, and plain ones, say whose they are."""
         is_plain = self._axes[stage, name] == PLAIN
@@ -207,6 +262,7 @@ class _Values:
         if match is None:
             raise WiringError(f"write it as VALUE, STAGE.VALUE or VALUE[0] (it is {reference!r})")
         stage, name, index = match["stage"], match["name"], match["index"]
+        stage = self.ends.get(stage, stage) if stage else None
         given = [key for key in self.shapes if key[1] == name and stage in (None, key[0])]
         if not given and stage is None and is_said:
             given = self._only_of(name)
@@ -241,6 +297,7 @@ class _Values:
 
     def _only_of(self, stage: str) -> list[tuple[str, str]]:
         """What is meant by a stage's name: its frames, or its only value."""
+        stage = self.ends.get(stage, stage)
         values = {key: shape for key, shape in self.shapes.items() if key[0] == stage and stage != INPUTS}
         frames = [key for key, shape in values.items() if shape.axes in ANY_FRAMES]
         if len(frames) == 1 or len(values) == 1:
@@ -285,6 +342,11 @@ class _Values:
                 asked += givers - needed
                 needed |= givers
         return needed
+
+
+def _eight_bit(axes: Axes) -> Axes:
+    """Of frames those in 8 bits."""
+    return {FLOAT_FRAMES: FRAMES, FLOAT_FRAME: FRAME}.get(axes, axes)
 
 
 def _as_taken(shape: Shape, ref: Ref, wanted: Axes) -> Shape:

@@ -24,6 +24,7 @@ from show1_ray.pipeline.checkpoints import (
     CheckpointError,
     component_config,
     folder_of,
+    forms,
     one_form,
     read_json,
     what_lacks,
@@ -137,7 +138,7 @@ def load_network(kind: type[nn.Module], folder: Path, device: str | torch.device
 def _weight_files(place: Path, half: bool) -> list[str]:
     """See `one_form`; with the index that shards need."""
     names = [path.name for path in place.glob("*")]
-    files = one_form(names, half=half)
+    files = one_form(names, forms(half))
     if not files:
         raise CheckpointError(f"{place}: missing file: {what_lacks(names)}")
     if len(files) > 1:

@@ -226,10 +226,10 @@ class Says(Stage):
                 "rejected by words alone": Reject("too dark"),
                 "rejected in two lines": Reject("too\ndark \x1b[31m"),
                 "rejected at length": Reject("x" * 100_000),
-                "rejected without a reason": Reject(None),  # type: ignore[arg-type]
+                "rejected without a reason": Reject(None),
                 "rejected with nothing": Reject(" "),
                 "rejected with another value": Reject("too dark", {"brightness": 3}),
-                "rejected with a list": Reject("too dark", ["note"]),  # type: ignore[arg-type]
+                "rejected with a list": Reject("too dark", ["note"]),
                 "rejected with a list for a value": Reject("too dark", {"note": [1]}),
                 "the class": Reject,
                 "a huge number": good | {"note": 2**63},

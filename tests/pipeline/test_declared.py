@@ -163,7 +163,7 @@ def test_a_module_that_somebody_imported_before_is_read_anew(own, tmp_path, monk
     own("version = 2")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own", raising=False)
-    import own as before  # type: ignore[import-not-found]
+    import own as before
 
     assert before.Own.version == 2
     assert own("version = 3").parts[0].cls.version == 3

@@ -18,7 +18,7 @@ from transformers import T5EncoderModel
 from show1_ray.clip import Clip
 from show1_ray.errors import ConfigError, UserError
 from show1_ray.pipeline import Pipeline
-from show1_ray.pipeline.checkpoints import Checkpoint, CheckpointError, fingerprint, folder_of, one_form
+from show1_ray.pipeline.checkpoints import Checkpoint, CheckpointError, fingerprint, folder_of, forms, one_form
 from show1_ray.show1.cascade import load_stage, load_stages, run_stages
 from show1_ray.show1.keyframes import Keyframes
 from show1_ray.show1.loading import load_network, load_tokenizer
@@ -216,10 +216,10 @@ def test_a_file_that_is_no_weights_is_named(base, name, content):
 
 def test_half_precision_variants_are_taken_when_half_is_wanted():
     names = ["model.safetensors", "model.fp16.safetensors", "pytorch_model.bin"]
-    assert one_form(names, half=True) == ["model.fp16.safetensors"]
-    assert one_form(names, half=False) == ["model.safetensors"]
+    assert one_form(names, forms(True)) == ["model.fp16.safetensors"]
+    assert one_form(names, forms(False)) == ["model.safetensors"]
     shards = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
-    assert one_form([*shards, "pytorch_model.bin.index.json"], half=True) == shards
+    assert one_form([*shards, "pytorch_model.bin.index.json"], forms(True)) == shards
 
 
 def test_a_fingerprint_is_of_names_and_contents_not_of_the_place(base, tmp_path):

@@ -1,0 +1,153 @@
+"""A pipeline of diffusers as a stage, as the driver and the planner know it: no torch until a station loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from show1_ray.clip import Clip
+from show1_ray.pipeline.checkpoints import CheckpointError
+from show1_ray.pipeline.registry import RegistryError
+from show1_ray.stage import FRAMES, Axes, Context, Fault, Needs, Piece, Shape, Stage
+from show1_ray.stages.diffusers import checks, families
+from show1_ray.stages.diffusers import settings as recipe
+from show1_ray.stages.diffusers.layout import INDEX, Layout, layout, signature
+from show1_ray.stages.diffusers.signatures import Signature
+
+COLOURS = 3
+
+
+class DiffusersStage(Stage):
+    """What whole pipelines and pieces of them share: the declaration, and weights that come and go.
+
+    Attributes:
+        work: on stations, a `whole.Loaded`.
+    """
+
+    Settings = recipe.Settings
+    Execution = recipe.Execution
+    row_settings = frozenset({"call", "negative_prompt"})
+
+    work: Any
+
+    @classmethod
+    def arguments(cls, settings: recipe.Settings) -> Mapping[str, bool] | None:
+        """Arguments of the pipeline's call that are not given in `call`; those without a default are needed."""
+        pipeline, _ = known(settings)
+        if pipeline is None:
+            return None
+        free = checks.free_arguments(pipeline)
+        return {name: pipeline.call[name].is_required for name in free if name not in settings.call}
+
+    @classmethod
+    def checkpoints(cls, settings: recipe.Settings) -> Sequence[Needs]:
+        """The pipeline's components, and low-rank weights."""
+        _, found = known(settings)
+        components = () if found is None else found.present
+        variants = ("",) if settings.variant is None else (settings.variant, "")
+        return (Needs(settings.checkpoint, (INDEX, *components), variants=variants),)
+
+    @classmethod
+    def faults(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> Iterable[Fault]:
+        """See `checks`."""
+        return checks.faults(settings, context, given)
+
+    @classmethod
+    def look(cls, settings: recipe.Settings) -> None:
+        """See `Stage`."""
+        if not settings.checkpoint.is_local and layout(settings.checkpoint) is None:
+            from show1_ray.pipeline import hub
+
+            hub.fetch_configurations(settings.checkpoint, INDEX)
+
+    def loaded_bytes(self) -> int | None:
+        """See `Stage`."""
+        return int(self.work.loaded_bytes())
+
+    def leave(self) -> None:
+        """See `Stage`."""
+        self.work.leave()
+
+    def enter(self, device: str) -> None:
+        """See `Stage`."""
+        self.work.enter(device)
+        self.device = device
+
+    def configure(self, settings: recipe.Settings) -> None:
+        """See `Stage`."""
+        super().configure(settings)
+        self.work.settings = settings
+
+
+class Diffusers(DiffusersStage):
+    """Any pipeline of diffusers that gives video or images, whole or cut into text, denoising and decoding.
+
+    A clip is what `pipeline(prompt, …, generator=torch.Generator("cpu").manual_seed(seed))` gives, in 8 bits as
+    `output_type="pil"` rounds; an image is a clip of one frame. Values of earlier stages, and inputs, are arguments of
+    the call: `takes: {image: keyframes[0]}`.
+    """
+
+    gives: ClassVar[Mapping[str, Axes]] = {"video": FRAMES}
+
+    @classmethod
+    def shapes(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> Mapping[str, Shape]:
+        """What is known from the call: the number of frames, and the size where it is said."""
+        return {"video": shape_of(settings, given)}
+
+    @classmethod
+    def pieces(cls, settings: recipe.Settings, execution: recipe.Execution) -> Sequence[Piece]:
+        """See `pieces`."""
+        from show1_ray.stages.diffusers.pieces import pieces
+
+        return pieces(settings, execution)
+
+    @classmethod
+    def notes(cls, settings: recipe.Settings, context: Context) -> Iterable[str]:
+        """That it runs whole although it should be cut."""
+        from show1_ray.stages.diffusers.pieces import why_no_experts
+
+        pipeline, _ = known(settings)
+        if settings.split and pipeline is not None and families.split_of(pipeline) is None:
+            yield f"{pipeline.name} runs whole: how it would be split is not known"
+        elif settings.split == "experts" and (reason := why_no_experts(settings)):
+            yield f"denoising stays in one: {reason}"
+
+    def load(self, device: str) -> None:
+        """See `Stage`.
+
+        Raises:
+            CheckpointError: weights that are not to be had or do not fit.
+        """
+        from show1_ray.stages.diffusers.whole import Whole
+
+        self.work = Whole(self.settings, self.context, device)
+        self.device = device
+
+    def run(self, clips: Sequence[Clip], values: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """See `Stage`."""
+        return [{"video": frames} for frames in self.work(clips, values)]
+
+
+def known(settings: recipe.Settings) -> tuple[Signature | None, Layout | None]:
+    """The pipeline class and the checkpoint's layout, as far as they are known; `faults` says what is wrong."""
+    try:
+        return signature(settings), layout(settings.checkpoint)
+    except (CheckpointError, RegistryError):
+        return None, None
+
+
+def shape_of(settings: recipe.Settings, given: Mapping[str, Shape]) -> Shape:
+    """Of a clip; a size is None where it is not known before it is rendered.
+
+    What the class has as a default counts where nothing is taken from elsewhere, such as an image whose size decides.
+    """
+    pipeline, _ = known(settings)
+    count, sides = None, [None, None]
+    if pipeline is not None:
+        pictures = any(shape.axes.endswith("h w c") for shape in given.values())
+        defaults = {} if pictures else {name: families.default_of(pipeline, {}, name) for name in ("height", "width")}
+        frames = families.frames_argument(pipeline)
+        count = None if frames is None else families.default_of(pipeline, settings.call, frames)
+        sides = [settings.call.get(name, defaults.get(name)) for name in ("height", "width")]
+    sizes = [one if isinstance(one, int) and one > 0 else None for one in (count, *sides)]
+    return Shape(FRAMES, (*sizes, COLOURS), "uint8")
