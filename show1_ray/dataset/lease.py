@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from show1_ray.dataset.conditional import Seen
 from show1_ray.dataset.layout import LEASE
@@ -80,6 +81,29 @@ class Holder:
 
 
 HOLDER = TypeAdapter(Holder)
+
+
+LOOK_SECONDS = 5.0
+"""For how long to look for a lease that has just been written: network file systems remember for a while what was not
+there."""
+
+
+def is_seen(storage: Storage, token: str) -> bool:
+    """Whether the lease with a token lies in a storage, as this process sees it. Raises StorageError."""
+    asked = Retrying(
+        stop=stop_after_delay(LOOK_SECONDS),
+        wait=wait_fixed(0.5),
+        retry=retry_if_result(lambda there: there != token),
+        retry_error_callback=lambda state: "",
+    )
+    return bool(asked(_token, storage))
+
+
+def _token(storage: Storage) -> str:
+    try:
+        return str(json.loads(storage.read(LEASE))["token"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return ""
 
 
 class Lease:

@@ -150,6 +150,7 @@ def _pipeline(found: dict[str, Any]) -> Iterator[RenderableType]:
             needed_of.setdefault(said, []).append(stage["name"])
     for checkpoint, whose in needed_of.items():
         yield f"{checkpoint}: {', '.join(dict.fromkeys(whose))}"
+    yield from found["notes"]
 
 
 def _shape(value: dict[str, Any]) -> tuple[str, str]:

@@ -186,7 +186,8 @@ def mappings(tree: Any) -> Iterator[dict[str, Any]]:
     """All mappings in `tree`, itself included."""
     if isinstance(tree, dict):
         yield tree
-        for value in list(tree.values()):
+    if isinstance(tree, dict | list):
+        for value in list(tree.values() if isinstance(tree, dict) else tree):
             yield from mappings(value)
 
 

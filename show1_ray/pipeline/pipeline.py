@@ -372,6 +372,7 @@ class Pipeline:
                 shape = stage.shapes[name]
                 sizes = dict(zip(shape.axes.split(), shape.sizes, strict=True)) if shape.sizes else {}
                 frames, width, height = (sizes.get(axis) or 1 for axis in "fwh")
+                known = bool(sizes.get("h") and sizes.get("w"))
                 size = 12 * frames * width * height
                 what = f"{frames} frames of {width}x{height}"
                 if size > MOST_BYTES:
@@ -380,9 +381,8 @@ class Pipeline:
                 is_clip = (stage.name, name) == (self.video.stage, self.video.name)
                 if is_clip and sizes.get("c") not in (None, 3):
                     yield ("stages", stage.key), f"frames of {sizes['c']} channels, but those of a clip are RGB: 3"
-                if is_clip and (width % 2 or height % 2) and sizes:
-                    reason = f"{width}x{height} frames, but H.264 needs an even width and height"
-                    yield ("stages", stage.key), reason
+                if is_clip and (width % 2 or height % 2) and known:
+                    yield ("stages", stage.key), f"{width}x{height} frames, but H.264 needs an even width and height"
 
 
 def _head(tree: Tree, path: Path, faults: list[str]) -> Head | None:

@@ -34,15 +34,17 @@ class _EncodedError(Exception):
 
 
 class Part(Loaded):
-    """A pipeline with some of its networks."""
+    """A pipeline with some of its networks.
 
-    def __init__(self, settings: Any, context: Any, device: str) -> None:
+    Args:
+        settings, context: of the stage.
+        device: "cpu" or "cuda:0".
+        holds: whether a network is one of its own.
+    """
+
+    def __init__(self, settings: Any, context: Any, device: str, holds: Callable[[str], bool]) -> None:
         found = loading.fetched(settings, ())[1]
-        super().__init__(settings, context, device, [name for name in found.networks if self.holds(name)])
-
-    def holds(self, network: str) -> bool:
-        """Whether it is one of its own."""
-        raise NotImplementedError
+        super().__init__(settings, context, device, [name for name in found.networks if holds(name)])
 
     def _load(self) -> None:
         super()._load()
@@ -71,10 +73,6 @@ class Part(Loaded):
 
 class Text(Part):
     """Prompts become what `encode_prompt` gives."""
-
-    def holds(self, network: str) -> bool:
-        """See `Part`."""
-        return network.startswith("text_encoder")
 
     def _load(self) -> None:
         super()._load()
@@ -137,10 +135,6 @@ class Text(Part):
 class Denoise(Part):
     """What was encoded becomes latents."""
 
-    def holds(self, network: str) -> bool:
-        """See `Part`."""
-        return not network.startswith(("text_encoder", "vae"))
-
     def _load(self) -> None:
         super()._load()
         self.waiting: list[Any] = []
@@ -177,10 +171,6 @@ class Denoise(Part):
 
 class Decode(Part):
     """Latents become frames."""
-
-    def holds(self, network: str) -> bool:
-        """See `Part`."""
-        return network.startswith("vae")
 
     def _load(self) -> None:
         super()._load()
@@ -225,12 +215,7 @@ class Decode(Part):
 class HighNoise(Denoise):
     """The first expert: it stops at the boundary, and gives the solver's state besides."""
 
-    mine = "transformer"
     goes_on = False
-
-    def holds(self, network: str) -> bool:
-        """See `Part`."""
-        return super().holds(network) and (network == self.mine or not network.startswith("transformer"))
 
     def _load(self) -> None:
         super()._load()
@@ -265,7 +250,6 @@ class HighNoise(Denoise):
 class LowNoise(HighNoise):
     """The second expert: it takes latents, generator and solver where the first one left them."""
 
-    mine = "transformer_2"
     goes_on = True
 
     def _load(self) -> None:

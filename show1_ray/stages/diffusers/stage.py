@@ -32,20 +32,34 @@ class DiffusersStage(Stage):
 
     @classmethod
     def arguments(cls, settings: recipe.Settings) -> Mapping[str, bool] | None:
-        """Arguments of the pipeline's call that are not given in `call`; those without a default are needed."""
+        """Arguments of the pipeline's call that a pipeline file may give."""
         pipeline, _ = known(settings)
         if pipeline is None:
             return None
-        free = checks.free_arguments(pipeline)
-        return {name: pipeline.call[name].is_required for name in free if name not in settings.call}
+        return {name: families.is_needed(pipeline, name) for name in checks.free_arguments(pipeline)}
 
     @classmethod
     def checkpoints(cls, settings: recipe.Settings) -> Sequence[Needs]:
         """The pipeline's components, and low-rank weights."""
         _, found = known(settings)
-        components = () if found is None else found.present
+        others = () if found is None else found.networks
+        components = [] if found is None else [one for one in found.present if one not in others or cls.holds(one)]
         variants = ("",) if settings.variant is None else (settings.variant, "")
         return (Needs(settings.checkpoint, (INDEX, *components), variants=variants),)
+
+    @classmethod
+    def holds(cls, network: str) -> bool:
+        """Whether a network of the checkpoint is one of its own."""
+        return True
+
+    @classmethod
+    def weights(cls, settings: recipe.Settings, context: Context) -> int | None:
+        """Bytes of its networks' weights, if they are on this machine; quantised ones are not known."""
+        _, found = known(settings)
+        if found is None or settings.quantize is not None:
+            return None
+        own = [name for name in found.networks if cls.holds(name)]
+        return found.weights(own, settings.variant, 4 if context.dtype == "float32" else 2)
 
     @classmethod
     def faults(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> Iterable[Fault]:
