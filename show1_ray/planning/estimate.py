@@ -204,7 +204,7 @@ def find_basis(pipeline: Pipeline, gpu_type: str, profile: Profile | None = None
         return _measured_basis(pipeline, profile, gpu)
     if gpu_type == CPU:
         reason = "; ".join(ignored) or f"no profile of {pipeline.name} on a CPU"
-        measure = f"measure one with `show1-ray profile {pipeline.name} --device cpu`"
+        measure = f"measure one with `show1-ray profile {pipeline.as_arguments} --device cpu`"
         raise UserError(f"{reason}: {measure}, or name a GPU with --gpu-type")
     return _counted_basis(pipeline, gpu or find_gpu(gpu_type), ignored)
 
