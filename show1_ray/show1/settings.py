@@ -1,4 +1,4 @@
-"""What a pipeline file may say of its stages: settings of the recipe, and of the execution."""
+"""The settings of the stages in pipeline files: of the recipe, and of the execution."""
 
 from __future__ import annotations
 

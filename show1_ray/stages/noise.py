@@ -1,4 +1,4 @@
-"""Where a clip's noise comes from: a generator of its own, so that its frames do not depend on its batch."""
+"""A clip's noise: it comes from the clip's own generator, so that frames do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Noise = Callable[[Sequence[int]], Tensor]
 """Takes a shape, returns the clip's next standard normal draw of that shape, on the CPU."""
 
 AHEAD = 2
-"""Draws that `draw_ahead` has ready: one is in use while the next is drawn."""
+"""How many draws `draw_ahead` keeps ready: one is in use while the next is drawn."""
 
 
 def seeded_noise(seed: int, dtype: torch.dtype) -> Noise:
