@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import threading
 import time
@@ -20,6 +19,7 @@ from show1_ray.dataset.conditional import Seen
 from show1_ray.dataset.layout import LEASE
 from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.errors import UserError
+from show1_ray.supervisor import command_pid
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ class Holder:
             token=uuid.uuid4().hex,
             host=socket.gethostname(),
             machine=_machine(),
-            pid=os.getpid(),
-            started=_process_start(os.getpid()),
+            pid=command_pid(),
+            started=_process_start(command_pid()),
             job=job,
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             renewed=time.time(),

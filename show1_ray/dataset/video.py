@@ -29,7 +29,7 @@ def encode_video(frames: np.ndarray, fps: float, comment: str = "") -> bytes:
 
     Raises ValueError for frames of another shape or type, or of odd width or height (yuv420p halves them).
     """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 F H W 3")
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
@@ -73,7 +73,7 @@ def decode_video(data: bytes, strict: bool = False) -> np.ndarray:
 
 
 def read_comment(data: bytes) -> str:
-    """The text that a video file carries. Raises BrokenVideoError where it is not whole; its frames are not decoded."""
+    """The text in a video file. Raises BrokenVideoError if the file is incomplete; frames are not decoded."""
     _check_boxes(data)
     try:
         with av.open(io.BytesIO(data)) as container:

@@ -1,4 +1,4 @@
-"""Code of one's own (`--code`): imported from what was given, here and on stations, and from nowhere else.
+"""The user's code (`--code`), imported here and on stations from what was given, and from nowhere else.
 
 Its Python files travel with the stages that use them, so that nodes need not have them, and are imported from memory
 under the paths that they have on the machine where they were given: a traceback names the user's own file and line.
@@ -26,7 +26,7 @@ from show1_ray.errors import ConfigError, one_line, shown
 MOST_FILES = 2000
 MOST_BYTES = 16 * 2**20
 LEFT_OUT = {"__pycache__", "node_modules", "venv"}
-"""Folders that are left out, and so are those whose names begin with a dot."""
+"""Folders that are skipped, as are those whose names begin with a dot."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Code:
         path = path.resolve()
         if path.is_file():
             if path.suffix != ".py" or not path.stem.isidentifier():
-                raise ConfigError(f"--code {given}: no Python module: its name would be that of a module, with .py")
+                raise ConfigError(f"--code {given}: not a Python module: give it a valid module name that ends in .py")
             return cls(str(given), str(path.parent), ((path.name, _read(given, path)),))
         root = path.parent if (path / "__init__.py").is_file() else path
         places = _modules_below(path)
@@ -113,6 +113,15 @@ class Code:
                 del sys.modules[name]
         _FINDER.code = self
         invalidate_caches()
+
+    def forget(self, module: str) -> None:
+        """Lets a module be imported anew that somebody imported from its file before: that may have changed since."""
+        found = sys.modules.get(module)
+        place = self.modules.get(module)
+        if found is None or not place or is_of_code(found):
+            return
+        if getattr(found, "__file__", None) and os.path.realpath(str(found.__file__)) == str(Path(self.root, place)):
+            del sys.modules[module]
 
     def write(self, folder: Path) -> None:
         """Writes the files below a folder, where `place` is what to give as `--code`."""

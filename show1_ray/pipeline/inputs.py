@@ -1,4 +1,4 @@
-"""What a manifest's rows bring besides prompt and seed: a pipeline's `inputs`."""
+"""A pipeline's `inputs`: what a manifest's rows bring besides prompt and seed."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def _input(name: str, said: Any) -> Input:
     if default is not None:
         if isinstance(default, bytes):
             raise InputError("its default is bytes: give a URL")
-        if isinstance(default, str) and kind in ("int", "float"):
+        if kind in ("int", "float") and (isinstance(default, str) or default != default):
             raise InputError(f"its default is {shown(default)}, not {_KINDS_SHOWN[kind]}")
         try:
             default = found.read(default) if default != "" or kind != "text" else ""
@@ -215,7 +215,7 @@ def _input(name: str, said: Any) -> Input:
     return Input(name, kind, key, default)
 
 
-_KINDS_SHOWN = {"int": "an integer", "float": "a number"}
+_KINDS_SHOWN = {"int": "an integer", "float": "a finite number"}
 
 
 def _default(default: Value | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What stages cost on a device, before a job measures it: from a profile or, without one, from operation counts."""
+"""Costs of stages on a device before a job measures them: from a profile or, without one, from operation counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from show1_ray.planning.gpus import GIB, Gpu
 from show1_ray.planning.profile import CPU, Profile, StageProfile, find_profile, local_gpu
 
 LAND_SECONDS = 0.05
-"""What it takes to write a clip's file, until the line has measured it."""
+"""Seconds to write a clip's file, until the line has measured it."""
 
 EFFICIENCY = 0.35
 """Share of a GPU's datasheet rate that networks are assumed to reach. The published demo reached 21 % of an A100's
@@ -28,18 +28,18 @@ EFFICIENCY = 0.35
 batches of convolutions and attention reach half and more. Not measured here: `show1-ray profile` measures it."""
 
 DISK_RATE = 1e9
-"""Bytes a second that weights are assumed to be loaded at from a local disk."""
+"""Assumed bytes per second of loading weights from a local disk."""
 
 HOST_RATE = 10e9
-"""Bytes a second between host memory that is not pinned and a GPU, assumed: less than half of PCIe 4."""
+"""Assumed bytes per second between unpinned host memory and a GPU: less than half of PCIe 4."""
 
 ALLOCATOR = 1.1
-"""What torch takes of a GPU as a multiple of the peak that it gave out: its cache has gaps."""
+"""Memory that torch reserves on a GPU, as a multiple of the peak that it allocated: its cache has gaps."""
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage: seconds a clip, bytes on the device with a full batch, seconds to load and to swap in."""
+    """One stage: seconds per clip, bytes on the device with a full batch, seconds to load and to swap in."""
 
     seconds: float
     memory: int
@@ -53,7 +53,7 @@ Costs = Mapping[str, StageCost]
 
 @dataclass(frozen=True)
 class StageCount:
-    """What one stage is made of: floating-point operations a clip, and bytes of its weights."""
+    """The size of one stage: floating-point operations per clip, and bytes of its weights."""
 
     operations: float
     weights: int
@@ -66,27 +66,22 @@ def count_stages(pipeline: Pipeline) -> dict[str, StageCount]:
         UserError: a stage does not know its own.
     """
     counts = {}
+    all_operations, all_weights = pipeline.operations(), pipeline.weights()
     for stage in pipeline.wired():
-        operations = stage.cls.operations(stage.settings, stage.context, stage.taken)
-        weights = stage.cls.weights(stage.settings, stage.context)
+        operations, weights = all_operations[stage.name], all_weights[stage.name]
         if operations is None or weights is None or stage.execution.device == "cpu":
             what = "operations" if weights is not None else "weights"
             what = "seconds" if stage.execution.device == "cpu" else what
             raise UserError(
                 f"{pipeline.name}: the {what} of its stage {stage.name} are not known before it runs: measure the "
-                f"pipeline with `show1-ray profile {pipeline.file or pipeline.name}`"
+                f"pipeline with `show1-ray profile {pipeline.as_arguments}`"
             )
         counts[stage.name] = StageCount(operations, weights)
     return counts
 
 
-def weights_of(pipeline: Pipeline) -> dict[str, int | None]:
-    """Bytes of each stage's weights; None where it does not know. May import torch."""
-    return {stage.name: stage.cls.weights(stage.settings, stage.context) for stage in pipeline.wired()}
-
-
 def costs_from_profile(pipeline: Pipeline, profile: Profile) -> dict[str, StageCost]:
-    """What was measured, at the pipeline's batch sizes; memory that the pipeline file gives goes before."""
+    """Measured costs at the pipeline's batch sizes; memory given in the pipeline file takes precedence."""
     costs = {}
     for wired in pipeline.wired():
         stage = profile.stages[wired.name]
@@ -157,18 +152,37 @@ def costs_of_job(pipeline: Pipeline, device: str | None) -> dict[str, StageCost]
 
 
 def weights_elsewhere(pipeline: Pipeline) -> dict[str, int | None]:
-    """`weights_of`, in a process of its own where this one has no torch yet: a job's driver does without it."""
+    """`Pipeline.weights`, in another process if this one has not imported torch: a job's driver does without it.
+
+    Raises:
+        UserError: a stage that cannot tell.
+    """
     if "torch" in sys.modules:
-        return weights_of(pipeline)
-    code = (
-        "import pickle, sys; from show1_ray.planning.costs import weights_of; pipeline = pickle.load(sys.stdin.buffer);"
-        "found = weights_of(pipeline); sys.stdout.buffer.write(pickle.dumps(found))"
-    )
+        return pipeline.weights()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
     answer = subprocess.run(
-        [sys.executable, "-c", code], input=pickle.dumps(pipeline), stdout=subprocess.PIPE, env=environment, check=True
+        [sys.executable, "-m", __name__],
+        input=pickle.dumps(pipeline),
+        stdout=subprocess.PIPE,
+        env=environment,
+        check=True,
     )
-    return pickle.loads(answer.stdout)
+    found = pickle.loads(answer.stdout)
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def _weights_asked() -> None:
+    """What `weights_elsewhere` runs: a pickled pipeline in, its weights or the error out."""
+    given, out = sys.stdin.buffer.read(), os.dup(1)
+    os.dup2(2, 1)  # what stages and libraries print is no part of the answer
+    try:
+        found: object = pickle.loads(given).weights()
+    except UserError as error:
+        found = error
+    with os.fdopen(out, "wb") as answer:
+        answer.write(pickle.dumps(found))
 
 
 def stage_memory(stage: Wired, weights: int) -> int:
@@ -177,7 +191,11 @@ def stage_memory(stage: Wired, weights: int) -> int:
 
 
 def job_device(address: str, settings: LineSettings) -> str | None:
-    """What the stations of a job compute on, as far as this machine knows: for `costs_of_job`."""
+    """The device of a job's stations, as far as this machine knows: for `costs_of_job`."""
     if settings.gpus is False:
         return CPU
     return local_gpu() or (CPU if address == "local" else None)
+
+
+if __name__ == "__main__":
+    _weights_asked()

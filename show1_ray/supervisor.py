@@ -12,9 +12,7 @@ import signal
 import sys
 from typing import NoReturn
 
-ENDED = (
-    "show1-ray: Ray on this machine has ended this job, as it does when its raylet has died; run the same command again"
-)
+ENDED = "show1-ray: Ray ended this job, as it does when this machine's raylet dies; rerun the same command to resume"
 """What is told in place of a driver that could not."""
 EXIT_CODE = 3
 
@@ -64,11 +62,18 @@ def supervise() -> None:
         os._exit(said[0])
     code = os.waitstatus_to_exitcode(status)
     if code in (1, -signal.SIGABRT):
-        print(ENDED, file=sys.stderr, flush=True)
+        from show1_ray.output import say  # Rich, which takes a moment
+
+        say(ENDED, sys.stderr)
         os._exit(EXIT_CODE)
     if code < 0:
         _end_by(signal.Signals(-code))
     os._exit(code)
+
+
+def command_pid() -> int:
+    """The process that people know this one by: the command's, where that supervises it."""
+    return os.getppid() if _saying else os.getpid()
 
 
 def done(code: int) -> None:
