@@ -406,9 +406,9 @@ def plan(
     clips = open_manifest(manifest, samples=samples, limit=limit, inputs=loaded.input_columns, columns=columns).count
     found = estimate(loaded, clips, gpus, gpu_type, price, given)
     if json_output:
-        say_json(found.as_dict())
+        say_json({**found.as_dict(), "notes": loaded.notes()})
     else:
-        Console().print(*plan_report(found), sep="\n")
+        Console().print(*plan_report(found), *(f"note: {one}" for one in loaded.notes()), sep="\n")
 
 
 def stations_of(gpus: str) -> int | tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -60,6 +61,8 @@ def open_line(
     address = checked_address(address)
     loaded = pipeline if isinstance(pipeline, Pipeline) else Pipeline.load(pipeline, overrides, code)
     loaded = loaded.resolved()
+    for note in loaded.notes():
+        logging.getLogger(__name__).warning(note)
     loaded.fetch() if address == "local" else loaded.check_access()
     settings = settings or LineSettings(warm=True, measure_memory=memory_for_stages, gauge=gauge)
     sources = Sources(str(Path.cwd()), allow_private_urls)

@@ -283,6 +283,11 @@ class Stage(ABC):
         """What people should know of how it runs, a sentence each, such as that it is not cut although it should."""
         return ()
 
+    @classmethod
+    def no_negative_prompts(cls, settings: Any) -> str:
+        """Why a clip with a negative prompt cannot be rendered; "": it can."""
+        return ""
+
     @classmethod  # noqa: B027 - most need nothing
     def look(cls, settings: Any) -> None:
         """Fetches the small files that its description depends on, if they are not here yet.

@@ -219,11 +219,12 @@ tiny.CALLS |= {
     "hunyuan": {
         **_CALL,
         "num_frames": 9,
+        "true_cfg_scale": 2.0,
         "prompt_template": {"template": "{}", "crop_start": 0},
         "max_sequence_length": 32,
     },
     "kandinsky5": {**_CALL, "num_frames": 5, "max_sequence_length": 900},
     "svd": {"num_frames": 2, "height": 32, "width": 32, "num_inference_steps": 2},
     "ltx2": {**_CALL, "num_frames": 5, "max_sequence_length": 64},
-    "flux": _CALL,
+    "flux": {**_CALL, "true_cfg_scale": 2.0},
 }

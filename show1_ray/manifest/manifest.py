@@ -131,6 +131,8 @@ class Manifest:
     def _checked(self, row: Row) -> tuple[Row, str | None]:
         """A row with its inputs in their types, and what is wrong with it."""
         problem = problem_of(row, self._samples, self._names)
+        if not problem and row.negative_prompt and self._inputs.no_negative:
+            problem = f"{self._names['negative_prompt']!r} is given, but {self._inputs.no_negative}"
         if problem or not self._inputs.inputs:
             return row, problem
         try:

@@ -97,11 +97,13 @@ class InputColumns:
         inputs: of the pipeline.
         check: is given the values of a row; raises ConfigError where they do not go together.
         taken: columns of the metadata that the pipeline fills → with what, for people: no others can be called so.
+        no_negative: why no row may have a negative prompt; "": all may.
     """
 
     inputs: tuple[Input, ...] = ()
     check: Callable[[Mapping[str, Any]], object] = lambda values: None
     taken: Mapping[str, str] = field(default_factory=dict)
+    no_negative: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:

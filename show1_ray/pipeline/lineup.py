@@ -83,6 +83,8 @@ def order_of_anybody(pipeline: Pipeline, clip: Clip) -> Order:
     if unknown:
         known = ", ".join(map(repr, pipeline.input_columns.names)) or "none"
         raise UserError(f"clip {clip.id!r}: {pipeline.name} has no input {unknown[0]!r}; there is {known}")
+    if clip.negative_prompt and pipeline.input_columns.no_negative:
+        raise UserError(f"clip {clip.id!r}: it has a negative prompt, but {pipeline.input_columns.no_negative}")
     try:
         return order(pipeline, replace(clip, inputs=pipeline.input_columns.read(clip.inputs)))
     except InputError as error:

@@ -73,6 +73,10 @@ class Part(Portable):
         """What people should know of how it runs, a line each."""
         return [" ".join(str(one).split()) for one in self._list("notes", self.settings, context)]
 
+    def no_negative_prompts(self) -> str:
+        """Why a clip with a negative prompt cannot be rendered; "": it can."""
+        return " ".join(str(self._ask("no_negative_prompts", self.settings)).split())
+
     @cached_property
     def signature(self) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
         """What it takes and gives."""

@@ -161,9 +161,8 @@ class Pipeline:
 
     def checkpoints(self) -> list[Checkpoint]:
         """All checkpoints, each once."""
-        needed = [need.checkpoint for _, need in self.needs()]
         inside = [one for part in self.parts for one in recipes.checkpoints_in(part.settings)]
-        return list(dict.fromkeys([*needed, *inside]))
+        return list(dict.fromkeys([*(need.checkpoint for _, need in self.needs()), *inside]))
 
     def needs(self) -> list[tuple[str, Needs]]:
         """What each stage loads. Raises ConfigError where a stage cannot say it."""
@@ -297,7 +296,8 @@ class Pipeline:
     @property
     def input_columns(self) -> InputColumns:
         """What a manifest's rows bring for `inputs`."""
-        return InputColumns(self.inputs, self.row, self.columns)
+        reasons = [part.no_negative_prompts() for part in self.parts if not self.sets(part.name)]
+        return InputColumns(self.inputs, self.row, self.columns, next(filter(None, reasons), ""))
 
     def faults(self) -> list[Fault]:
         """What does not fit together: keys and reasons."""

@@ -79,10 +79,22 @@ def faults(settings: Any, context: Context, given: Mapping[str, Shape]) -> Itera
     needed = families.family_of(pipeline).vae
     if needed and needed not in settings.vae:
         yield "vae", f"{pipeline.name} cannot decode without {needed}: give vae: {needed}"
-    if settings.negative_prompt is not None and "negative_prompt" not in pipeline.call:
-        yield "negative_prompt", f"{pipeline.name} takes no negative prompt"
+    if settings.negative_prompt and (reason := no_negative(settings, pipeline)):
+        yield "negative_prompt", f"is given, but {reason}"
     yield from _numbers(settings, pipeline, found, given)
     yield from _batches(settings, pipeline, context)
+
+
+def no_negative(settings: Any, pipeline: Signature) -> str:
+    """Why a negative prompt would be dropped; "": it is not."""
+    if "negative_prompt" not in pipeline.call:
+        return f"{pipeline.name} takes none"
+    scale = families.default_of(pipeline, settings.call, "true_cfg_scale")
+    if isinstance(scale, int | float) and scale <= 1:
+        return (
+            f"{pipeline.name} leaves it out with a true_cfg_scale of {scale}: give call: {{true_cfg_scale: …}} over 1"
+        )
+    return ""
 
 
 def _call(settings: Any, pipeline: Signature, given: Mapping[str, Shape]) -> Iterator[Fault]:

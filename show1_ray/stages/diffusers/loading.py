@@ -76,9 +76,9 @@ def load_pipeline(settings: Settings, dtype: str, device: str, parts: Collection
     except Exception as error:  # the libraries raise all kinds of things for a damaged or wrong file
         raise CheckpointError(f"{folder}: {pipeline.name} cannot be loaded: {one_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
-    for name in getattr(more.get("quantization_config"), "quant_mapping", {}):
+    for name, config in getattr(more.get("quantization_config"), "quant_mapping", {}).items():
         if all(_is_plain(one) for one in getattr(pipe, name).parameters()):
-            raise CheckpointError(f"{folder}: quantize: {settings.quantize['backend']} finds nothing in its {name}")
+            raise CheckpointError(f"{folder}: quantize: {type(config).__name__} finds nothing in its {name}")
     try:
         change(pipe, settings)
     except (torch.cuda.OutOfMemoryError, CheckpointError):
@@ -180,7 +180,7 @@ def add_lora(pipe: Any, loras: Iterable[Lora]) -> None:
         names.append(f"lora_{number}")
         weights.append(lora.weight)
         known = denoisers(pipe)
-        if lora.component not in (None, *known):
+        if lora.component is not None and lora.component not in known:
             raise CheckpointError(f"lora.component: {lora.component!r}{near(lora.component, known)}")
         into = {} if lora.component in (None, "transformer", "unet") else {f"load_into_{lora.component}": True}
         try:

@@ -67,6 +67,12 @@ class DiffusersStage(Stage):
         return checks.faults(settings, context, given)
 
     @classmethod
+    def no_negative_prompts(cls, settings: recipe.Settings) -> str:
+        """See `Stage`."""
+        pipeline, _ = known(settings)
+        return "" if pipeline is None else checks.no_negative(settings, pipeline)
+
+    @classmethod
     def look(cls, settings: recipe.Settings) -> None:
         """See `Stage`."""
         if not settings.checkpoint.is_local and layout(settings.checkpoint) is None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from show1_ray.clip import Clip
 from show1_ray.stage import Context, NonFiniteError, StageError
-from show1_ray.stages.diffusers import families, loading, outputs, prompts
+from show1_ray.stages.diffusers import checks, families, loading, outputs, prompts
 from show1_ray.stages.diffusers.layout import signature
 from show1_ray.stages.diffusers.settings import Settings
 from show1_ray.stages.host_copy import HostCopy
@@ -88,11 +88,10 @@ class Loaded:
         """What the call is given of a clip's texts. Raises RefusedError for a negative prompt where there is none."""
         found = {"prompt": clip.prompt} if "prompt" in self.signature.call else {}
         negative = clip.negative_prompt if clip.negative_prompt is not None else self.settings.negative_prompt
+        if negative and (reason := checks.no_negative(self.settings, self.signature)):
+            raise RefusedError(clip.id, self.context.name, f"it has a negative prompt, but {reason}")
         if negative is not None and "negative_prompt" in self.signature.call:
             found["negative_prompt"] = negative
-        elif negative:
-            reason = f"it has a negative prompt, but {self.signature.name} takes none"
-            raise RefusedError(clip.id, self.context.name, reason)
         return found
 
     def together(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from show1_ray.cli import app
 from show1_ray.clip import Clip
 from show1_ray.errors import ConfigError
 from show1_ray.pipeline.lineup import blueprints
+from show1_ray.planning.profile import BatchCost, Profile, StageProfile, save_profile
 from show1_ray.stage import StageError
 from tests import tiny_diffusers as tiny
 
@@ -136,3 +139,25 @@ def test_later_stages_know_what_is_cut_by_the_name_of_the_stage(place: Path) -> 
         *(f"again_text.{name}" for name in ("prompt_embeds", "negative_prompt_embeds")),
         "inputs.length",
     }
+
+
+def test_plan_and_check_tell_what_runs_otherwise_than_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = tiny.pipeline(place, "stable_diffusion", split=True)
+    file = str(place / "stable_diffusion.yaml")
+    (place / "prompts.csv").write_text("prompt\na cat\n")
+    cost = StageProfile(
+        load_seconds=0, leave_seconds=0, swap_seconds=0, weights=9, batches=(BatchCost(size=1, seconds=1, memory=9),)
+    )
+    profile = Profile(
+        **{"pipeline": pipeline.name, "recipe_hash": pipeline.resolved().recipe_hash(), "dtype": "float32"},
+        **{"kind": "cpu", "device": "CPU", "device_memory": 0, "memory": "weights", "threads": 1},
+        **{"import_seconds": 0, "versions": {}, "stages": {"video": cost}},
+    )
+    save_profile(profile, place / "profile.json")
+    expected = "video: StableDiffusionPipeline runs whole: how it would be split is not known"
+    plan = ["plan", str(place / "prompts.csv"), "--pipeline", file, "--profile", str(place / "profile.json")]
+    for command in (plan, ["check", file]):
+        app(command, standalone_mode=False)
+        assert expected in " ".join(capsys.readouterr().out.split())
+        app([*command, "--json"], standalone_mode=False)
+        assert json.loads(capsys.readouterr().out)["notes"] == [expected]

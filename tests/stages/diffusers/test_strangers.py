@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from show1_ray.clip import Clip
-from show1_ray.errors import ConfigError
+from show1_ray.errors import ConfigError, UserError
+from show1_ray.manifest import ManifestError, open_manifest
+from show1_ray.pipeline.lineup import order_of_anybody
 from show1_ray.stage import StageError
 from tests import tiny_diffusers as tiny
 from tests.tiny_strangers import STRANGERS
@@ -57,3 +59,27 @@ def test_a_family_that_cannot_decode_whole_is_refused_before_it_denoises(place: 
     """diffusers 0.42.1's Allegro raises NotImplementedError after its last step."""
     with pytest.raises(ConfigError, match="AllegroPipeline cannot decode without tiling: give vae: tiling"):
         tiny.pipeline(place, "wan", {}, pipeline="AllegroPipeline")
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "reason"),
+    [
+        ("svd", {}, "StableVideoDiffusionPipeline takes none"),
+        ("flux", {"true_cfg_scale": 1.0}, "FluxPipeline leaves it out with a true_cfg_scale of 1.0: give call: {true_"),
+    ],
+)
+def test_rows_with_a_negative_prompt_that_would_be_dropped_are_refused_when_the_manifest_is_read(
+    place: Path, name: str, call: dict[str, Any], reason: str
+) -> None:
+    inputs = {"image": "image"} if name == "svd" else {}
+    pipeline = tiny.pipeline(place, name, tiny.CALLS[name] | call, inputs=inputs)
+    table = place / "prompts.csv"
+    Image.new("RGB", (32, 32)).save(place / "a.png")
+    table.write_text(f"prompt,negative_prompt,image\na cat,,{place}/a.png\na dog,blurred,{place}/a.png\n")
+    with pytest.raises(ManifestError) as error:
+        open_manifest(str(table), inputs=pipeline.input_columns)
+    assert f"row 2: 'negative_prompt' is given, but {reason}" in str(error.value)
+    with pytest.raises(UserError, match="clip 'x': it has a negative prompt, but"):
+        order_of_anybody(pipeline, Clip("x", "a dog", "blurred", 1))
+    with pytest.raises(ConfigError, match=r"video\.negative_prompt: is given, but"):
+        tiny.pipeline(place, name, tiny.CALLS[name] | call, inputs=inputs, negative_prompt="blurred")

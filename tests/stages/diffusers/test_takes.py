@@ -105,7 +105,7 @@ def test_what_cannot_be_taken_is_refused(place: Path, video: dict[str, Any], exp
 
 
 def test_a_negative_prompt_that_the_family_does_not_have_is_refused(place: Path) -> None:
-    with pytest.raises(ConfigError, match="negative_prompt: LTX2LatentUpsamplePipeline takes no negative prompt"):
+    with pytest.raises(ConfigError, match="negative_prompt: is given, but LTX2LatentUpsamplePipeline takes none"):
         load(place, {"video": stage(place, "wan", "LTX2LatentUpsamplePipeline", {}, negative_prompt="bad")})
     pipeline = load(place, {"video": stage(place, "wan", negative_prompt="blurred")})
     clip = Clip("b", "a cat", None, 4)
