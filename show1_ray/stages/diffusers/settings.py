@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from show1_ray.errors import shown
 from show1_ray.pipeline.checkpoints import Checkpoint
-from show1_ray.stage import StageExecution, StageSettings
+from show1_ray.stage import Count, StageExecution, StageSettings
 
 REMOTE = ("custom_pipeline", "custom_revision", "trust_remote_code", "remote_code")
 """Arguments of diffusers that run code of a model repository."""
@@ -21,6 +21,13 @@ class Lora(Checkpoint):
 
     weight: float = Field(1.0, ge=-100, le=100, allow_inf_nan=False, description="how strongly they are added")
     file: str | None = Field(None, description="the file of weights, where the folder has several")
+
+
+class Size(StageSettings):
+    """Of frames, in pixels."""
+
+    height: int = Field(ge=1, le=16384)
+    width: int = Field(ge=1, le=16384)
 
 
 def _one_or_several(value: Any) -> Any:
@@ -41,7 +48,7 @@ class Settings(StageSettings):
     later: ClassVar[frozenset[str]] = frozenset(
         {
             *("pipeline", "negative_prompt", "long_prompts", "scheduler", "lora", "variant", "vae", "quantize"),
-            *("attention", "cache"),
+            *("attention", "cache", "over", "noise", "resize"),
         }
     )
     unrecorded: ClassVar[frozenset[str]] = frozenset({"split"})
@@ -66,6 +73,13 @@ class Settings(StageSettings):
     )
     attention: str | None = Field(None, description="backend of attention, such as flash or sage")
     cache: Named | None = Field(None, description="`class` of a cache of diffusers, such as FirstBlock, and its values")
+    over: Literal["frames"] | None = Field(
+        None, description="frames: an image pipeline is called for each frame of the frames that it takes"
+    )
+    noise: Literal["same", "each"] = Field(
+        "same", description="with over: frames, the noise of frames: the clip's for all, or each its own"
+    )
+    resize: Size | None = Field(None, description="with over: frames, to what frames are resized before (Lanczos)")
     split: bool | Literal["experts"] = Field(
         False, description="text, denoising and decoding as three stages; experts: Wan 2.2's two transformers apart too"
     )
@@ -90,6 +104,16 @@ class Settings(StageSettings):
         return value
 
     @model_validator(mode="after")
+    def _frames_are_gone_over(self) -> Self:
+        if self.over is None:
+            for key in ("noise", "resize"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: goes with over: frames only")
+        elif self.split:
+            raise ValueError("over: frames does not go with split: images are computed whole")
+        return self
+
+    @model_validator(mode="after")
     def _classes_are_named(self) -> Self:
         for key, word in (("scheduler", None), ("cache", "class"), ("quantize", "backend")):
             said = getattr(self, key)
@@ -102,3 +126,5 @@ class Settings(StageSettings):
 
 class Execution(StageExecution):
     """How it is computed."""
+
+    frames: Count = Field(8, description="with over: frames, frames that are computed together, of one clip or several")

@@ -74,7 +74,10 @@ class Diffusers(Stage):
         Raises:
             CheckpointError: weights that are not to be had or do not fit.
         """
-        from show1_ray.stages.diffusers.whole import Whole
+        if self.settings.over is not None:
+            from show1_ray.stages.diffusers.frames import OverFrames as Whole
+        else:
+            from show1_ray.stages.diffusers.whole import Whole  # type: ignore[assignment]
 
         self.whole = Whole(self.settings, self.context, device)
         self.device = device
@@ -119,9 +122,25 @@ def sizes_of(
     """
     if pipeline is None:
         return None, None, None
+    if settings.over is not None:
+        return _sizes_over_frames(settings, pipeline, given)
     pictures = any(shape.axes.endswith("h w c") for shape in given.values())
     defaults = {} if pictures else {name: families.default_of(pipeline, {}, name) for name in ("height", "width")}
     frames = families.frames_argument(pipeline)
     count = None if frames is None else families.default_of(pipeline, settings.call, frames)
     sides = [settings.call.get(name, defaults.get(name)) for name in ("height", "width")]
     return tuple(one if isinstance(one, int) and one > 0 else None for one in (count, *sides))  # type: ignore[return-value]
+
+
+def _sizes_over_frames(
+    settings: recipe.Settings, pipeline: Signature, given: Mapping[str, Shape]
+) -> tuple[int | None, int | None, int | None]:
+    """As many frames as there are; larger by what the pipeline makes of an image, or as large as was asked for."""
+    frames = next((shape for shape in given.values() if shape.axes == FRAMES and shape.sizes), None)
+    count, height, width = (None, None, None) if frames is None else map(frames.size, "fhw")
+    if settings.resize is not None:
+        height, width = settings.resize.height, settings.resize.width
+    scale = families.image_scale(pipeline, known(settings)[1])
+    sides = [None if scale is None or side is None else side * scale for side in (height, width)]
+    asked = [settings.call.get(name, side) for name, side in zip(("height", "width"), sides, strict=True)]
+    return count, *(one if isinstance(one, int) and one > 0 else None for one in asked)  # type: ignore[return-value]
