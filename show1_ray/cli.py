@@ -52,6 +52,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="prompt=NAME", help="What the manifest calls a column. [repeatable]"),
+]
+DropOption = Annotated[str, typer.Option("--drop", metavar="A,B", help="Columns of the manifest that are left out.")]
+ManifestArgument = Annotated[
+    str, typer.Argument(help="Parquet, CSV, TSV, JSON or text; a file, a folder or a glob; any URL.")
+]
 GpusOption = Annotated[
     str | None,
     typer.Option(metavar="N|MIN:MAX", help="GPUs to use; a range grows and shrinks with the work. [default: all]"),
@@ -60,7 +68,7 @@ GpusOption = Annotated[
 
 @app.command()
 def render(
-    manifest: Annotated[str, typer.Argument(help="Parquet, CSV or JSON Lines; a file, a folder or a glob; any URL.")],
+    manifest: ManifestArgument,
     out: Annotated[str, typer.Option(metavar="WHERE", help="The dataset: a folder, any URL.")],
     pipeline: Annotated[str, typer.Option(metavar="NAME|FILE", help="See `show1-ray pipelines`.")] = "nano",
     address: Annotated[
@@ -82,6 +90,8 @@ def render(
             help="Images and videos of the manifest may also lie at private addresses, and outside its folder.",
         ),
     ] = False,
+    column: ColumnOption = None,
+    drop: DropOption = "",
     changes: SetOption = None,
     code: CodeOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, render nothing.")] = False,
@@ -99,10 +109,12 @@ def render(
     from show1_ray.job import Control, Summary
     from show1_ray.job import render as render_manifest
     from show1_ray.log import Log
+    from show1_ray.manifest import Columns
     from show1_ray.progress import Progress, summary_lines
 
     console = Console(stderr=True)
     control = Control()
+    columns = Columns.said(column or (), drop)
 
     def observe(event: object) -> None:
         if isinstance(event, Summary):
@@ -117,6 +129,8 @@ def render(
             out,
             pipeline,
             overrides=changes or (),
+            columns=columns.names,
+            drop=sorted(columns.dropped),
             code=code,
             address=address,
             gpus=None if gpus is None else stations_of(gpus),
@@ -194,8 +208,10 @@ def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str], 
         The options but for --out, --pipeline, --set and --code; the pipeline; its changes; its code.
 
     Raises:
-        click.UsageError: `render` would not take them; UserError: a wrong --gpus.
+        click.UsageError: `render` would not take them; UserError: a wrong --gpus or --column.
     """
+    from show1_ray.manifest import Columns
+
     command = typer.main.get_command(app).commands["render"]  # type: ignore[attr-defined]
     with command.make_context("render", list(arguments)) as context:
         given = dict(context.params)
@@ -203,6 +219,7 @@ def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str], 
         raise UserError("--address: of the cluster's dashboard, once")
     if given["gpus"] is not None:
         stations_of(given["gpus"])
+    Columns.said(given["column"] or (), given["drop"])
     options = []
     for parameter in command.params:
         value = given[parameter.name]
@@ -210,6 +227,9 @@ def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str], 
         if parameter.name in apart or value == parameter.default:
             continue
         flag = parameter.opts[-1]
+        if isinstance(value, list | tuple):
+            options += [one for each in value for one in (flag, str(each))]
+            continue
         options += [flag] if value is True else [flag, value.value if isinstance(value, StrEnum) else str(value)]
     return options, given["pipeline"], list(given["changes"] or ()), given["code"]
 
@@ -330,7 +350,7 @@ def profile(
 
 @app.command()
 def plan(
-    manifest: Annotated[str, typer.Argument(help="Parquet, CSV or JSON Lines; a file, a folder or a glob; any URL.")],
+    manifest: ManifestArgument,
     pipeline: Annotated[str, typer.Option(metavar="NAME|FILE", help="See `show1-ray pipelines`.")] = "nano",
     gpus: Annotated[int, typer.Option(min=1, max=4096, help="GPUs; or CPU cores, with --gpu-type cpu.")] = 1,
     gpu_type: Annotated[
@@ -342,12 +362,14 @@ def plan(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Clips at most.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Clips for each row, with different seeds.")] = 1,
+    column: ColumnOption = None,
+    drop: DropOption = "",
     changes: SetOption = None,
     code: CodeOption = None,
     json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Predict what rendering a manifest takes: hours, GPU-hours, cost; and the best number of GPUs."""
-    from show1_ray.manifest import open_manifest
+    from show1_ray.manifest import Columns, open_manifest
     from show1_ray.planning.estimate import estimate
     from show1_ray.planning.profile import CPU, local_gpu, read_profile
     from show1_ray.planning.tables import plan_report
@@ -357,7 +379,8 @@ def plan(
     gpu_type = gpu_type or (local_gpu() or CPU if given is None else given.gpu_type)
     if price is not None and not math.isfinite(price):
         raise UserError(f"--price {price}: not a price")
-    clips = open_manifest(manifest, samples=samples, limit=limit, inputs=loaded.input_columns).count
+    columns = Columns.said(column or (), drop)
+    clips = open_manifest(manifest, samples=samples, limit=limit, inputs=loaded.input_columns, columns=columns).count
     found = estimate(loaded, clips, gpus, gpu_type, price, given)
     if json_output:
         say_json(found.as_dict())

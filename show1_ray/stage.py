@@ -125,6 +125,21 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """One of the stages that a stage of the pipeline file is cut into; all have its settings.
+
+    Attributes:
+        name: what it does, such as "denoise": on the line it is called `<stage>_<name>`.
+        cls: a `Stage`.
+        execution: of the class's `Execution`.
+    """
+
+    name: str
+    cls: Any
+    execution: Any
+
+
+@dataclass(frozen=True)
 class Context:
     """What a stage knows of the pipeline that it is a part of.
 
@@ -235,6 +250,20 @@ class Stage(ABC):
         """
         return {}
 
+    @classmethod
+    def pieces(cls, settings: Any, execution: Any) -> Sequence[Piece]:
+        """The stages that do its work on the line, one after the other; none: it does it itself, in one.
+
+        What the last one gives is known by the name of the stage that was cut. Each takes what the pipeline file lets
+        that stage take, and what the pieces before give.
+        """
+        return ()
+
+    @classmethod
+    def notes(cls, settings: Any, context: Context) -> Iterable[str]:
+        """What people should know of how it runs, a sentence each, such as that it is not cut although it should."""
+        return ()
+
     @classmethod  # noqa: B027 - most need nothing
     def look(cls, settings: Any) -> None:
         """Fetches the small files that what it says of itself rests on, if it needs some that are not here yet.
@@ -320,6 +349,7 @@ __all__ = [
     "Fault",
     "Needs",
     "NonFiniteError",
+    "Piece",
     "Reject",
     "Shape",
     "Stage",

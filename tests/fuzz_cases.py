@@ -124,7 +124,9 @@ def jsonl_file(draw: Any) -> tuple[str, bytes]:
     kind = good_row if draw(st.booleans()) else row
     lines = [as_json(one) for one in draw(st.lists(kind, min_size=1, max_size=4))]
     lines += draw(st.lists(st.sampled_from(LINES), max_size=1)) if kind is row else []
-    return ".jsonl", b"\n".join(lines)
+    suffix, between = draw(st.sampled_from([(".jsonl", b"\n"), (".jsonl", b"\n"), (".json", b"\n"), (".json", b" , ")]))
+    whole = between.join(lines)
+    return suffix, b"[" + whole + b"]" if between != b"\n" else whole
 
 
 @st.composite
@@ -133,8 +135,9 @@ def csv_file(draw: Any) -> tuple[str, bytes]:
     head = draw(st.one_of(st.just(["prompt", "id", "seed"]), st.lists(cells, max_size=4)))
     rows = draw(st.lists(st.lists(text, min_size=len(head), max_size=len(head) + 1), max_size=3))
     quote = draw(st.booleans())
-    lines = [",".join(f'"{cell}"' if quote else cell for cell in line) for line in [head, *rows]]
-    return ".csv", "\n".join(lines).encode(errors="surrogatepass")
+    suffix, mark = draw(st.sampled_from([(".csv", ","), (".csv", ","), (".csv", ";"), (".tsv", "\t"), (".txt", ",")]))
+    lines = [mark.join(f'"{cell}"' if quote else cell for cell in line) for line in [head, *rows]]
+    return suffix, "\n".join(lines).encode(errors="surrogatepass")
 
 
 @st.composite
@@ -157,13 +160,15 @@ def manifest_case(draw: Any) -> Case:
     if draw(st.integers(0, 9)) == 0:
         data, suffix = (
             spoilt(gzip.compress(data, 1), draw(spoils)),
-            suffix + draw(st.sampled_from([".gz", ".bz2", ".xz"])),
+            suffix + draw(st.sampled_from([".gz", ".bz2", ".xz", ".zst"])),
         )
     options: list[str] = []
     for name, values in (
         ("--samples", ["1", "2", "0", "1000000000000"]),
         ("--limit", ["1", "9" * 30]),
         ("--seed", ["1"]),
+        ("--column", ["prompt=a", "id=prompt", "prompt=prompt", "prompt", "x=y", "seed=id"]),
+        ("--drop", ["a", "id,seed", "prompt", ","]),
     ):
         if draw(st.integers(0, 5)) == 0:
             likely = st.sampled_from(values)
@@ -367,7 +372,7 @@ argument = st.one_of(odd_text, st.text(max_size=10)).filter(is_argument)
 OPTIONS = {
     "render": "--out --pipeline --address --gpus --limit --samples --seed --format --save-stages --max-failures --set "
     "--log --retry-failed --verify --json --code",
-    "plan": "--pipeline --gpus --gpu-type --price --profile --limit --samples --set --json",
+    "plan": "--pipeline --gpus --gpu-type --price --profile --limit --samples --column --drop --set --json",
     "status": "--verify --json",
     "sheet": "--count",
     "check": "--set --json --code",
@@ -416,6 +421,7 @@ def command_case(draw: Any) -> Case:
 def refused_case(draw: Any) -> Case:
     """Renders that must be refused, and leave nothing behind."""
     files = {"m.jsonl": b'{"prompt": "a red circle"}', "file.txt": b"x", "folder/m.jsonl": b'{"prompt": "x"}'}
+    files["file.doc"] = b"x"
     outs = [
         "x::y",
         "s3://",
@@ -434,7 +440,7 @@ def refused_case(draw: Any) -> Case:
     manifest, out = "folder", draw(st.sampled_from(outs))
     options: list[str] = []
     if draw(st.booleans()):
-        manifest, out = draw(st.sampled_from(["", "/", "nothing", "file.txt", "zip://", "x::y", "loop"])), "out"
+        manifest, out = draw(st.sampled_from(["", "/", "nothing", "file.doc", "zip://", "x::y", "loop"])), "out"
     elif draw(st.booleans()):
         wrong = [
             ["--gpus", "0"],

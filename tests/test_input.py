@@ -15,7 +15,7 @@ from tests.fuzz_cases import BEFORE
 from tests.fuzzing import Case
 
 ROW = b'{"id": "a", "prompt": "a red circle"}\n'
-FILES = {"m.jsonl": ROW, "tables/m.jsonl": ROW, "file.txt": b"x"}
+FILES = {"m.jsonl": ROW, "tables/m.jsonl": ROW, "file.txt": b"x", "file.doc": b"x", "file.xlsx": b"PK"}
 
 
 def outcome(folder: Path, *arguments: str, files: dict[str, bytes] = FILES) -> fuzzing.Outcome:
@@ -129,7 +129,8 @@ def test_a_folder_beside_the_manifest_is_fine_and_a_dry_run_writes_nothing(tmp_p
         ("zip://a.jsonl::file.txt", "cannot be opened"),
         ("nosuch://x", "cannot be opened"),
         ("http://127.0.0.1:9/m.jsonl", "m.jsonl"),
-        ("file.txt", "not a .parquet, .csv or .jsonl file"),
+        ("file.doc", "not a .parquet, .csv, .tsv, .jsonl, .json or .txt file"),
+        ("file.xlsx", "a spreadsheet: save it as UTF-8 with commas"),
         ("done", "dataset.json is of a dataset; give its metadata.parquet"),
     ],
 )

@@ -14,7 +14,7 @@ import yaml
 
 import show1_ray
 from show1_ray.errors import UserError, shown
-from show1_ray.manifest import open_manifest
+from show1_ray.manifest import AS_THEY_ARE, Columns, open_manifest
 from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
 from show1_ray.pipeline.code import Code
 from show1_ray.pipeline.sources import folder_of_manifest
@@ -28,10 +28,12 @@ MOST_BYTES = 95 * 2**20
 @dataclass(frozen=True)
 class Files:
     """Which of the images and videos that a manifest names go along: those of the first `limit` clips. The job reads
-    local files outside the manifest's folder too where `allow_private`, which nodes may share."""
+    local files outside the manifest's folder too where `allow_private`, which nodes may share. `columns` see
+    `open_manifest`."""
 
     limit: int | None = None
     allow_private: bool = False
+    columns: Columns = AS_THEY_ARE
 
 
 @contextmanager
@@ -93,7 +95,7 @@ def _files_of(manifest: str, pipeline: Pipeline, files: Files) -> dict[str, Path
     columns = pipeline.input_columns
     root = Path(folder_of_manifest(manifest))
     found: dict[str, Path] = {}
-    for entry in open_manifest(manifest, inputs=columns, limit=files.limit):
+    for entry in open_manifest(manifest, inputs=columns, limit=files.limit, columns=files.columns):
         for one in columns.inputs:
             given = entry.clip.inputs.get(one.name)
             if not one.is_file or not isinstance(given, str) or given in found:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from show1_ray.cluster.shipment import CODE, Files, shipment
 from show1_ray.cluster.shipped import ARGUMENTS
 from show1_ray.cluster.watch import ClusterGoneError
 from show1_ray.errors import UserError, shown, without_secrets
+from show1_ray.manifest import Columns
 from show1_ray.output import Lines, say
 from show1_ray.pipeline.code import Code
 
@@ -212,14 +214,21 @@ def submit(
     """
     cluster = Cluster(address)
     own = None if code is None else Code.at(code)
-    limit = int(options[options.index("--limit") + 1]) if "--limit" in options else None
-    files = Files(limit, "--allow-private-urls" in options)
+    said = {name: _values_of(name, options) for name in ("--limit", "--column", "--drop")}
+    columns = Columns.said(said["--column"], ",".join(said["--drop"]))
+    limit = int(said["--limit"][-1]) if said["--limit"] else None
+    files = Files(limit, "--allow-private-urls" in options, columns)
     with shipment(manifest, pipeline, changes, own, files) as (folder, manifest_there, pipeline_there):
         where = out if "://" in out else str(Path(out).expanduser().absolute())
         sets = [argument for change in changes for argument in ("--set", change)]
         there = [] if own is None else ["--code", f"{CODE}/{own.place}"]
         arguments = [manifest_there, "--out", where, "--pipeline", pipeline_there, *there, *sets, *options]
         return cluster.submit(folder, arguments)
+
+
+def _values_of(name: str, options: Sequence[str]) -> list[str]:
+    """What options of a name say."""
+    return [value for flag, value in pairwise(options) if flag == name]
 
 
 def _url(address: str) -> str:

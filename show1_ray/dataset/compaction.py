@@ -14,6 +14,7 @@ from show1_ray.dataset.layout import METADATA, METADATA_FILE
 from show1_ray.dataset.metadata import SCHEMA
 from show1_ray.dataset.parts import Part, list_parts, read_all
 from show1_ray.dataset.storage import Storage
+from show1_ray.dataset.values import is_simple
 from show1_ray.errors import UserError
 
 
@@ -41,11 +42,16 @@ def compact_metadata(storage: Storage, inventory: Inventory, columns: Iterable[p
 
 
 def common_schema(storage: Storage, parts: Iterable[Part], columns: Iterable[pa.Field] = ()) -> pa.Schema:
-    """A schema that all parts fit into, and the manifest's other columns. Raises UserError where there is none."""
+    """A schema that all parts fit into, and the manifest's other columns. Numbers, true and false become text beside
+    text: of a column of CSV, rows that are added may hold it. Raises UserError where there is none.
+    """
     schema = pa.schema([*SCHEMA, *columns])
     for part in parts:
         try:
-            schema = pa.unify_schemas([schema, _schema(storage, part)], promote_options="permissive")
+            schema = pa.unify_schemas(
+                _with_text(schema, _schema(storage, part)),
+                promote_options="permissive",
+            )
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())
             raise UserError(
@@ -61,9 +67,28 @@ def _schema(storage: Storage, part: Part) -> pa.Schema:
     return part.schema
 
 
+def _with_text(first: pa.Schema, second: pa.Schema) -> list[pa.Schema]:
+    """Two schemas, in which a column that is text in one of them is text in both, where it has values that it can."""
+    both = [first, second]
+    for name in set(first.names) & set(second.names) - set(SCHEMA.names):
+        kinds = [schema.field(name).type for schema in both]
+        texts = [kind for kind in kinds if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
+        if len(texts) == 1 and any(is_simple(kind) for kind in kinds):
+            both = [schema.set(schema.get_field_index(name), pa.field(name, texts[0])) for schema in both]
+    return both
+
+
+def _as(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column in another type; floats as text as Python and CSV write them."""
+    if pa.types.is_floating(values.type) and not pa.types.is_floating(kind) and kind != values.type:
+        texts = [None if value is None else repr(value) for value in values.to_pylist()]
+        return pa.chunked_array([pa.array(texts, pa.string())]).cast(kind)
+    return values.cast(kind)
+
+
 def _aligned(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = [
-        rows[field.name].cast(field.type) if field.name in rows.schema.names else pa.nulls(len(rows), field.type)
+        _as(rows[field.name], field.type) if field.name in rows.schema.names else pa.nulls(len(rows), field.type)
         for field in schema
     ]
     return pa.table(columns, schema=schema)

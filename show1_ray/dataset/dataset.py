@@ -28,13 +28,14 @@ from show1_ray.dataset.layout import CARD, FAILURES, METADATA, REJECTIONS, new_p
 from show1_ray.dataset.lease import Lease, LeaseError, LeaseTimes
 from show1_ray.dataset.makings import Makings
 from show1_ray.dataset.mending import clean, remove_damaged
-from show1_ray.dataset.metadata import Row, check_columns, to_json, to_parquet, to_table
+from show1_ray.dataset.metadata import Row, check_columns, to_parquet, to_table
 from show1_ray.dataset.parts import Merger, Part, index_of, list_parts
 from show1_ray.dataset.patience import Retries
 from show1_ray.dataset.shards import write_shard
 from show1_ray.dataset.stock import Stock, take_stock
 from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.dataset.survey import Contents, Sha256, Survey, not_at_hand
+from show1_ray.dataset.values import to_json
 from show1_ray.errors import UserError, without_secrets
 from show1_ray.manifest import Entry
 from show1_ray.pipeline.inputs import noted

@@ -16,8 +16,9 @@ import numpy as np
 
 from show1_ray.clip import Clip, SeedRule
 from show1_ray.dataset.layout import clip_path, stage_path
-from show1_ray.dataset.metadata import Row, is_whole, to_json
+from show1_ray.dataset.metadata import Row, is_whole
 from show1_ray.dataset.storage import Storage
+from show1_ray.dataset.values import to_json
 from show1_ray.dataset.video import BrokenVideoError, encode_video, read_comment
 from show1_ray.pipeline.inputs import unsigned_value
 

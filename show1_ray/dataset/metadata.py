@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, time
-from decimal import Decimal
+from collections.abc import Iterable, Sequence
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from show1_ray.dataset.values import column, is_carried
 from show1_ray.errors import UserError, one_line
 from show1_ray.pipeline.columns import is_own
 
@@ -78,7 +75,7 @@ def check_columns(fields: Iterable[pa.Field]) -> None:
         name = field.name
         if is_own(name):
             raise UserError(f"manifest: column {name!r} has a name that the dataset's metadata uses itself; rename it")
-        if not (_is_text_in_json(field.type) or pa.types.is_binary(field.type) or _is_json(field.type)):
+        if not is_carried(field.type):
             raise UserError(
                 f"manifest: column {name!r} is {field.type}, which a video's metadata cannot carry; drop it"
             )
@@ -88,23 +85,6 @@ def check_columns(fields: Iterable[pa.Field]) -> None:
             pq.read_schema(file)  # it writes lists in lists in lists that it does not read
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"manifest: column {name!r} cannot be a column of Parquet: {one_line(error)}") from None
-
-
-def to_json(value: Any) -> Any:
-    """A value of a manifest's column in JSON's types: dates and decimals as text, bytes as base64, NaN as null."""
-    if isinstance(value, (date, time)):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): to_json(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(inner) for inner in value]
-    return value
 
 
 def to_table(rows: Sequence[Row], extra: Iterable[pa.Field]) -> pa.Table:
@@ -118,7 +98,7 @@ def to_table(rows: Sequence[Row], extra: Iterable[pa.Field]) -> pa.Table:
     order = [*SCHEMA.names, *(name for name in IN_SHARDS.names if name in types)]
     order += sorted(name for name in types if name.startswith(tuple(BY_STAGE)))
     order += [name for name in types if name not in order]
-    return pa.table({name: _column([row.get(name) for row in rows], types[name]) for name in order})
+    return pa.table({name: column([row.get(name) for row in rows], types[name]) for name in order})
 
 
 NEEDED = ("file_name", "id", "prompt", "seed", "frames", "fps", "width", "height")
@@ -163,30 +143,3 @@ def content_digest(prompt: str, negative_prompt: str | None, seed: int) -> bytes
 def digest(text: str) -> bytes:
     """16 bytes that stand for a text."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]  # file names may hold anything
-
-
-def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    if kind is None:
-        return pa.array(values)
-    if pa.types.is_time(kind):
-        return pa.array([None if v is None else time.fromisoformat(v) for v in values], kind)
-    if _is_text_in_json(kind):
-        return pa.array(values, pa.string()).cast(kind)
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return pa.array([None if v is None else base64.b64decode(v) for v in values], kind)
-    return pa.array(values, kind)
-
-
-def _is_text_in_json(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_timestamp(kind) or pa.types.is_date32(kind) or pa.types.is_time(kind) or pa.types.is_decimal(kind)
-    )
-
-
-def _is_json(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return all(_is_json(field.type) for field in kind)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _is_json(kind.value_type)
-    simple = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string)
-    return pa.types.is_null(kind) or pa.types.is_large_string(kind) or any(test(kind) for test in simple)

@@ -65,8 +65,8 @@ async def _list(fs: Any, full: str, beginning: str, token: str | None, **options
         asked["ContinuationToken"] = token
     answer = await fs._call_s3("list_objects_v2", **asked)
     names, sizes = answer.get("Names", []), answer.get("Sizes", [])
-    if answer.get("EncodingType") == "url":  # what botocore asks for, and undoes
-        names = [unquote_plus(name) for name in names]
+    if answer.get("EncodingType") == "url" and any("%" in name or "+" in name for name in names):
+        names = [unquote_plus(name) for name in names]  # botocore has asked for it, and would undo it
     names += [one["Key"] for one in answer.get("Contents", ())]
     sizes += [one["Size"] for one in answer.get("Contents", ())]
     cut = len(prefix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from show1_ray.line.events import (
 from show1_ray.line.line import Line
 from show1_ray.line.running import Running
 from show1_ray.line.spec import FatalError, LineSettings, Order
-from show1_ray.manifest import COUNTED_SEEDS, Entry, Manifest, open_manifest
+from show1_ray.manifest import COUNTED_SEEDS, Columns, Entry, Manifest, open_manifest
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.lineup import order, saved_frames
 from show1_ray.pipeline.recipe import recipe_hash
@@ -73,6 +73,8 @@ def render(
     pipeline: str | Pipeline = "nano",
     *,
     overrides: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    drop: Sequence[str] = (),
     code: str | Path | None = None,
     address: str | None = None,
     gpus: int | tuple[int, int] | None = None,
@@ -93,10 +95,12 @@ def render(
     """Renders a manifest to a dataset; what is there already is not rendered again.
 
     Args:
-        manifest: Parquet (a file, a folder, a glob), CSV or JSON Lines, at any fsspec URL; see `open_manifest`.
+        manifest: Parquet, CSV, TSV, JSON or text (a file, a folder, a glob), at any fsspec URL; see `open_manifest`.
         out: the dataset, a folder at any fsspec URL; see `Dataset`.
         pipeline: a pipeline, its name, or a pipeline file.
         overrides: `stage.key=value` changes to the pipeline; see `Pipeline.load`.
+        columns: what the manifest calls columns that are read: {"prompt": "caption"}.
+        drop: columns of the manifest that are left out.
         code: a Python file, a folder or a module, whose stages the pipeline may use; stations get it with their stages.
         address: a Ray cluster, "auto" or HOST:PORT. None: what RAY_ADDRESS says, or this machine.
         gpus: stations, a GPU each; (least, most): as many as the work that is left can use, asked of the cluster's
@@ -131,7 +135,14 @@ def render(
     if not isinstance(pipeline, Pipeline):
         pipeline = Pipeline.load(pipeline, overrides, code)
     saved_frames(pipeline, list(save_stages))  # refuses others
-    entries = open_manifest(manifest, seed=seed, samples=samples, limit=limit, inputs=pipeline.input_columns)
+    entries = open_manifest(
+        manifest,
+        seed=seed,
+        samples=samples,
+        limit=limit,
+        inputs=pipeline.input_columns,
+        columns=Columns(dict(columns or {}), frozenset(drop)),
+    )
     pipeline = pipeline.resolved()
     seeds = seeds_of(out, entries.has_large_seeds)
     if seeds.rule == "low":
@@ -141,7 +152,7 @@ def render(
     settings = line or LineSettings(stations=gpus, gpus=owns_gpu, measure_memory=memory_for_stages, gauge=gauge)
     began = time.monotonic()
     summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
-    summary.notes += seed_notes(entries, seeds)
+    summary.notes += [*(f"manifest: {note}" for note in entries.notes), *seed_notes(entries, seeds)]
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
     sources = Sources(on_all_nodes(folder_of_manifest(manifest)), allow_private_urls)
     place: dict[str, Any] = {

@@ -69,7 +69,7 @@ class Failure:
     loading: bool = False
     """It came while the stage was loaded: the clips have no part in it."""
     node: str = ""
-    """Of "place": where, by Ray's id."""
+    """Of "place", and of a CPU task whose stage could not be made: where, by Ray's id."""
     node_is_short: bool = False
     """Ray ended the process for want of the node's memory: nobody's fault, but not the moment for another one."""
     is_permanent: bool = False

@@ -250,7 +250,7 @@ class Line:
         """A batch is over: its clips go on, or back, and its station is idle, or replaced."""
         assignment, failure, now = batch.assignment, report.failure, time.monotonic()
         self.floor.made_room(assignment, report)
-        if failure is not None and failure.cause == "place":
+        if failure is not None and failure.node:
             failure = self._try_elsewhere(batch, failure, now)
         if failure is not None:
             if failure.cause == "fatal":
@@ -278,7 +278,7 @@ class Line:
         clips = [flight.clip.id for flight in batch.flights]
         is_task, there = batch.assignment.station is None, self._nodes_there()
         if not is_task or not self._elsewhere.failed(clips, failure.node, there, now):
-            return Failure("fatal", failure.text)
+            return Failure("fatal", failure.text) if failure.cause == "place" else failure
         address = self.fleet.node(failure.node).get("NodeManagerAddress", failure.node)
         self._events.append(events.NodeAvoided(address, self.specs[batch.assignment.stage].name, failure.last_line))
         return Failure("gone", f"tried on another node: {failure.text}")

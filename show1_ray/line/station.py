@@ -194,7 +194,8 @@ def run_task(spec: StageSpec, clips: list[Clip], inputs: list[dict[str, Any]]) -
     try:
         stage = spec.build("cpu")
     except Exception as error:
-        return _answer(spec, len(clips), BatchReport(failure=failure(error, loading=True)), [])
+        why = replace(failure(error, loading=True), node=ray.get_runtime_context().get_node_id())
+        return _answer(spec, len(clips), BatchReport(failure=why), [])
     tensors, lost = _fetch(clips, inputs)
     if lost:
         return _answer(spec, len(clips), BatchReport(lost=lost), [])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from decimal import Decimal
 from typing import Any
 
 from show1_ray.clip import GENERATOR_SEEDS, MAX_SEED, SeedRule
-from show1_ray.manifest.table import Row
+from show1_ray.manifest.rows import Row
+from show1_ray.manifest.types import WHOLE, is_whole
 from show1_ray.pipeline.inputs import noted
 
 
@@ -35,14 +37,16 @@ def derived_seed(clip_id: str, seed: int, rule: SeedRule = "mixed") -> int:
 def given_seed(value: Any) -> int | None:
     """The seed as an integer, None where it is not given (null, or the NaN that pandas makes of null).
 
-    Whole floats below 2**53 count as integers (pandas turns integer columns with gaps into floats), and so do
-    the digits of a string (CSV). Raises ValueError.
+    Whole floats and decimals below 2**53 count as integers (pandas turns integer columns with gaps into floats), and so
+    do the digits of a string (CSV), also with .0 behind them. Raises ValueError.
     """
     if value is None or value != value:
         return None
-    is_digits = isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value.strip())
-    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
-    if is_digits or is_whole:
+    if isinstance(value, str):
+        value = value.strip()
+        value = value.removesuffix(".0") if WHOLE.fullmatch(value) and int(value[:-2]) < 2**53 else value
+    is_digits = isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value)
+    if is_digits or (isinstance(value, float | Decimal) and is_whole(value)):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
         raise ValueError(value)

@@ -17,7 +17,11 @@ from show1_ray.clip import GENERATOR_SEEDS, MAX_SEED, Clip, SeedRule
 from show1_ray.errors import shown
 from show1_ray.manifest.checks import Ids, ManifestError, OtherColumns, Problems, problem_of
 from show1_ray.manifest.identity import as_json, content_of, derived_id, derived_seed, given_seed, row_digest
-from show1_ray.manifest.table import Row, Table, UnreadableError, find_tables
+from show1_ray.manifest.naming import AS_THEY_ARE, COLUMNS, Columns, Naming
+from show1_ray.manifest.places import Found, find_tables
+from show1_ray.manifest.rows import Row
+from show1_ray.manifest.table import Table, UnreadableError
+from show1_ray.manifest.types import Make
 from show1_ray.pipeline.columns import of_input
 from show1_ray.pipeline.inputs import NO_INPUTS, Input, InputColumns, InputError, noted
 
@@ -39,21 +43,26 @@ class Manifest:
     """A validated table of prompts. Iterating streams it from its files again, in flat memory, as often as wanted.
 
     `count` is the number of clips, `columns` the arrow fields of the columns that are not the line's own,
-    `fingerprint` the sha256 of what names and makes its clips, and `has_large_seeds` tells whether it gives a seed from
-    2**32 on, for which the rule of `Clip.seed_rule` matters.
+    `fingerprint` the sha256 of what names and makes its clips, `has_large_seeds` tells whether it gives a seed from
+    2**32 on, for which the rule of `Clip.seed_rule` matters, and `notes` say what is left out or called otherwise.
     """
 
     def __init__(
         self,
-        tables: list[Table],
+        found: Found,
         *,
         seed: int = 0,
         samples: int = 1,
         limit: int | None = None,
         inputs: InputColumns = NO_INPUTS,
+        columns: Columns = AS_THEY_ARE,
     ) -> None:
         """Validate the tables; `open_manifest` says what the options do. Raises ManifestError."""
-        self._tables = tables
+        self._tables = found.tables
+        self.notes = list(found.notes)
+        self._naming = Naming(columns, inputs)
+        self._names = {name: columns.names.get(name, name) for name in COLUMNS}
+        self._makes: dict[str, Make | None] = {}
         self._seed = seed
         self._samples = samples
         self._limit = limit
@@ -101,7 +110,7 @@ class Manifest:
     def _rows(self) -> Iterator[tuple[Row, int]]:
         """Each row, and how many before it are the same and have no id either."""
         occurrences: dict[bytes, int] = {}
-        rows = ((table, row) for table in self._tables for row in _read_again(table, self._inputs))
+        rows = ((table, row) for table in self._tables for row in self._read_again(table))
         for table, raw in islice(rows, self._rows_wanted):
             row, problem = self._checked(raw)
             if problem:
@@ -116,7 +125,7 @@ class Manifest:
 
     def _checked(self, row: Row) -> tuple[Row, str | None]:
         """A row with its inputs in their types, and what is wrong with it."""
-        problem = problem_of(row, self._samples)
+        problem = problem_of(row, self._samples, self._names)
         if problem or not self._inputs.inputs:
             return row, problem
         try:
@@ -128,7 +137,7 @@ class Manifest:
         if row.id is None:
             clip_id = derived_id(row_digest(row), sample, occurrence)
         else:
-            clip_id = f"{row.id}-{sample}" if self._samples > 1 else str(row.id)
+            clip_id = f"{row.id}-{sample}" if self._samples > 1 else row.id
         given, rule = given_seed(row.seed), self._seed_rule
         seed = derived_seed(clip_id, self._seed, rule) if given is None else (given + sample) & MAX_SEED
         return Clip(clip_id, row.prompt, row.negative_prompt, seed, rule, row.inputs)
@@ -141,8 +150,9 @@ class Manifest:
             if wanted == 0:
                 break
             try:
-                columns.declare(table, self._inputs)
-                for raw in islice(table.rows(extra=table.format == "jsonl", inputs=self._inputs), wanted):
+                columns.declare(table, self._naming)
+                looks = table.is_text or not table.tells_columns
+                for raw in islice(table.rows(self._naming, extra=looks), wanted):
                     row, problem = self._checked(raw)
                     if problem:
                         problems.add(f"{table.url}: row {raw.number}: {problem}")
@@ -156,15 +166,14 @@ class Manifest:
                         self.has_large_seeds = True
                     content.update(as_json(row.id, *content_of(row)))
                 columns.infer(table)
-                columns.check(table, self._inputs)
             except UnreadableError as error:
                 problems.add(str(error))
         ids.check(problems, self._samples)
         problems.raise_if_any()
+        self._take_columns(columns)
         if not ids.count:
             raise ManifestError(f"manifest {self._tables[0].url}: holds no rows")
         self._repeated = ids.repeated()
-        self.columns: list[pa.Field] = [*columns.schema, *map(_field, self._inputs.inputs)]
         self.count = min(ids.count * self._samples, self._limit or ids.count * self._samples)
         self.fingerprint = content.hexdigest()
         if self.count > MOST_CLIPS:
@@ -172,6 +181,25 @@ class Manifest:
                 f"manifest {self._tables[0].url}: {self.count:,} clips with --samples {self._samples}; "
                 f"{MOST_CLIPS:,} are the most: give --limit, or fewer --samples"
             )
+
+    def _take_columns(self, columns: OtherColumns) -> None:
+        """What the files have besides what the line reads. Raises ManifestError."""
+        where = f"manifest {self._tables[0].url}" if len(self._tables) == 1 else "manifest"
+        problem = self._naming.problem()
+        if problem:
+            raise ManifestError(f"{where}: {problem}")
+        try:
+            self.columns: list[pa.Field] = [*columns.schema(), *map(_field, self._inputs.inputs)]
+        except UnreadableError as error:
+            raise ManifestError(f"{where}: {error}") from error
+        self._makes = columns.makes()
+        self.notes += [*self._naming.notes(), *columns.notes()]
+
+    def _read_again(self, table: Table) -> Iterator[Row]:
+        try:
+            yield from table.rows(self._naming, extra=True, makes=self._makes)
+        except UnreadableError as error:
+            raise ManifestError(f"manifest {error}") from error
 
 
 def open_manifest(
@@ -181,12 +209,14 @@ def open_manifest(
     samples: int = 1,
     limit: int | None = None,
     inputs: InputColumns = NO_INPUTS,
+    columns: Columns = AS_THEY_ARE,
 ) -> Manifest:
     """Validate the manifest at `url` (a file, a folder or a glob, on any fsspec filesystem) in one streaming pass.
 
-    Parquet, CSV and JSON Lines, the last two also compressed. `prompt` is required; `id`, `seed` and
-    `negative_prompt` are optional, column by column and row by row: a null, and an empty field of a CSV file,
-    mean "not given".
+    Parquet, CSV, TSV, JSON (lines or an array) and text of a prompt a line; all but Parquet also compressed. Folders
+    like lang=en give columns. `prompt` is required; `id`, `seed` and `negative_prompt` are optional, column by column
+    and row by row: a null, and an empty field of a CSV file, mean "not given". Values mean the same in all formats:
+    a whole float is an integer, a column of CSV is of numbers or true and false where all of it is.
 
     - `samples` > 1 renders each row so often: a given id becomes `<id>-0`, `<id>-1`, …, and a given seed
       `seed`, `seed + 1`, … (modulo 2**63). Seeds from 2**32 on are mixed into the 32 bits that generators take
@@ -196,6 +226,8 @@ def open_manifest(
     - `limit` takes the first so many clips, and reads no further.
     - `inputs` are columns that are a part of each clip (`Pipeline.input_columns`): typed, with defaults, in
       `Clip.inputs` and among the columns; a missing id is derived from them, too (of bytes, from their content).
+    - `columns` says what columns are called in the files, and which are left out. Other columns are carried into the
+      metadata, as `manifest_<name>` where it has a column of that name itself.
 
     Raises ManifestError.
     """
@@ -206,17 +238,10 @@ def open_manifest(
     if not 0 <= seed <= MAX_SEED:
         raise ManifestError(f"--seed is {shown(seed)}, not an integer from 0 to 2**63 - 1")
     try:
-        tables = find_tables(url)
+        found = find_tables(url)
     except UnreadableError as error:
         raise ManifestError(f"manifest {error}") from error
-    return Manifest(tables, seed=seed, samples=samples, limit=limit, inputs=inputs)
-
-
-def _read_again(table: Table, inputs: InputColumns) -> Iterator[Row]:
-    try:
-        yield from table.rows(extra=True, inputs=inputs)
-    except UnreadableError as error:
-        raise ManifestError(f"manifest {error}") from error
+    return Manifest(found, seed=seed, samples=samples, limit=limit, inputs=inputs, columns=columns)
 
 
 def columns_of(inputs: Mapping[str, Any]) -> dict[str, Any]:

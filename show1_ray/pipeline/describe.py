@@ -65,7 +65,7 @@ def check(pipeline: Pipeline) -> dict[str, Any]:
     for _, need in pipeline.needs():
         if need.checkpoint.is_local:
             folder_of(need.checkpoint, need.components, half=half, variants=need.variants)
-    parts = {part.name: part for part in pipeline.parts}
+    parts = {piece.name: piece for part in pipeline.parts for piece in part.pieces()}
     video = pipeline.video
     return {
         "name": pipeline.name,
@@ -76,6 +76,7 @@ def check(pipeline: Pipeline) -> dict[str, Any]:
         "inputs": {one.name: one.as_plain() for one in pipeline.inputs},
         "stages": [_checked(one, parts[one.name]) for one in pipeline.wired()],
         "clip": {"value": str(video), **_shape(pipeline.video_shape)},
+        "notes": pipeline.notes(),
     }
 
 

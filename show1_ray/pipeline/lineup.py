@@ -95,7 +95,7 @@ def blueprints(pipeline: Pipeline, deliver: bool = False) -> list[Blueprint]:
     axes = given_axes(wired)
     names = line_names(wired, pipeline.video) if deliver else {}
     return [
-        replace(_blueprint(stage, axes, names, pipeline.video if deliver else None), rows=pipeline.sets(stage.name))
+        replace(_blueprint(stage, axes, names, pipeline.video if deliver else None), rows=pipeline.sets(stage.key))
         for stage in wired
     ]
 

@@ -176,6 +176,16 @@ class Pipeline:
         """Where a stage would take its values from if the file did not say it."""
         return next((one.takes for one in self._unsaid.stages if one.name == stage), {})
 
+    def whole(self) -> Wiring:
+        """The stages of the file, none of them cut into pieces; recipes are of these."""
+        return self._whole
+
+    def notes(self) -> list[str]:
+        """What people should know of how its stages run, a line each."""
+        return [
+            f"{part.name}: {one}" for part in self.parts for one in part.ask("notes", part.settings, self._own(part))
+        ]
+
     def default_video(self) -> Ref | None:
         """What the clip would be if the file did not say it."""
         return self._unsaid.clip
@@ -255,6 +265,7 @@ class Pipeline:
             entry = {"uses": part.uses} if part.uses else {}
             takes = {"takes": dict(part.takes)} if part.takes else {}
             stages[part.name] = {**entry, **takes, **recipes.plain(part.settings, is_recipe=portable)}
+            stages[part.name] |= recipes.unrecorded(part.settings)
         found: dict[str, Any] = {"description": self.description, "dtype": self.dtype, "fps": self.fps}
         if self.clip is not None:
             found["clip"] = self.clip
@@ -312,7 +323,7 @@ class Pipeline:
                 yield columns.of_content(one.name), (key, f"the SHA-256 of the input {one.name!r}")
         for stage in self.wired():
             for name in stage.plain:
-                key = ("stages", stage.name)
+                key = ("stages", stage.key)
                 yield columns.of_value(stage.name, name), (key, f"the value {name!r} of the stage {stage.name!r}")
 
     @cached_property
@@ -320,17 +331,24 @@ class Pipeline:
         return self._wire(self.parts, self.clip)
 
     @cached_property
+    def _whole(self) -> Wiring:
+        return self._wire(self.parts, self.clip, whole=True)
+
+    @cached_property
     def _unsaid(self) -> Wiring:
-        return self._wire([replace(part, takes={}) for part in self.parts], None)
+        return self._wire([replace(part, takes={}) for part in self.parts], None, whole=True)
 
     @cached_property
     def _rows(self) -> RowSettings:
         return RowSettings(self.inputs)
 
-    def _wire(self, parts: Iterable[Part], clip: str | None) -> Wiring:
+    def _wire(self, parts: Iterable[Part], clip: str | None, whole: bool = False) -> Wiring:
         context = Context("", self.dtype, self.fps)
         inputs = {one.name: one.shape for one in self.inputs if not one.setting}
-        return wire(tuple(parts), context, inputs, clip, self.dropped)
+        return wire(tuple(parts), context, inputs, clip, self.dropped, whole)
+
+    def _own(self, part: Part) -> Context:
+        return Context(part.name, self.dtype, self.fps, part.execution)
 
     def _shape(self, ref: Ref) -> Shape:
         return next(stage.shapes[ref.name] for stage in self.wired() if stage.name == ref.stage)
@@ -346,10 +364,10 @@ class Pipeline:
                 what = f"{frames} frames of {width}x{height}"
                 if size > MOST_BYTES:
                     reason = f"a clip of {what} is {size / 2**30:.0f} GiB; {MOST_BYTES // 2**30} are the most"
-                    yield ("stages", stage.name), reason
+                    yield ("stages", stage.key), reason
                 if (stage.name, name) == (self.video.stage, self.video.name) and (width % 2 or height % 2) and sizes:
                     reason = f"{width}x{height} frames, but H.264 needs an even width and height"
-                    yield ("stages", stage.name), reason
+                    yield ("stages", stage.key), reason
 
 
 def _head(tree: Tree, path: Path, faults: list[str]) -> Head | None:

@@ -25,7 +25,8 @@ def recipe(pipeline: Pipeline) -> dict[str, Any]:
     What is as it always was is left out, too, so that recipes stay what they were: settings that came `later` and have
     their defaults, the order of Show-1's stages, versions that are 1, values that are taken where they would be anyway.
     """
-    wired = {stage.name: stage for stage in pipeline.wired()}
+    wiring = pipeline.whole()
+    wired = {stage.name: stage for stage in wiring.stages}
     stages = {}
     for part in pipeline.parts:
         entry = {"uses": part.uses} if part.uses else {}
@@ -41,7 +42,7 @@ def recipe(pipeline: Pipeline) -> dict[str, Any]:
     found |= _if_any("versions", {part.name: part.cls.version for part in pipeline.parts if part.cls.version > 1})
     found |= _if_any("code", {part.name: part.code.digest for part in pipeline.parts if part.code})
     found |= _if_any("inputs", {one.name: one.as_plain() for one in pipeline.inputs})
-    return found | _if_any("clip", "" if pipeline.video == pipeline.default_video() else str(pipeline.video))
+    return found | _if_any("clip", "" if wiring.clip == pipeline.default_video() else str(wiring.clip))
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
@@ -62,6 +63,16 @@ def plain(settings: BaseModel, is_recipe: bool = False) -> dict[str, Any]:
     if is_recipe:
         _reduce(settings, dumped)
     return dumped
+
+
+def unrecorded(settings: Any) -> dict[str, Any]:
+    """Settings that are no part of a recipe, where they are not as by default."""
+    fields = type(settings).model_fields
+    return {
+        name: getattr(settings, name)
+        for name in sorted(settings.unrecorded)
+        if getattr(settings, name) != fields[name].get_default(call_default_factory=True)
+    }
 
 
 def checkpoints_in(value: Any) -> Iterator[Checkpoint]:

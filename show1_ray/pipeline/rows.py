@@ -75,7 +75,7 @@ def batch_keys(pipeline: Pipeline, inputs: Mapping[str, Any]) -> dict[str, Hasha
     keys: dict[str, Hashable] = {}
     reach: dict[str, set[str]] = {}  # inputs that may change what a stage gives
     for stage in pipeline.row(inputs).wired():
-        own = {name for name, path in settings.items() if path[1] == stage.name}
+        own = {name for name, path in settings.items() if path[1] == stage.key}
         unsure: set[str] = set()
         sizes = []
         reach[stage.name] = set(own)

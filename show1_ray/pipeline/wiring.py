@@ -47,6 +47,7 @@ class Part(Portable):
         uses: the class's name as the file has it; None: the key is the name.
         takes: taken name → where it is taken from, as the file has it.
         code: where the class comes from, if it is somebody's own.
+        of: the stage of the file that it is a piece of, if it is one.
     """
 
     name: str
@@ -56,6 +57,20 @@ class Part(Portable):
     uses: str | None = None
     takes: Mapping[str, str] = field(default_factory=dict)
     code: Code | None = None
+    of: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The stage's key in the pipeline file."""
+        return self.of or self.name
+
+    def pieces(self) -> list[Part]:
+        """The stages of the line that do its work; itself where it is not cut. Raises RegistryError."""
+        pieces = self.ask("pieces", self.settings, self.execution)
+        return [
+            replace(self, name=f"{self.name}_{one.name}", cls=one.cls, execution=one.execution, of=self.name)
+            for one in pieces
+        ] or [self]
 
     @cached_property
     def signature(self) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
@@ -124,6 +139,7 @@ class Wired(Portable):
         gives: given name → its name on the line.
         taken: shapes of what it takes, as it takes it.
         shapes: shapes of what it gives.
+        of: see `Part`.
     """
 
     name: str
@@ -136,6 +152,12 @@ class Wired(Portable):
     taken: Mapping[str, Shape] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     code: Code | None = None
+    of: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The stage's key in the pipeline file."""
+        return self.of or self.name
 
     @property
     def frames(self) -> tuple[str, ...]:
@@ -163,6 +185,7 @@ def wire(
     inputs: Mapping[str, Shape] | None = None,
     clip: str | None = None,
     dropped: Mapping[str, str] | None = None,
+    whole: bool = False,
 ) -> Wiring:
     """Finds who gives what each stage takes.
 
@@ -172,8 +195,10 @@ def wire(
         inputs: shapes of the pipeline's inputs.
         clip: the value that is the clip, as the file has it; None: the newest frames.
         dropped: values that stages would give which the file dropped → the stage; for messages.
+        whole: do not cut stages into pieces.
     """
     try:
+        parts = list(parts) if whole else cut(parts)
         values = _Values(parts, inputs or {}, dropped or {})
     except _UnsaidError as error:
         return Wiring((), None, (error.fault,))
@@ -191,12 +216,12 @@ def wire(
         if takes.keys() <= taken.keys():
             try:
                 shapes |= _checked_shapes(part, part.ask("shapes", part.settings, own, taken))
-                faults += [(_key(part.name, key), why) for key, why in part.ask("faults", part.settings, own, taken)]
+                faults += [(_key(part.key, key), why) for key, why in part.ask("faults", part.settings, own, taken)]
             except RegistryError as error:
-                faults.append((("stages", part.name), str(error)))
+                faults.append((("stages", part.key), str(error)))
         lines = {name: values.line_name(part.name, name) for name in gives}
         one = Wired(
-            part.name, part.cls, part.settings, part.execution, own, found, lines, taken, shapes, code=part.code
+            part.name, part.cls, part.settings, part.execution, own, found, lines, taken, shapes, part.code, part.of
         )
         wired.append(one)
         values.give(part.name, shapes)
@@ -204,6 +229,23 @@ def wire(
         return Wiring(tuple(wired), values.clip(clip), tuple(faults))
     except WiringError as error:
         return Wiring(tuple(wired), None, (*faults, (("stages",) if clip is None else ("clip",), str(error))))
+
+
+def cut(parts: Sequence[Part]) -> list[Part]:
+    """The stages of the line: those of the file, or their pieces. Raises _UnsaidError."""
+    found: list[Part] = []
+    for part in parts:
+        try:
+            found += part.pieces()
+        except RegistryError as error:
+            raise _UnsaidError((("stages", part.name), str(error))) from None
+    seen: dict[str, str] = {}
+    for part in found:
+        if part.name in seen:
+            what = f"the stages of {part.key!r} would be called {part.name!r}, as one that there is: rename that"
+            raise _UnsaidError((("stages", part.key), what))
+        seen[part.name] = part.key
+    return found
 
 
 def _found(part: Part, values: _Values, faults: list[Fault]) -> dict[str, Ref]:
@@ -218,7 +260,7 @@ def _found(part: Part, values: _Values, faults: list[Fault]) -> dict[str, Ref]:
                 raise WiringError(f"it takes {name!r} as {axes!r}, but {ref} is {ref.axes!r}")
             found[name] = ref
         except WiringError as error:
-            faults.append((("stages", part.name, *(() if said is None else ("takes", name))), str(error)))
+            faults.append((("stages", part.key, *(() if said is None else ("takes", name))), str(error)))
     return found
 
 
@@ -232,12 +274,12 @@ def _arguments(part: Part, values: _Values, faults: list[Fault]) -> dict[str, Re
             known = [*takes, *arguments]
             near = difflib.get_close_matches(name, known, 1)
             what = f"; did you mean {near[0]!r}?" if near else f", but {_some(known)}"
-            faults.append((("stages", part.name, "takes", name), f"it takes no {name!r}{what}"))
+            faults.append((("stages", part.key, "takes", name), f"it takes no {name!r}{what}"))
             continue
         try:
             found[name] = values.find(part.takes[name], part.name)
         except WiringError as error:
-            faults.append((("stages", part.name, "takes", name), str(error)))
+            faults.append((("stages", part.key, "takes", name), str(error)))
     for name, is_needed in (arguments or {}).items():
         if name not in (*found, *part.takes, *takes) and values.is_given(name, None if is_needed else INPUTS):
             found[name] = values.find(name if is_needed else f"{INPUTS}.{name}", part.name, is_said=False)
@@ -257,6 +299,7 @@ class _Values:
 
     def __init__(self, parts: Sequence[Part], inputs: Mapping[str, Shape], dropped: Mapping[str, str]) -> None:
         self.parts, self.dropped = parts, dropped
+        self.ends = {part.key: part.name for part in parts}
         self.shapes: dict[tuple[str, str], Shape] = {}
         self._axes = {(INPUTS, name): shape.axes for name, shape in inputs.items()}
         for part in parts:
@@ -286,6 +329,7 @@ class _Values:
         if match is None:
             raise WiringError(f"write it as VALUE, STAGE.VALUE or VALUE[0] (it is {reference!r})")
         stage, name, index = match["stage"], match["name"], match["index"]
+        stage = self.ends.get(stage, stage) if stage else None
         given = [key for key in self.shapes if key[1] == name and stage in (None, key[0])]
         if not given and stage is None and is_said:
             given = self._only_of(name)
@@ -318,6 +362,7 @@ class _Values:
 
     def _only_of(self, stage: str) -> list[tuple[str, str]]:
         """What is meant by a stage's name: its frames, or its only value."""
+        stage = self.ends.get(stage, stage)
         values = {key: shape for key, shape in self.shapes.items() if key[0] == stage and stage != INPUTS}
         frames = [key for key, shape in values.items() if shape.axes in ANY_FRAMES]
         if len(frames) == 1 or len(values) == 1:

@@ -397,4 +397,7 @@ def mismatch(pipeline: Pipeline, profile: Profile) -> str | None:
         return f"its recipe cannot be compared with the pipeline's: {error}"
     if profile.recipe_hash != recipe:
         return f"it was measured with recipe {profile.recipe_hash}, and this is {recipe}"
+    stages = [stage.name for stage in pipeline.wired()]
+    if stages != list(profile.stages):
+        return f"it was measured with the stages {', '.join(profile.stages)}, and this has {', '.join(stages)}"
     return None

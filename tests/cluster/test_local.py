@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import subprocess
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -17,14 +19,18 @@ from ray._private import ray_constants
 
 from show1_ray.cluster.connection import cluster
 
+PASSWORD = "5165a7e55165a7e5"
+
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder, pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_TMPDIR", folder)
         environment.delenv("RAY_AUTH_MODE", raising=False)
-        with cluster("local"):
+        with cluster("local", {"OMP_NUM_THREADS": "3"}) as watch:
+            assert watch.inherited == {"OMP_NUM_THREADS": "3"}
             yield
+        assert os.environ.get("OMP_NUM_THREADS") != "3"
 
 
 @ray.remote(num_cpus=0)
@@ -54,6 +60,33 @@ def test_all_processes_of_it_listen_on_loopback_alone(local):
         assert [one for one in found if not on_loopback(one[1])] == []
     assert {"gcs_server", "raylet"} <= agents
     assert any(name.startswith("ray::Station") for name in agents)
+
+
+JOBS = """
+from ray._private import state
+from show1_ray.cluster.connection import cluster
+
+with cluster("local"):
+    print(state.jobs())
+"""
+
+
+def test_its_table_of_jobs_has_the_command_line_without_the_password():
+    command = [sys.executable, "-c", JOBS, f"https://ada:{PASSWORD}@example.org/m.csv"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "@example.org/m.csv" in said
+    assert PASSWORD not in said
+
+
+def test_its_processes_have_the_environment_that_stations_need(local):
+    assert ray.get(ray.remote(lambda: os.environ["OMP_NUM_THREADS"]).remote()) == "3"
+
+
+def test_it_has_no_processes_that_nobody_asks(local):
+    names = " ".join(" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True))
+    assert "gcs_server" in names
+    for name in ("dashboard.py", "monitor.py"):  # of the API server, the autoscaler and the log
+        assert name not in names
 
 
 def on_loopback(address: str) -> bool:

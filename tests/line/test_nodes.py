@@ -129,10 +129,15 @@ def test_a_removed_node_costs_no_clip_and_no_attempt(cluster: Cluster) -> None:
 
 
 class LandsBut(Lands):
-    """Writes down where it tried. Has no network on the node where it does so first, or on none."""
+    """Writes down where it tried. Has no network on the node where it does so first, or on none; `made`: or cannot even
+    be made there, as where a library is broken.
+    """
 
-    def __init__(self, tried: Path, on_none: bool) -> None:
+    def __init__(self, tried: Path, on_none: bool, made: bool = True) -> None:
         self.tried, self.on_none = tried, on_none
+        bad = tried / "bad"
+        if not made and bad.exists() and ray.get_runtime_context().get_node_id() == bad.read_text():
+            raise ImportError("libstorage.so: cannot open shared object file")
 
     def __call__(self, clips: list[Clip], tensors: list[Values]) -> list[Values]:
         node = ray.get_runtime_context().get_node_id()
@@ -155,8 +160,8 @@ def test_what_cannot_land_on_a_node_lands_on_another_before_storage_is_called_br
     stages = [spec(number) for number in range(3)]
     avoided: list[NodeAvoided] = []
 
-    def run(on_none: bool, batch: list[Clip]) -> Outcome:
-        outcome, build = Outcome(), partial(LandsBut, tmp_path, on_none)
+    def run(on_none: bool, batch: list[Clip], made: bool = True) -> Outcome:
+        outcome, build = Outcome(), partial(LandsBut, tmp_path, on_none, made)
         with Line([*stages, replace(land(), build=lambda device: build())], settings()) as line:
             for event in line.run(batch):
                 outcome.add(event)
@@ -172,6 +177,12 @@ def test_what_cannot_land_on_a_node_lands_on_another_before_storage_is_called_br
     node = (tmp_path / "bad").read_text()
     failed = [clip.id for clip in batch if node in (tmp_path / clip.id).read_text().split()]
     assert len(failed) < len(batch) / 2, "it was tried there, and then no more"
+    avoided.clear()
+    outcome = run(False, batch, made=False)
+    outcome.assert_done(batch)
+    assert {done.attempts for done in outcome.done.values()} == {1}
+    assert 1 <= len(avoided) <= 3, "it was tried there, and then no more"
+    assert all("libstorage.so" in event.reason for event in avoided)
     with pytest.raises(FatalError, match=r"^no network here$"):
         run(True, batch[:1])
 

@@ -85,7 +85,7 @@ def test_the_columns_of_the_metadata_are_known_to_whoever_reads_pipelines():
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
-def test_a_column_that_the_pipeline_fills_is_refused_and_not_written_over(tmp_path, name):
+def test_a_column_that_the_pipeline_fills_is_carried_under_another_name(tmp_path, name):
     path = tmp_path / name
     if name == "a.csv":
         path.write_text("prompt,image,image_sha256\na,a.png,mine\n")
@@ -94,9 +94,11 @@ def test_a_column_that_the_pipeline_fills_is_refused_and_not_written_over(tmp_pa
     else:
         pq.write_table(pa.table({"prompt": ["a"], "image": ["a.png"], "image_sha256": ["mine"]}), path)
     taken = {"image_sha256": "the SHA-256 of the input 'image'"}
-    message = f"{name}: column 'image_sha256' is one that the metadata has for the SHA-256 of the input 'image'; rename"
-    with pytest.raises(ManifestError, match=message):
-        open_manifest(str(path), inputs=InputColumns((IMAGE,), taken=taken))
+    manifest = open_manifest(str(path), inputs=InputColumns((IMAGE,), taken=taken))
+    assert [entry.extra for entry in manifest][-1] == {"manifest_image_sha256": "mine", "image": "a.png"}
+    assert manifest.notes == [
+        "carried under other names, which the metadata uses itself: 'image_sha256' as manifest_image_sha256"
+    ]
 
 
 @pytest.mark.parametrize(

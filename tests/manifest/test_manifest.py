@@ -212,8 +212,12 @@ def test_a_bad_row_is_refused_with_its_number_and_column(row, line):
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("m.csv", "caption,url\nx,y\n", "no column 'prompt' (its columns: caption, url)"),
-        ("m.csv", "", "no column 'prompt' (its columns: none)"),
+        (
+            "m.csv",
+            "caption,url\nx,y\n",
+            "no column 'prompt' (its columns: caption, url); --column prompt=NAME says which it is",
+        ),
+        ("m.csv", "", "no column 'prompt' (its columns: none); --column prompt=NAME says which it is"),
         ("m.csv", "prompt,a,a\nx,1,2\n", "two columns are named 'a'"),
         ("m.csv", "prompt,a\nx\n", "row 1: has 1 fields, the header 2"),
         ("m.csv", "prompt,id\nx,a\n,b\n", "row 2: 'prompt' is empty"),
@@ -225,7 +229,7 @@ def test_a_bad_row_is_refused_with_its_number_and_column(row, line):
         ),
         ("m.jsonl", '{"prompt": "x", "a": 1}\n{"prompt": "y", "a": "b"}\n', "column 'a' mixes types: "),
         ("m.parquet", "PAR1 but no more", "not readable as parquet: "),
-        ("m.txt", "x", "not a .parquet, .csv or .jsonl file"),
+        ("m.doc", "x", "not a .parquet, .csv, .tsv, .jsonl, .json or .txt file"),
     ],
 )
 def test_a_bad_file_is_refused_by_name(name, content, line):
@@ -236,11 +240,12 @@ def test_a_bad_file_is_refused_by_name(name, content, line):
 
 def test_text_that_is_not_utf8_is_refused():
     Path("m.csv").write_bytes(b"prompt\ngood\nb\xe4d\n")
-    assert refusal("m.csv") == "manifest m.csv: row 2: 'prompt' is not valid Unicode"
+    how = 'is not UTF-8: save it as UTF-8 with commas (in Excel: "CSV UTF-8 (Comma delimited)")'
+    assert refusal("m.csv") == f"manifest m.csv: row 2: {how}"
 
 
 def test_what_is_not_there_is_refused():
-    expected = "no such file, nor a folder or glob with .parquet, .csv or .jsonl files"
+    expected = "no such file, nor a folder or glob with .parquet, .csv, .tsv, .jsonl, .json or .txt files"
     assert refusal("m.parquet") == f"manifest m.parquet: {expected}"
     assert refusal("*.parquet") == f"manifest *.parquet: {expected}"
     assert (

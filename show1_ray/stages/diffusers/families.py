@@ -8,7 +8,7 @@ asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import lcm
 from typing import Any
 
@@ -23,6 +23,39 @@ FRAMES = ("num_frames", "frames", "video_length")
 
 
 @dataclass(frozen=True)
+class Split:
+    """How a pipeline is cut into text, denoising and decoding; see `split` for how that is done for all alike.
+
+    A family may have one if its pipelines encode by `encode_prompt` alone, give latents for `output_type="latent"`
+    that are those which decoding begins with, and come to their first latents by `prepare_latents`. A test must show
+    that what comes out is equal to the whole, bit for bit.
+
+    Attributes:
+        texts: what `encode_prompt` gives, in its order (of several calls one after the other), with its axes.
+        latents: axes of the latents that `output_type="latent"` gives.
+        calls: how often `encode_prompt` is called: once, or for the negative prompt again.
+        experts: whether it has two transformers, for the noisier steps and the others, cut at `boundary_ratio`.
+    """
+
+    texts: Mapping[str, str]
+    latents: str = "c f h w"
+    calls: int = 1
+    experts: bool = False
+
+
+TWO = {"prompt_embeds": "l d", "negative_prompt_embeds": "l d"}
+"""What most encode: the prompt and the negative one."""
+FOUR = {
+    "prompt_embeds": "l d",
+    "prompt_attention_mask": "l",
+    "negative_prompt_embeds": "l d",
+    "negative_prompt_attention_mask": "l",
+}
+"""The same with masks."""
+_QWEN_AND_BYTES = ("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2")
+
+
+@dataclass(frozen=True)
 class Family:
     """What is known of a family.
 
@@ -33,7 +66,7 @@ class Family:
         alone: why a batch would change a clip, or cannot be computed; "" where batches are fine.
         lists: whether it takes a generator for each clip where its scheduler draws noise.
         scale: how many times larger than the image that it takes its image is; None: not known, or asked for.
-        split: how it is cut in three, a name of `split.SPLITS`; "": not.
+        split: how pipeline classes of it are cut in three; others run whole.
     """
 
     name: str
@@ -42,7 +75,7 @@ class Family:
     alone: str = ""
     lists: bool = True
     scale: Number | None = None
-    split: str = ""
+    split: Mapping[str, Split] = field(default_factory=dict)
 
 
 def _of(component: str, *keys: str, default: int) -> Number:
@@ -78,7 +111,7 @@ _WAN_SPACE = _patched(_of("vae", "scale_factor_spatial", default=8))
 
 _IMAGES = Family("Stable Diffusion", size=_levels(), scale=lambda _: 1)
 
-WAN = Family("Wan", _WAN_TIME, _WAN_SPACE)
+WAN = Family("Wan", _WAN_TIME, _WAN_SPACE, split={"WanPipeline": Split(TWO, experts=True)})
 UNKNOWN = Family("")
 
 FAMILIES: Mapping[str, Family] = {
@@ -86,9 +119,16 @@ FAMILIES: Mapping[str, Family] = {
     "lucy": WAN,
     "skyreels_v2": Family("SkyReels-V2", _WAN_TIME, _WAN_SPACE),
     "chronoedit": Family("ChronoEdit", _WAN_TIME, _WAN_SPACE),
-    "ltx": Family("LTX", _of("vae", "temporal_compression_ratio", default=8), lambda _: 32),
+    "ltx": Family(
+        "LTX",
+        _of("vae", "temporal_compression_ratio", default=8),
+        lambda _: 32,
+        split={"LTXPipeline": Split(FOUR, latents="l c")},
+    ),
     "ltx2": Family("LTX-2", _of("vae", "temporal_compression_ratio", default=8), lambda _: 32),
-    "cogvideo": Family("CogVideoX", lambda _: 8, lambda _: 16),
+    "cogvideo": Family(
+        "CogVideoX", lambda _: 8, lambda _: 16, split={"CogVideoXPipeline": Split(TWO, latents="f c h w")}
+    ),
     "consisid": Family("ConsisID", lambda _: 8, lambda _: 16),
     "hunyuan_video": Family("HunyuanVideo", _of("vae", "temporal_compression_ratio", default=4), lambda _: 16),
     "hunyuan_video1_5": Family(
@@ -96,26 +136,45 @@ FAMILIES: Mapping[str, Family] = {
         _of("vae", "temporal_compression_ratio", default=4),
         _patched(_of("vae", "spatial_compression_ratio", default=16)),
         alone="its VAE decodes no batch without slicing",
+        split={
+            "HunyuanVideo15Pipeline": Split(
+                {
+                    f"{half}{name}": "l" if "mask" in name else "l d"
+                    for half in ("", "negative_")
+                    for name in _QWEN_AND_BYTES
+                },
+                calls=2,
+            )
+        },
     ),
     "mochi": Family(
-        "Mochi", lambda _: 6, lambda _: 16, alone="an empty prompt at the end of a batch changes the clips before it"
+        "Mochi",
+        lambda _: 6,
+        lambda _: 16,
+        alone="an empty prompt at the end of a batch changes the clips before it",
+        split={"MochiPipeline": Split(FOUR)},
     ),
-    "sana_video": Family("SanaVideo", _of("vae", "scale_factor_temporal", "temporal_compression_ratio", default=4)),
+    "sana_video": Family(
+        "SanaVideo",
+        _of("vae", "scale_factor_temporal", "temporal_compression_ratio", default=4),
+        split={"SanaVideoPipeline": Split(FOUR)},
+    ),
     "kandinsky5": Family(
         "Kandinsky 5",
         _of("vae", "temporal_compression_ratio", default=4),
         lambda _: 16,
         alone="prompts of other lengths in its batch change a clip",
     ),
-    "animatediff": Family("AnimateDiff", lists=False),
-    "text_to_video_synthesis": Family("ModelScope", lists=False),
+    "animatediff": Family("AnimateDiff", lists=False, split={"AnimateDiffPipeline": Split(TWO)}),
     "stable_diffusion": _IMAGES,
     "stable_diffusion_xl": _IMAGES,
 }
 """By diffusers' folder or class."""
 
 CLASSES: Mapping[str, Family] = {
-    "TextToVideoSDPipeline": Family("ModelScope", size=_levels(), lists=False),
+    "TextToVideoSDPipeline": Family(
+        "ModelScope", size=_levels(), lists=False, split={"TextToVideoSDPipeline": Split(TWO)}
+    ),
     "VideoToVideoSDPipeline": Family("ModelScope", size=_levels(), lists=False, alone="it takes one video at a time"),
     "StableDiffusionUpscalePipeline": Family("Stable Diffusion", size=_levels(), scale=_levels()),
     "StableDiffusionLatentUpscalePipeline": Family("Stable Diffusion", size=_levels(), scale=lambda _: 2),
@@ -126,6 +185,11 @@ CLASSES: Mapping[str, Family] = {
 def family_of(pipeline: Signature) -> Family:
     """What is known of a pipeline class."""
     return CLASSES.get(pipeline.name) or FAMILIES.get(pipeline.folder, UNKNOWN)
+
+
+def split_of(pipeline: Signature) -> Split | None:
+    """How a pipeline class is cut; None: it runs whole."""
+    return family_of(pipeline).split.get(pipeline.name)
 
 
 def frames_argument(pipeline: Signature) -> str | None:

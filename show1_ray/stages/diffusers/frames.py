@@ -140,15 +140,12 @@ class OverFrames(Whole):
 
     def _output(self, frames: Sequence[Frame]) -> Any:
         generators = [torch.Generator("cpu").manual_seed(self.seed(frame)) for frame in frames]
-        texts = [self.texts(frame.clip) for frame in frames]
-        call: dict[str, Any] = {**self.settings.call, **frames[0].others}
-        if len(frames) == 1:
-            call |= {**frames[0].pictures, **texts[0], "generator": generators[0]}
-        else:
-            call |= {name: [frame.pictures[name] for frame in frames] for name in frames[0].pictures}
-            call |= {name: [one[name] for one in texts] for name in texts[0]} | {"generator": generators}
-        given = {"output_type": "pil", "return_dict": True, "generator": call.pop("generator")}
-        call |= {name: value for name, value in given.items() if name in self.signature.call}
+        pictures: dict[str, Any] = dict(frames[0].pictures)
+        if len(frames) > 1:
+            pictures = {name: [frame.pictures[name] for frame in frames] for name in pictures}
+        call = self.arguments([frame.clip for frame in frames], {**frames[0].others, **pictures})
+        call |= self.as_argument(generators)
+        call |= {n: v for n, v in (("output_type", "pil"), ("return_dict", True)) if n in self.signature.call}
         self.batch = [frame.clip for frame in frames]
         try:
             output = self.pipe(**call)

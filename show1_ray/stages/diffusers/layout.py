@@ -63,6 +63,11 @@ class Layout:
         """Components that the checkpoint has."""
         return tuple(name for name, (library, _) in self.components.items() if library is not None)
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Components that are networks, and have weights."""
+        return tuple(name for name in self.present if (self.place / name / "config.json").is_file())
+
     def config(self, component: str) -> Mapping[str, Any]:
         """A component's configuration; empty where there is none."""
         for name in CONFIGS:

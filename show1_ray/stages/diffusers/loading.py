@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,38 @@ _LACKING = ("newly initialized", "| MISSING", "MISMATCH")
 """What the libraries log, and no more, where weights are not in the file or do not fit: they go on with random ones."""
 
 
-def load_pipeline(settings: Settings, dtype: str, device: str, components: Iterable[str] | None = None) -> Any:
+class Absent:
+    """A network that another stage holds: what its configuration tells is there, and nothing can be computed with it.
+
+    It is no module, so that a pipeline does not take it for one of those that are on its device.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+
+def load_pipeline(settings: Settings, dtype: str, device: str, parts: Collection[str] | None = None) -> Any:
     """The pipeline, on a device, ready to be called.
 
     Args:
         settings: of the stage.
         dtype: "float16", "bfloat16" or "float32".
         device: "cpu" or "cuda:0".
-        components: those that are loaded; None: all that the checkpoint has. The others are None.
+        parts: networks that are loaded; None: all that the checkpoint has. The others are `Absent`.
 
     Raises:
         CheckpointError: weights that are not to be had or do not fit.
     """
-    folder, found = fetched(settings, components)
+    folder, found = fetched(settings, parts)
     pipeline = signature(settings)
     assert pipeline is not None  # since the checkpoint is here
-    wanted = [name for name in found.present if components is None or name in set(components)]
-    nones = {name: None for name in pipeline.init if name in found.components and name not in wanted}
-    more: dict[str, Any] = dict(nones)
+    wanted = [name for name in found.networks if parts is None or name in parts]
+    absent = {name: skeleton(folder, found, name, dtype) for name in found.networks if name not in wanted}
+    more: dict[str, Any] = {name: None for name in pipeline.init if found.components.get(name, "") == (None, None)}
+    more |= {name: network for name, network in absent.items() if name in pipeline.init}
     if settings.quantize is not None:
         more["quantization_config"] = quantization(settings.quantize, found, wanted)
     if settings.variant is not None:
@@ -58,19 +73,36 @@ def load_pipeline(settings: Settings, dtype: str, device: str, components: Itera
         raise CheckpointError(f"{folder}: {pipeline.name} cannot be loaded: {one_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     change(pipe, settings)
+    for name in absent:
+        if isinstance(getattr(pipe, name, None), nn.Module):
+            pipe.__dict__[name] = Absent(getattr(pipe, name))
     pipe.to(device)
     return pipe
 
 
-def fetched(settings: Settings, components: Iterable[str] | None = None) -> tuple[Path, Layout]:
-    """The checkpoint's folder with (some of) its components. Raises CheckpointError."""
+def skeleton(folder: Path, found: Layout, component: str, dtype: str) -> Any:
+    """A network without weights, from its configuration: a pipeline asks it for sizes and types."""
+    library, name = found.components[component]
+    known = library in ("diffusers", "transformers")
+    cls: Any = getattr(import_module(library if known else f"diffusers.pipelines.{library}"), str(name))
+    place = folder / component
+    with torch.device("meta"):
+        if library == "transformers":
+            network = cls(cls.config_class.from_pretrained(place))
+        else:
+            network = cls.from_config(cls.load_config(place))
+    return nn.Module.to(network, dtype=getattr(torch, dtype)).eval()  # diffusers' own would warn
+
+
+def fetched(settings: Settings, networks: Collection[str] | None = None) -> tuple[Path, Layout]:
+    """The checkpoint's folder, with (some of) its networks and all else. Raises CheckpointError."""
     variants = ("",) if settings.variant is None else (settings.variant, "")
     found = layout(settings.checkpoint)
     if found is None:
         folder_of(settings.checkpoint, (INDEX,), variants=variants)
         found = layout(settings.checkpoint)
     assert found is not None
-    names = [name for name in found.present if components is None or name in set(components)]
+    names = [name for name in found.present if networks is None or name in networks or name not in found.networks]
     folder = folder_of(settings.checkpoint, (INDEX, *names), variants=variants)
     return folder, found
 

@@ -30,6 +30,15 @@ class Size(StageSettings):
     width: int = Field(ge=1, le=16384)
 
 
+class PartExecution(StageSettings):
+    """How a part of a pipeline that is cut is computed, where that differs from the whole."""
+
+    batch_size: Count | None = Field(None, description="clips at a time")
+    memory: float | None = Field(None, ge=0, le=10_000, description="GiB on the device")
+    device: Literal["auto", "cpu"] | None = Field(None, description="cpu: on CPU cores, also where there are GPUs")
+    cpus: int | None = Field(None, ge=0, description="with device: cpu, cores of a station that holds it")
+
+
 def _one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, str | Mapping) else value
 
@@ -125,6 +134,15 @@ class Settings(StageSettings):
 
 
 class Execution(StageExecution):
-    """How it is computed."""
+    """How it is computed; of a pipeline that is cut, each part may be computed in its own way."""
 
     frames: Count = Field(8, description="with over: frames, frames that are computed together, of one clip or several")
+    text: PartExecution | None = Field(None, description="of a pipeline that is cut: of encoding texts")
+    denoise: PartExecution | None = Field(None, description="of denoising (with split: experts of both transformers)")
+    decode: PartExecution | None = Field(None, description="of decoding")
+
+    def of(self, part: Literal["text", "denoise", "decode"]) -> Execution:
+        """That of a part: what is said of it goes before what is said of the whole."""
+        own = getattr(self, part)
+        said = {} if own is None else {name: value for name, value in own if value is not None}
+        return self.model_copy(update=said | dict.fromkeys(("text", "denoise", "decode")))

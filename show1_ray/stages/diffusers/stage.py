@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from show1_ray.clip import Clip
 from show1_ray.pipeline.checkpoints import CheckpointError
 from show1_ray.pipeline.registry import RegistryError
-from show1_ray.stage import FRAMES, Axes, Context, Fault, Needs, Shape, Stage
+from show1_ray.stage import FRAMES, Axes, Context, Fault, Needs, Piece, Shape, Stage
 from show1_ray.stages.diffusers import checks, families
 from show1_ray.stages.diffusers import settings as recipe
 from show1_ray.stages.diffusers.layout import INDEX, Layout, layout, signature
@@ -17,20 +17,18 @@ from show1_ray.stages.diffusers.signatures import Signature
 COLOURS = 3
 
 
-class Diffusers(Stage):
-    """Any pipeline of diffusers that gives video or images, whole.
+class DiffusersStage(Stage):
+    """What whole pipelines and pieces of them share: the declaration, and weights that come and go.
 
-    A clip is what `pipeline(prompt, …, generator=torch.Generator("cpu").manual_seed(seed))` gives, in 8 bits as
-    `output_type="pil"` rounds; an image is a clip of one frame. Values of earlier stages, and inputs, are arguments of
-    the call: `takes: {image: keyframes[0]}`.
+    Attributes:
+        work: on stations, a `whole.Loaded`.
     """
 
     Settings = recipe.Settings
     Execution = recipe.Execution
-    gives: ClassVar[Mapping[str, Axes]] = {"video": FRAMES}
     row_settings = frozenset({"call", "negative_prompt"})
 
-    whole: Any
+    work: Any
 
     @classmethod
     def arguments(cls, settings: recipe.Settings) -> Mapping[str, bool] | None:
@@ -50,12 +48,6 @@ class Diffusers(Stage):
         return (Needs(settings.checkpoint, (INDEX, *components), variants=variants),)
 
     @classmethod
-    def shapes(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> Mapping[str, Shape]:
-        """What is known from the call: the number of frames, and the size where it is said."""
-        pipeline, _ = known(settings)
-        return {"video": Shape(FRAMES, (*sizes_of(settings, pipeline, given), COLOURS), "uint8")}
-
-    @classmethod
     def faults(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> Iterable[Fault]:
         """See `checks`."""
         return checks.faults(settings, context, given)
@@ -68,6 +60,59 @@ class Diffusers(Stage):
 
             hub.fetch_configurations(settings.checkpoint, INDEX)
 
+    def loaded_bytes(self) -> int | None:
+        """See `Stage`."""
+        return int(self.work.loaded_bytes())
+
+    def leave(self) -> None:
+        """See `Stage`."""
+        self.work.leave()
+
+    def enter(self, device: str) -> None:
+        """See `Stage`."""
+        self.work.enter(device)
+        self.device = device
+
+    def configure(self, settings: recipe.Settings) -> None:
+        """See `Stage`."""
+        super().configure(settings)
+        self.work.settings = settings
+
+
+class Diffusers(DiffusersStage):
+    """Any pipeline of diffusers that gives video or images, whole or cut into text, denoising and decoding.
+
+    A clip is what `pipeline(prompt, …, generator=torch.Generator("cpu").manual_seed(seed))` gives, in 8 bits as
+    `output_type="pil"` rounds; an image is a clip of one frame. Values of earlier stages, and inputs, are arguments of
+    the call: `takes: {image: keyframes[0]}`. With `over: frames` an image pipeline is called for each frame that it
+    takes: `takes: {image: super_resolution}`.
+    """
+
+    gives: ClassVar[Mapping[str, Axes]] = {"video": FRAMES}
+
+    @classmethod
+    def shapes(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> Mapping[str, Shape]:
+        """What is known from the call: the number of frames, and the size where it is said."""
+        return {"video": shape_of(settings, given)}
+
+    @classmethod
+    def pieces(cls, settings: recipe.Settings, execution: recipe.Execution) -> Sequence[Piece]:
+        """See `pieces`."""
+        from show1_ray.stages.diffusers.pieces import pieces
+
+        return pieces(settings, execution)
+
+    @classmethod
+    def notes(cls, settings: recipe.Settings, context: Context) -> Iterable[str]:
+        """That it runs whole although it should be cut."""
+        from show1_ray.stages.diffusers.pieces import why_no_experts
+
+        pipeline, _ = known(settings)
+        if settings.split and pipeline is not None and families.split_of(pipeline) is None:
+            yield f"{pipeline.name} runs whole: how it would be split is not known"
+        elif settings.split == "experts" and (reason := why_no_experts(settings)):
+            yield f"denoising stays in one: {reason}"
+
     def load(self, device: str) -> None:
         """See `Stage`.
 
@@ -79,30 +124,12 @@ class Diffusers(Stage):
         else:
             from show1_ray.stages.diffusers.whole import Whole  # type: ignore[assignment]
 
-        self.whole = Whole(self.settings, self.context, device)
+        self.work = Whole(self.settings, self.context, device)
         self.device = device
-
-    def loaded_bytes(self) -> int | None:
-        """See `Stage`."""
-        return int(self.whole.loaded_bytes())
-
-    def leave(self) -> None:
-        """See `Stage`."""
-        self.whole.leave()
-
-    def enter(self, device: str) -> None:
-        """See `Stage`."""
-        self.whole.enter(device)
-        self.device = device
-
-    def configure(self, settings: recipe.Settings) -> None:
-        """See `Stage`."""
-        super().configure(settings)
-        self.whole.settings = settings
 
     def run(self, clips: Sequence[Clip], values: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """See `Stage`."""
-        return [{"video": frames} for frames in self.whole(clips, values)]
+        return [{"video": frames} for frames in self.work(clips, values)]
 
 
 def known(settings: recipe.Settings) -> tuple[Signature | None, Layout | None]:
@@ -113,34 +140,32 @@ def known(settings: recipe.Settings) -> tuple[Signature | None, Layout | None]:
         return None, None
 
 
-def sizes_of(
-    settings: recipe.Settings, pipeline: Signature | None, given: Mapping[str, Shape]
-) -> tuple[int | None, int | None, int | None]:
-    """Frames, height and width of a clip; None where they are not known before it is rendered.
+def shape_of(settings: recipe.Settings, given: Mapping[str, Shape]) -> Shape:
+    """Of a clip; a size is None where it is not known before it is rendered.
 
     What the class has as a default counts where nothing is taken from elsewhere, such as an image whose size decides.
     """
-    if pipeline is None:
-        return None, None, None
-    if settings.over is not None:
-        return _sizes_over_frames(settings, pipeline, given)
-    pictures = any(shape.axes.endswith("h w c") for shape in given.values())
-    defaults = {} if pictures else {name: families.default_of(pipeline, {}, name) for name in ("height", "width")}
-    frames = families.frames_argument(pipeline)
-    count = None if frames is None else families.default_of(pipeline, settings.call, frames)
-    sides = [settings.call.get(name, defaults.get(name)) for name in ("height", "width")]
-    return tuple(one if isinstance(one, int) and one > 0 else None for one in (count, *sides))  # type: ignore[return-value]
+    pipeline, found = known(settings)
+    count, sides = None, [None, None]
+    if pipeline is not None and settings.over is not None:
+        count, *sides = _sizes_over_frames(settings, families.image_scale(pipeline, found), given)
+    elif pipeline is not None:
+        pictures = any(shape.axes.endswith("h w c") for shape in given.values())
+        defaults = {} if pictures else {name: families.default_of(pipeline, {}, name) for name in ("height", "width")}
+        frames = families.frames_argument(pipeline)
+        count = None if frames is None else families.default_of(pipeline, settings.call, frames)
+        sides = [settings.call.get(name, defaults.get(name)) for name in ("height", "width")]
+    sizes = [one if isinstance(one, int) and one > 0 else None for one in (count, *sides)]
+    return Shape(FRAMES, (*sizes, COLOURS), "uint8")
 
 
 def _sizes_over_frames(
-    settings: recipe.Settings, pipeline: Signature, given: Mapping[str, Shape]
+    settings: recipe.Settings, scale: int | None, given: Mapping[str, Shape]
 ) -> tuple[int | None, int | None, int | None]:
     """As many frames as there are; larger by what the pipeline makes of an image, or as large as was asked for."""
     frames = next((shape for shape in given.values() if shape.axes == FRAMES and shape.sizes), None)
     count, height, width = (None, None, None) if frames is None else map(frames.size, "fhw")
     if settings.resize is not None:
         height, width = settings.resize.height, settings.resize.width
-    scale = families.image_scale(pipeline, known(settings)[1])
-    sides = [None if scale is None or side is None else side * scale for side in (height, width)]
-    asked = [settings.call.get(name, side) for name, side in zip(("height", "width"), sides, strict=True)]
-    return count, *(one if isinstance(one, int) and one > 0 else None for one in asked)  # type: ignore[return-value]
+    height, width = (None if scale is None or side is None else side * scale for side in (height, width))
+    return count, settings.call.get("height", height), settings.call.get("width", width)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,16 +29,16 @@ class Loaded:
     Args:
         settings, context: of the stage.
         device: "cpu" or "cuda:0".
-        components: those that it needs; None: all.
+        components: networks that it needs; None: all.
     """
 
     def __init__(self, settings: Settings, context: Context, device: str, components: Sequence[str] | None = None):
-        self.settings, self.context, self.device, self.components = settings, context, device, components
+        self.settings, self.context, self.device, self.held = settings, context, device, components
         self._host: HostCopy | None = None
         self._load()
 
     def _load(self) -> None:
-        self.pipe: Any = loading.load_pipeline(self.settings, self.context.dtype, self.device, self.components)
+        self.pipe: Any = loading.load_pipeline(self.settings, self.context.dtype, self.device, self.held)
         pipeline = signature(self.settings)
         assert pipeline is not None
         self.signature = pipeline
@@ -95,6 +95,63 @@ class Loaded:
             raise RefusedError(clip.id, self.context.name, reason)
         return found
 
+    def together(
+        self, clips: Sequence[Clip], extra: Sequence[Collection[str]], shapes: Sequence[Any] | None = None
+    ) -> Iterator[slice]:
+        """Clips that are called together: on CPUs each alone, so that it is the same bit for bit in any batch.
+
+        Args:
+            clips: the batch.
+            extra: of each clip, names of values that it brings as arguments: such a clip is called alone.
+            shapes: of each clip; those that are called together have the same.
+        """
+        fits = self.device != "cpu" and families.may_batch(self.signature, self.pipe.scheduler, self.settings)
+        start = 0
+        while start < len(clips):
+            end = start + 1
+            keys = self.texts(clips[start]).keys()
+            while (
+                fits
+                and end < len(clips)
+                and not extra[start]
+                and not extra[end]
+                and self.texts(clips[end]).keys() == keys
+                and (shapes is None or shapes[start] == shapes[end])
+            ):
+                end += 1
+            yield slice(start, end)
+            start = end
+
+    def arguments(self, clips: Sequence[Clip], given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the call is given of a batch, but for generators."""
+        texts = [self.texts(clip) for clip in clips]
+        own = texts[0] if len(clips) == 1 else {name: [one[name] for one in texts] for name in texts[0]}
+        return {**self.settings.call, **{name: outputs.as_argument(value) for name, value in given.items()}, **own}
+
+    def generators(self, clips: Sequence[Clip], values: Sequence[Mapping[str, Any]]) -> list[torch.Generator]:
+        """One for each clip: new, or as far as an earlier piece of the pipeline left it."""
+        found = [torch.Generator("cpu").manual_seed(clip.generator_seed) for clip in clips]
+        for generator, value in zip(found, values, strict=True):
+            if "generator" in value:
+                generator.set_state(value["generator"])
+        return found
+
+    def as_argument(self, generators: Sequence[torch.Generator]) -> dict[str, Any]:
+        """Generators as the call takes them."""
+        if "generator" not in self.signature.call:
+            return {}
+        return {"generator": generators[0] if len(generators) == 1 else list(generators)}
+
+    def check(self, clip: Clip, frames: np.ndarray) -> None:
+        """Raises RefusedError where something else came out than was asked for."""
+        frames_name = families.frames_argument(self.signature) or ""
+        for axis, name in enumerate((frames_name, "height", "width")):
+            asked, got = self.settings.call.get(name), frames.shape[axis]
+            is_multiple = isinstance(asked, int) and asked > 0 and got >= 2 * asked and got % asked == 0
+            if isinstance(asked, int) and asked != got and not (is_multiple and axis > 0):
+                what = f"{name}: {asked} was asked for, but {self.signature.name} makes {got} of it: give {got}"
+                raise RefusedError(clip.id, self.context.name, what)
+
 
 class Whole(Loaded):
     """A whole pipeline: clips in, 8-bit frames out."""
@@ -113,36 +170,16 @@ class Whole(Loaded):
             NonFiniteError: what was decoded has NaN or infinite values.
         """
         found: list[np.ndarray] = []
-        for batch in self._batches(clips, values):
-            chosen, given = clips[batch], values[batch]
-            frames = self._called(chosen, given)
-            for clip, one in zip(chosen, frames, strict=True):
-                self._check(clip, one)
+        for batch in self.together(clips, values):
+            frames = self._called(clips[batch], values[batch])
+            for clip, one in zip(clips[batch], frames, strict=True):
+                self.check(clip, one)
             found += frames
         return found
 
-    def _batches(self, clips: Sequence[Clip], values: Sequence[Mapping[str, Any]]) -> Iterator[slice]:
-        """Clips that are called together: on CPUs each alone, so that it is the same bit for bit in any batch."""
-        together = self.device != "cpu" and families.may_batch(self.signature, self.pipe.scheduler, self.settings)
-        start = 0
-        while start < len(clips):
-            end = start + 1
-            keys = self.texts(clips[start]).keys()
-            while together and end < len(clips) and not values[end] and self.texts(clips[end]).keys() == keys:
-                end += 1
-            yield slice(start, end)
-            start = end
-
     def _called(self, clips: Sequence[Clip], values: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
-        texts = [self.texts(clip) for clip in clips]
-        generators = [torch.Generator("cpu").manual_seed(clip.generator_seed) for clip in clips]
-        given = {name: outputs.as_argument(value) for name, value in values[0].items()}
-        call: dict[str, Any] = {**self.settings.call, **given}
-        if len(clips) == 1:
-            call |= {**texts[0], "generator": generators[0]}
-        else:
-            call |= {name: [one[name] for one in texts] for name in texts[0]} | {"generator": generators}
-        for name, value in (("output_type", "pil"), ("return_dict", True), ("generator", call.pop("generator"))):
+        call = self.arguments(clips, values[0]) | self.as_argument(self.generators(clips, values))
+        for name, value in (("output_type", "pil"), ("return_dict", True)):
             if name in self.signature.call:
                 call[name] = value
         self.batch = clips
@@ -156,13 +193,3 @@ class Whole(Loaded):
         finally:
             self.batch = ()
             self.pipe.maybe_free_model_hooks()  # caches of a call that did not end
-
-    def _check(self, clip: Clip, frames: np.ndarray) -> None:
-        """Raises RefusedError where something else came out than was asked for."""
-        frames_name = families.frames_argument(self.signature) or ""
-        for axis, name in enumerate((frames_name, "height", "width")):
-            asked, got = self.settings.call.get(name), frames.shape[axis]
-            is_multiple = isinstance(asked, int) and asked > 0 and got >= 2 * asked and got % asked == 0
-            if isinstance(asked, int) and asked != got and not (is_multiple and axis > 0):
-                what = f"{name}: {asked} was asked for, but {self.signature.name} makes {got} of it: give {got}"
-                raise RefusedError(clip.id, self.context.name, what)

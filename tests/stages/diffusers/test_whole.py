@@ -27,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clips_are_those_of_the_direct_call(place: Path, name: str, dtype: str) -> None:
     pipeline = tiny.pipeline(place, name, CALL, dtype)
     for clip, frames in zip(CLIPS, tiny.rendered(pipeline, CLIPS), strict=True):
-        expected = tiny.direct(place / name, "WanPipeline", clip, CALL, dtype)
+        expected = tiny.direct(place / name, clip, CALL, dtype)
         assert frames.shape == (9, 32, 32, 3)
         assert np.array_equal(frames, expected)
 
@@ -37,7 +37,7 @@ def test_a_prompt_that_would_be_cut_fails_its_clip_unless_cutting_is_asked_for(p
     with pytest.raises(StageError, match=r"clip long: stage video: its prompt has 601 tokens, but .* 512"):
         tiny.rendered(tiny.pipeline(place, "wan", CALL), [long])
     cut = tiny.pipeline(place, "wan", CALL, long_prompts="cut")
-    expected = tiny.direct(place / "wan", "WanPipeline", long, CALL)
+    expected = tiny.direct(place / "wan", long, CALL)
     assert np.array_equal(tiny.rendered(cut, [long])[0], expected)
 
 
