@@ -92,6 +92,9 @@ def render(
     ] = False,
     column: ColumnOption = None,
     drop: DropOption = "",
+    strict_prompts: Annotated[
+        bool, typer.Option("--strict-prompts", help="Refuse prompts that are longer than what a text encoder takes.")
+    ] = False,
     changes: SetOption = None,
     code: CodeOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, render nothing.")] = False,
@@ -143,6 +146,7 @@ def render(
             max_failures=max_failures,
             verify=verify,
             allow_private_urls=allow_private_urls,
+            strict_prompts=strict_prompts,
             dry_run=dry_run,
             observe=observe,
             control=control,

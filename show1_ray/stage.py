@@ -19,7 +19,7 @@ The smallest stage:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -86,6 +86,23 @@ class Needs:
     components: tuple[str, ...]
     key: str = "checkpoint"
     variants: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PromptLimit:
+    """How much of a clip's prompt a text encoder takes: what is longer is cut.
+
+    Attributes:
+        checkpoint: a `pipeline.checkpoints.Checkpoint`.
+        tokens: that it takes, with the special ones that its tokenizer adds.
+        tokenizer: the checkpoint's folder of it.
+        prepare: what the stage makes of a prompt first.
+    """
+
+    checkpoint: Any
+    tokens: int
+    tokenizer: str = "tokenizer"
+    prepare: Callable[[str], str] = str
 
 
 @dataclass(frozen=True)
@@ -277,6 +294,13 @@ class Stage(ABC):
         return ()
 
     @classmethod
+    def prompt_limits(cls, settings: Any) -> Sequence[PromptLimit]:
+        """What its text encoders take of prompts; the driver counts tokens without torch, and says what is cut. Of
+        several encoders in one stage give those that are meant to read the whole prompt.
+        """
+        return ()
+
+    @classmethod
     def shapes(cls, settings: Any, context: Context, given: Mapping[str, Shape]) -> Mapping[str, Shape]:
         """Shapes of what it gives, from those of what it takes; values that it says nothing of are not known.
 
@@ -350,6 +374,7 @@ __all__ = [
     "Needs",
     "NonFiniteError",
     "Piece",
+    "PromptLimit",
     "Reject",
     "Shape",
     "Stage",

@@ -41,6 +41,8 @@ SCHEMA = pa.schema(
 )
 BY_STAGE = {"seconds_": pa.float64(), "batch_size_": pa.int32()}  # each followed by a stage's name
 IN_SHARDS = pa.schema([("shard", pa.string()), ("shard_bytes", pa.int64())])
+OF_PROMPTS = pa.schema([("prompt_tokens", pa.int32()), ("prompt_truncated", pa.bool_())])
+"""Where a pipeline tells how much of a prompt it takes."""
 FAILURE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -92,10 +94,13 @@ def to_table(rows: Sequence[Row], extra: Iterable[pa.Field]) -> pa.Table:
     types = {field.name: field.type for field in [*SCHEMA, *extra]}
     if any("shard" in row for row in rows):
         types |= {field.name: field.type for field in IN_SHARDS}
+    for field in OF_PROMPTS:
+        if any(field.name in row for row in rows):
+            types.setdefault(field.name, field.type)
     for name in dict.fromkeys(name for row in rows for name in row):
         if name not in types:
             types[name] = next((kind for prefix, kind in BY_STAGE.items() if name.startswith(prefix)), None)
-    order = [*SCHEMA.names, *(name for name in IN_SHARDS.names if name in types)]
+    order = [*SCHEMA.names, *(name for name in (*OF_PROMPTS.names, *IN_SHARDS.names) if name in types)]
     order += sorted(name for name in types if name.startswith(tuple(BY_STAGE)))
     order += [name for name in types if name not in order]
     return pa.table({name: column([row.get(name) for row in rows], types[name]) for name in order})

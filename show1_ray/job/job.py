@@ -19,6 +19,7 @@ from show1_ray.dataset.storage import Storage
 from show1_ray.dataset.undo import Undo, undone_if_refused
 from show1_ray.errors import Notice, UserError
 from show1_ray.job.landing import columns_of, specs
+from show1_ray.job.prompts import Prompts
 from show1_ray.job.summary import Summary
 from show1_ray.job.telling import Told, measured, report_subject, watching
 from show1_ray.line.events import (
@@ -87,6 +88,7 @@ def render(
     max_failures: int = 20,
     verify: bool = False,
     allow_private_urls: bool = False,
+    strict_prompts: bool = False,
     dry_run: bool = False,
     observe: Callable[[Told], None] = lambda event: None,
     control: Control | None = None,
@@ -117,6 +119,8 @@ def render(
             compared, which tells truncated ones and costs a listing.
         allow_private_urls: images and videos of the manifest may also lie at addresses that are not public, and in
             local files outside the manifest's folder.
+        strict_prompts: prompts are refused that are longer than what a text encoder takes; else it is said how many
+            are cut.
         dry_run: check everything, say what is left, render nothing.
         observe: called with each of the line's events, in the line's thread, and first with the summary as it stands;
             and, from any thread, with a `Notice` of what went wrong beside the rendering.
@@ -161,9 +165,13 @@ def render(
         "format": format,
         "columns": entries.columns,
     }
+    prompts = Prompts(pipeline)
+    if strict_prompts:
+        prompts.refuse(entries)
     if dry_run:
         survey = look(out, entries, retry_failed=retry_failed, verify=verify, **place)
         summary.count_before(survey, Storage.at(out))
+        summary.notes += [] if strict_prompts else prompts.notes(entries)
         observe(summary)
         return summary
 
@@ -183,7 +191,7 @@ def render(
             check_shared(out)
             report = after.enter_context(Report(dataset.lander.storage, subject, tell=tell))
             watched = watching(observe, report, measured(job_name() or out, tell), undo)
-            orders = orders_of(pipeline, dataset.missing(entries, retry_failed))
+            orders = orders_of(pipeline, dataset.missing(entries, retry_failed), prompts)
             running = Running(Line(stages, replace(settings, inherited=watch.inherited)), orders, summary.left)
             watch.when_gone(running.end)
             fill(dataset, running, summary, control, max_failures, watched)
@@ -197,6 +205,8 @@ def render(
     ):
         if not dataset.is_new:
             summary.count_before(dataset.survey(entries, retry_failed), dataset.lander.storage)
+        if summary.left and not strict_prompts:
+            summary.notes += prompts.notes(entries)
         observe(summary)
         if summary.left:
             run(dataset, undo, control)
@@ -240,9 +250,11 @@ def fill(
         raise UserError(str(error)) from error
 
 
-def orders_of(pipeline: Pipeline, entries: Iterable[Entry]) -> Iterator[Order]:
-    """What the line is given of each clip."""
-    return (order(pipeline, entry.clip, {"extra": entry.extra}) for entry in entries)
+def orders_of(pipeline: Pipeline, entries: Iterable[Entry], prompts: Prompts | None = None) -> Iterator[Order]:
+    """What the line is given of each clip; `prompts` counts its tokens."""
+    for entry in entries:
+        counted = {} if prompts is None else prompts.columns(entry.clip.prompt)
+        yield order(pipeline, entry.clip, {"extra": {**entry.extra, **counted}})
 
 
 def take_note(event: Event, dataset: Dataset, summary: Summary) -> None:

@@ -102,6 +102,11 @@ class Manifest:
         seeds = [clip.generator_seed for given, clip in islice(clips, self._limit) if given is None]
         return sum(times for times in Counter(seeds).values() if times > 1)
 
+    def prompts(self) -> Iterator[tuple[str, int, str]]:
+        """The prompt of each row, with its file and its number there. Raises ManifestError."""
+        rows = ((table.url, row) for table in self._tables for row in self._read_again(table, extra=False))
+        return ((url, row.number, str(row.prompt)) for url, row in islice(rows, self._rows_wanted))
+
     def _entries(self) -> Iterator[Entry]:
         for row, occurrence in self._rows():
             for sample in range(self._samples):
@@ -195,9 +200,9 @@ class Manifest:
         self._makes = columns.makes()
         self.notes += [*self._naming.notes(), *columns.notes()]
 
-    def _read_again(self, table: Table) -> Iterator[Row]:
+    def _read_again(self, table: Table, extra: bool = True) -> Iterator[Row]:
         try:
-            yield from table.rows(self._naming, extra=True, makes=self._makes)
+            yield from table.rows(self._naming, extra=extra, makes=self._makes)
         except UnreadableError as error:
             raise ManifestError(f"manifest {error}") from error
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 OWN = (
     *("file_name", "id", "prompt", "negative_prompt", "seed", "pipeline", "recipe", "revisions", "frames", "fps"),
     *("width", "height", "sha256", "bytes", "attempts", "execution", "versions", "landed"),
-    *("shard", "shard_bytes"),
+    *("shard", "shard_bytes", "prompt_tokens", "prompt_truncated"),
 )
 """Columns that a dataset's metadata has itself."""
 READERS = ("video", "videos", "file_names", "label")

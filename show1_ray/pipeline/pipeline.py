@@ -21,7 +21,7 @@ from show1_ray.pipeline.parts import Reader
 from show1_ray.pipeline.registry import RegistryError
 from show1_ray.pipeline.rows import RowSettings, batch_keys, faults_of_settings
 from show1_ray.pipeline.wiring import Fault, Part, Ref, Wired, Wiring, wire
-from show1_ray.stage import FRAMES, Context, Needs, Shape, StageSettings
+from show1_ray.stage import FRAMES, Context, Needs, PromptLimit, Shape, StageSettings
 
 __all__ = ["Head", "Pipeline", "Stages"]
 
@@ -200,6 +200,13 @@ class Pipeline:
         """What each stage loads. Raises ConfigError where a stage cannot say it."""
         try:
             return [(part.name, need) for part in self.parts for need in part.checkpoints()]
+        except RegistryError as error:
+            raise ConfigError(f"{self.file or self.name}: {error}") from None
+
+    def prompt_limits(self) -> list[tuple[str, PromptLimit]]:
+        """What each stage's text encoders take of prompts. Raises ConfigError where a stage cannot say it."""
+        try:
+            return [(part.name, limit) for part in self.parts for limit in part.prompt_limits()]
         except RegistryError as error:
             raise ConfigError(f"{self.file or self.name}: {error}") from None
 

@@ -13,7 +13,7 @@ from show1_ray.errors import UserError
 from show1_ray.pipeline.checkpoints import Checkpoint
 from show1_ray.pipeline.code import Code, Portable
 from show1_ray.pipeline.registry import RegistryError, explained, signature_problems
-from show1_ray.stage import FLOAT_FRAMES, FRAMES, PLAIN, Axes, Context, Needs, Shape, Stage
+from show1_ray.stage import FLOAT_FRAMES, FRAMES, PLAIN, Axes, Context, Needs, PromptLimit, Shape, Stage
 
 INPUTS = "inputs"
 """Stands for the pipeline's inputs where a stage's name is expected."""
@@ -89,6 +89,13 @@ class Part(Portable):
         if not all(isinstance(one, Needs) and isinstance(one.checkpoint, Checkpoint) for one in needs):
             raise RegistryError(f"{self.cls.__name__}.checkpoints must give Needs of Checkpoints")
         return needs
+
+    def prompt_limits(self) -> Sequence[PromptLimit]:
+        """What it takes of prompts. Raises RegistryError."""
+        limits = tuple(self.ask("prompt_limits", self.settings))
+        if not all(isinstance(one, PromptLimit) and isinstance(one.checkpoint, Checkpoint) for one in limits):
+            raise RegistryError(f"{self.cls.__name__}.prompt_limits must give PromptLimits of Checkpoints")
+        return limits
 
     def ask(self, method: str, *given: Any) -> Any:
         """What its class says of itself. Raises RegistryError if that fails, with the line of the class's code."""

@@ -12,13 +12,14 @@ from show1_ray.clip import Clip
 from show1_ray.errors import shown
 from show1_ray.pipeline.checkpoints import Checkpoint, CheckpointError, published_or_local_config
 from show1_ray.show1 import settings as recipe
-from show1_ray.stage import FLOAT_FRAMES, FRAMES, Axes, Context, Fault, Needs, Shape, Stage
+from show1_ray.stage import FLOAT_FRAMES, FRAMES, Axes, Context, Fault, Needs, PromptLimit, Shape, Stage
 
 LOOP = ("steps", "guidance", "guidance_interval", "reuse")
 """Settings of a denoising loop that may differ from row to row: its scheduler is made when a stage is loaded."""
 TEXTS = {"prompt_embeds": "l d", "negative_prompt_embeds": "l d"}
 """What T5 gives, for all pixel stages."""
 COLOURS = 3
+CLIP_TOKENS = 77
 
 
 class CascadeStage(Stage):
@@ -101,6 +102,11 @@ class Text(CascadeStage):
     def checkpoints(cls, settings: recipe.Text) -> Sequence[Needs]:
         """See `Stage`."""
         return (Needs(settings.checkpoint, ("tokenizer", "text_encoder")),)
+
+    @classmethod
+    def prompt_limits(cls, settings: recipe.Text) -> Sequence[PromptLimit]:
+        """See `Stage`; `clean_caption` may leave fewer tokens."""
+        return (PromptLimit(settings.checkpoint, settings.max_tokens, prepare=lower),)
 
     @classmethod
     def shapes(cls, settings: recipe.Text, context: Context, given: Mapping[str, Shape]) -> Mapping[str, Shape]:
@@ -224,6 +230,12 @@ class LatentSuperResolution(DenoisingStage):
         return (Needs(settings.checkpoint, ("tokenizer", "text_encoder", "unet", "vae", "scheduler")),)
 
     @classmethod
+    def prompt_limits(cls, settings: recipe.LatentSuperResolution) -> Sequence[PromptLimit]:
+        """See `Stage`: CLIP's."""
+        config = published_or_local_config(settings.checkpoint, "text_encoder") or {}
+        return (PromptLimit(settings.checkpoint, int(config.get("max_position_embeddings", CLIP_TOKENS))),)
+
+    @classmethod
     def shapes(
         cls, settings: recipe.LatentSuperResolution, context: Context, given: Mapping[str, Shape]
     ) -> Mapping[str, Shape]:
@@ -252,6 +264,11 @@ STAGES: dict[str, type[CascadeStage]] = {
     "latent_super_resolution": LatentSuperResolution,
 }
 """The cascade, in its order, by the names that pipeline files use."""
+
+
+def lower(prompt: str) -> str:
+    """A prompt as T5 is given it, but for `clean_caption`."""
+    return prompt.lower().strip()
 
 
 def float_frames(context: Context, frames: int | None, height: int | None, width: int | None) -> Shape:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from show1_ray.clip import Clip
 from show1_ray.show1 import settings as recipe
+from show1_ray.show1.stages import lower
 from show1_ray.stages.noise import Noise
 from show1_ray.stages.torch_stage import Tensors, TorchStage, device_and_dtype
 
@@ -91,7 +92,7 @@ class Text(TorchStage):
     def prepare(self, prompt: str) -> str:
         """The prompt as T5 is given it: lower case without white space around it, or DeepFloyd IF's cleaning."""
         if not self.settings.clean_caption:
-            return prompt.lower().strip()
+            return lower(prompt)
         from diffusers.pipelines.deepfloyd_if.pipeline_if import IFPipeline  # slow, and seldom needed
 
         # The cleaning is a method that uses nothing of the pipeline but its own regular expressions.

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from show1_ray.clip import Clip
-from show1_ray.dataset.metadata import BY_STAGE, IN_SHARDS, SCHEMA, check_columns
+from show1_ray.dataset.metadata import BY_STAGE, IN_SHARDS, OF_PROMPTS, SCHEMA, check_columns
 from show1_ray.errors import ConfigError
 from show1_ray.manifest import ManifestError, open_manifest
 from show1_ray.pipeline import columns
@@ -80,7 +80,7 @@ def test_an_input_that_is_called_like_a_column_of_the_metadata_has_one_of_its_ow
 
 
 def test_the_columns_of_the_metadata_are_known_to_whoever_reads_pipelines():
-    assert set(columns.OWN) == {*SCHEMA.names, *IN_SHARDS.names}
+    assert set(columns.OWN) == {*SCHEMA.names, *IN_SHARDS.names, *OF_PROMPTS.names}
     assert set(columns.BY_STAGE) == set(BY_STAGE)
 
 

@@ -84,7 +84,7 @@ def skeleton(folder: Path, found: Layout, component: str, dtype: str) -> Any:
     """A network without weights, from its configuration: a pipeline asks it for sizes and types."""
     library, name = found.components[component]
     known = library in ("diffusers", "transformers")
-    cls: Any = getattr(import_module(library if known else f"diffusers.pipelines.{library}"), str(name))
+    cls: Any = getattr(import_module(str(library) if known else f"diffusers.pipelines.{library}"), str(name))
     place = folder / component
     with torch.device("meta"):
         if library == "transformers":

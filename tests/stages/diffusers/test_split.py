@@ -23,6 +23,11 @@ CLIPS = [
 SPLIT = sorted(tiny.FAMILIES.keys() - {"stable_diffusion"})
 
 
+def work(stage: Any) -> Any:
+    """The pipeline that a station holds."""
+    return stage.stage.work
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("diffusers")
@@ -63,7 +68,7 @@ def test_each_piece_holds_its_own_networks_only(place: Path) -> None:
     held = {
         blueprint.context.name: sorted(
             name
-            for name, one in blueprint.build("cpu").stage.work.pipe.components.items()
+            for name, one in work(blueprint.build("cpu")).pipe.components.items()
             if isinstance(one, torch.nn.Module)
         )
         for blueprint in blueprints(apart)
@@ -79,7 +84,7 @@ def test_each_piece_holds_its_own_networks_only(place: Path) -> None:
 def test_equal_texts_are_encoded_once(place: Path) -> None:
     text = blueprints(tiny.pipeline(place, "wan", split=True))[0].build("cpu")
     calls = []
-    encoder = text.stage.work.pipe.text_encoder
+    encoder = work(text).pipe.text_encoder
     encoder.register_forward_pre_hook(lambda *_: calls.append(1))
     text(CLIPS, [{}] * 3)
     assert len(calls) == 4  # two prompts, "blurred", and the empty negative prompt
@@ -120,7 +125,7 @@ def test_pieces_are_executed_in_their_own_ways(place: Path) -> None:
 def test_later_stages_know_what_is_cut_by_the_name_of_the_stage(place: Path) -> None:
     tiny.pipeline(place, "wan", split=True)
     said = tiny.yaml.safe_load((place / "wan.yaml").read_text())
-    said["clip"] = "video"
+    said["clip"] = "video.video"
     said["stages"]["again"] = {**said["stages"]["video"], "takes": {"max_sequence_length": "inputs.length"}}
     said["inputs"] = {"length": "int"}
     (place / "twice.yaml").write_text(tiny.yaml.safe_dump(said, sort_keys=False))
