@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 
 from tests import tiny_diffusers as tiny
@@ -93,4 +95,14 @@ def upscaler() -> Any:
     )
 
 
-tiny.FAMILIES.update(sdxl=sdxl, upscaler=upscaler)
+FAMILIES = {"sdxl": sdxl, "upscaler": upscaler}
+
+
+def folder(name: str, place: Path) -> Path:
+    """Writes a pipeline below a folder if it is not there yet."""
+    target = place / name
+    if not target.exists():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            FAMILIES[name]().save_pretrained(target, safe_serialization=True)
+    return target

@@ -253,6 +253,12 @@ class Pipeline:
         _refuse([f"{self.file or self.name}: {'.'.join(key)}: {why}" for key, why in found.faults() if not before])
         return found
 
+    def looked(self) -> Self:
+        """The same, once stages have looked at what they need to tell of themselves. Raises UserError."""
+        for part in self.parts:
+            part.cls.look(part.settings)
+        return replace(self)
+
     def recipe(self) -> dict[str, Any]:
         """All that decides what a clip's frames are, as plain data; see `pipeline.recipe`."""
         return recipes.recipe(self)
@@ -372,7 +378,8 @@ class Pipeline:
                 if size > MOST_BYTES:
                     reason = f"a clip of {what} is {size / 2**30:.0f} GiB; {MOST_BYTES // 2**30} are the most"
                     yield ("stages", stage.key), reason
-                if (stage.name, name) == (self.video.stage, self.video.name) and (width % 2 or height % 2) and sizes:
+                is_odd = any((sizes.get(axis) or 0) % 2 for axis in "wh")
+                if (stage.name, name) == (self.video.stage, self.video.name) and is_odd:
                     reason = f"{width}x{height} frames, but H.264 needs an even width and height"
                     yield ("stages", stage.key), reason
 

@@ -140,6 +140,7 @@ def estimate(
         UserError: a GPU that is not known; a stage that does not fit it; a CPU without a profile; a profile of another
             recipe.
     """
+    pipeline = pipeline.looked()
     basis = find_basis(pipeline, gpu_type, profile)
     check_memory(pipeline, basis)
     specs = line_specs(pipeline, basis.costs, cores=basis.room == sys.maxsize)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from show1_ray.clip import Clip
 from show1_ray.stage import FRAMES, Axes, Context, Fault, Piece, Shape
 from show1_ray.stages.diffusers import families
 from show1_ray.stages.diffusers import settings as recipe
+from show1_ray.stages.diffusers.layout import Layout
 from show1_ray.stages.diffusers.stage import DiffusersStage, known, shape_of
 
 STATE = "byte"
 """Axes of what only the next piece can read: a generator's state, or a solver's."""
+
+HOLDS: Mapping[str, Callable[[str], bool]] = {
+    "Text": lambda network: network.startswith("text_encoder"),
+    "Denoise": lambda network: not network.startswith(("text_encoder", "vae")),
+    "HighNoise": lambda network: not network.startswith(("text_encoder", "vae", "transformer_2")),
+    "LowNoise": lambda network: network != "transformer" and not network.startswith(("text_encoder", "vae")),
+    "Decode": lambda network: network.startswith("vae"),
+}
+"""Of each piece (`DiffusersPiece.part`) the networks that it holds."""
 
 
 class DiffusersPiece(DiffusersStage):
@@ -45,6 +55,11 @@ class DiffusersPiece(DiffusersStage):
         """See `checks`; what comes from the piece before is none of the user's."""
         takes, _ = cls.signature(settings)
         return super().faults(settings, context, {name: one for name, one in given.items() if name not in takes})
+
+    @classmethod
+    def networks(cls, settings: recipe.Settings, found: Layout) -> Sequence[str]:
+        """See `DiffusersStage`."""
+        return [name for name in found.networks if HOLDS[cls.part](name)]
 
     @classmethod
     def texts(cls, settings: recipe.Settings) -> dict[str, Axes]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from show1_ray.clip import Clip
 from show1_ray.stage import NonFiniteError
 from show1_ray.stages.diffusers import families, loading, outputs
+from show1_ray.stages.diffusers.pieces import HOLDS
 from show1_ray.stages.diffusers.whole import Loaded
 
 KEPT = 64
@@ -38,11 +39,7 @@ class Part(Loaded):
 
     def __init__(self, settings: Any, context: Any, device: str) -> None:
         found = loading.fetched(settings, ())[1]
-        super().__init__(settings, context, device, [name for name in found.networks if self.holds(name)])
-
-    def holds(self, network: str) -> bool:
-        """Whether it is one of its own."""
-        raise NotImplementedError
+        super().__init__(settings, context, device, list(filter(HOLDS[type(self).__name__], found.networks)))
 
     def _load(self) -> None:
         super()._load()
@@ -71,10 +68,6 @@ class Part(Loaded):
 
 class Text(Part):
     """Prompts become what `encode_prompt` gives."""
-
-    def holds(self, network: str) -> bool:
-        """See `Part`."""
-        return network.startswith("text_encoder")
 
     def _load(self) -> None:
         super()._load()
@@ -137,10 +130,6 @@ class Text(Part):
 class Denoise(Part):
     """What was encoded becomes latents."""
 
-    def holds(self, network: str) -> bool:
-        """See `Part`."""
-        return not network.startswith(("text_encoder", "vae"))
-
     def _load(self) -> None:
         super()._load()
         self.waiting: list[Any] = []
@@ -177,10 +166,6 @@ class Denoise(Part):
 
 class Decode(Part):
     """Latents become frames."""
-
-    def holds(self, network: str) -> bool:
-        """See `Part`."""
-        return network.startswith("vae")
 
     def _load(self) -> None:
         super()._load()
@@ -227,10 +212,6 @@ class HighNoise(Denoise):
 
     mine = "transformer"
     goes_on = False
-
-    def holds(self, network: str) -> bool:
-        """See `Part`."""
-        return super().holds(network) and (network == self.mine or not network.startswith("transformer"))
 
     def _load(self) -> None:
         super()._load()

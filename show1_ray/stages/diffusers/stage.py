@@ -60,6 +60,33 @@ class DiffusersStage(Stage):
 
             hub.fetch_configurations(settings.checkpoint, INDEX)
 
+    @classmethod
+    def networks(cls, settings: recipe.Settings, found: Layout) -> Sequence[str]:
+        """The networks that it computes with; a piece has some of the pipeline's."""
+        return found.networks
+
+    @classmethod
+    def operations(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> float | None:
+        """Those of its networks for all steps of a clip; None where configurations are not here. Imports torch."""
+        pipeline, found = known(settings)
+        if pipeline is None or found is None:
+            return None
+        from show1_ray.stages.diffusers import works
+
+        takes, _ = cls.signature(settings)
+        own = {name: shape for name, shape in given.items() if name not in takes}
+        return works.operations(settings, context, own, pipeline, found, cls.networks(settings, found))
+
+    @classmethod
+    def weights(cls, settings: recipe.Settings, context: Context) -> int | None:
+        """Bytes of its networks; None where configurations are not here, or they are quantised. Imports torch."""
+        _, found = known(settings)
+        if found is None:
+            return None
+        from show1_ray.stages.diffusers import works
+
+        return works.weights(settings, context, found, cls.networks(settings, found))
+
     def loaded_bytes(self) -> int | None:
         """See `Stage`."""
         return int(self.work.loaded_bytes())
@@ -146,7 +173,8 @@ def shape_of(settings: recipe.Settings, given: Mapping[str, Shape]) -> Shape:
     What the class has as a default counts where nothing is taken from elsewhere, such as an image whose size decides.
     """
     pipeline, found = known(settings)
-    count, sides = None, [None, None]
+    count: int | None = None
+    sides: list[int | None] = [None, None]
     if pipeline is not None and settings.over is not None:
         count, *sides = _sizes_over_frames(settings, families.image_scale(pipeline, found), given)
     elif pipeline is not None:

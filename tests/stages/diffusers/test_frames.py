@@ -18,7 +18,7 @@ from show1_ray.pipeline.pipeline import Pipeline
 from show1_ray.stage import NonFiniteError, StageError
 from show1_ray.stages.diffusers.frames import OverFrames
 from tests import tiny_diffusers as tiny
-from tests import tiny_images  # noqa: F401 - registers its pipelines
+from tests import tiny_images
 
 CLIPS = [Clip("a", "a red ball", "blurred", 3), Clip("b", "a cat on a mat", None, 7)]
 CALLS: dict[str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ def pipeline(place: Path, name: str, *changes: str, **more: Any) -> Pipeline:
     """Frames of noise, upscaled."""
     code = place / "source.py"
     code.write_text(SOURCE)
-    stage = {"uses": "diffusers", "checkpoint": {"repo": str(tiny.folder(name, place))}, "call": CALLS[name]}
+    stage = {"uses": "diffusers", "checkpoint": {"repo": str(tiny_images.folder(name, place))}, "call": CALLS[name]}
     stage |= {"over": "frames", "takes": {"image": "source"}, **more}
     said = {"fps": 8, "dtype": "float32", "stages": {"source": {"uses": "source:Source"}, "video": stage}}
     file = place / f"{name}.yaml"
