@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
+from show1_ray import supervisor
 from show1_ray.__main__ import main
-from show1_ray.cluster import supervisor
 
 
 def job() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from show1_ray.cluster import supervisor
+from show1_ray import supervisor
 
 DRIVERS = ("render", "demo")
 """Commands that run a line, whose process Ray may end."""

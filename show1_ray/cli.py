@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from show1_ray.cluster.leaving import is_stuck
-from show1_ray.cluster.supervisor import done
 from show1_ray.errors import UserError, last_line, shown
 from show1_ray.output import Console, Lines, say, say_json, take_over
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.commands import CodeOption, SetOption, check, fetch, pipelines, schema, stages
+from show1_ray.supervisor import done
 
 if TYPE_CHECKING:
     from show1_ray.job import Control

@@ -21,13 +21,14 @@ SHORTEST_SECRET = 8
 _KEPT: set[str] = set()
 TOKEN_FILES = ("~/.ray/auth_token", "~/.cache/huggingface/token")
 SECRETS = re.compile(
-    r"(?P<before>"
-    r"[a-z][a-z0-9+.-]*://[^\s/:@'\"]*:(?=[^\s/@'\"]*@)"  # user:password@ of a URL
-    r"|[?&](?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|awsaccesskeyid|signature"
-    r"|sig|[a-z_-]*token|[a-z_-]*secret|password|[a-z_-]*key)="
+    r"(?P<user>\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*:)[^\s/@'\"]+(?=@)"  # user:password@ of a URL
+    r"|(?P<scheme>\bhttps?://)[^\s/:@'\"]{16,}(?=@)"  # token@ of one
+    r"|(?P<before>"
+    r"[?&#](?:[a-z0-9_.-]*(?:signature|credential|token|secret|key|keyid|auth|authorization)|sig|password|passwd|pwd|jwt"
+    r"|hmac)="
     r"|\b(?:x-ray-)?authorization['\"]?\s*[:=]\s*['\"]?(?:bearer\s+|basic\s+)?(?=\S{8})"
     r"|\bbearer\s+(?=\S{16})"
-    r")(?P<secret>[^\s&@'\",;]+)"
+    r")[^\s&@'\",;]+"
     r"|(?-i:\bhf_[A-Za-z0-9]{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b)",
     re.IGNORECASE,
 )
@@ -104,7 +105,7 @@ def unsigned(text: str) -> str:
     """The text without what is secret by its place or its form, such as a signed URL's signature; the same on every
     machine.
     """
-    return SECRETS.sub(lambda found: (found["before"] or "") + HIDDEN, text)
+    return SECRETS.sub(lambda found: (found["before"] or found["user"] or found["scheme"] or "") + HIDDEN, text)
 
 
 def hidden(value: Any) -> Any:
@@ -121,6 +122,19 @@ def hidden(value: Any) -> Any:
 def keep_secret(secret: str) -> None:
     """Let this process hide what is neither in its environment nor in a file that it knows."""
     _KEPT.add(secret)
+
+
+def keep_secrets_of(url: str) -> None:
+    """Let this process hide what a signed URL's query says, whatever the store calls its signature: values with digits
+    in them that are no part of its path.
+    """
+    scheme, is_url, rest = url.partition("://")
+    path, _, query = rest.partition("?")
+    if not (is_url and scheme):
+        return
+    for _, _, value in (one.partition("=") for one in re.split("[&#]", query)):
+        if re.search(r"\d", value) and value not in path:
+            keep_secret(value)
 
 
 def _secrets() -> list[str]:

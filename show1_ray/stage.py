@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from show1_ray.clip import Clip
@@ -43,13 +44,16 @@ Count = Annotated[int, Field(ge=1, le=10_000)]
 class StageSettings(BaseModel):
     """A stage's part of the recipe. Unknown keys and other types are refused: true is no number, "5" neither.
 
+    Fields are of types that a pipeline file can say: numbers, text, lists, mappings, other models; also tuples, sets,
+    enumerations, paths and dates, which are written as lists and text.
+
     Attributes:
         later: fields that came when recipes had been written already: left out of the recipe where they have their
             defaults, so that those stay what they were.
         unrecorded: fields that are no part of the recipe, because clips do not depend on them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
     later: ClassVar[frozenset[str]] = frozenset()
     unrecorded: ClassVar[frozenset[str]] = frozenset()
@@ -58,7 +62,7 @@ class StageSettings(BaseModel):
 class StageExecution(BaseModel):
     """How a stage is computed: changes speed and memory, not what a clip is."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
     batch_size: Count = Field(1, description="clips at a time")
     memory: float = Field(
@@ -123,22 +127,22 @@ class Shape:
     @property
     def bytes(self) -> int | None:
         """Bytes of the value; None where a size or the type is not known."""
-        widths = {
-            "bfloat16": 2,
-            "float16": 2,
-            "float32": 4,
-            "float64": 8,
-            "uint8": 1,
-            "int16": 2,
-            "int32": 4,
-            "int64": 8,
-        }
-        total = widths.get(self.dtype or "")
+        total = _width(self.dtype)
         for size in self.sizes:
             if total is None or size is None:
                 return None
             total *= size
         return total
+
+
+def _width(dtype: str | None) -> int | None:
+    """Bytes of a number of a type; None where nobody knows it."""
+    if dtype is None or dtype.startswith(("bfloat", "float8", "float4")):
+        return {None: None, "bfloat16": 2}.get(dtype, 1)
+    try:
+        return np.dtype(dtype).itemsize or None
+    except TypeError:
+        return None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from show1_ray import Pipeline
-from show1_ray.planning.costs import weights_of
 
 HEAVY = ("torch", "diffusers", "transformers")
 RENDERS = """
@@ -81,7 +80,7 @@ print(json.dumps({"memory": {name: cost.memory for name, cost in costs.items()},
 
 def test_weights_that_only_torch_can_count_are_counted_in_another_process(tiny):
     found = json.loads(run("-c", COUNTS, tiny).stdout)
-    weights = weights_of(Pipeline.load(tiny))
+    weights = Pipeline.load(tiny).weights()
     assert not found["torch"]
     assert found["memory"]["text"] == int(1.2 * weights["text"])
     assert found["memory"]["keyframes"] == 3 * weights["keyframes"]

@@ -43,6 +43,7 @@ def refusal(folder: Path, *arguments: str, files: dict[str, bytes] = FILES) -> s
         ("a\x1b[31mb", "characters that no name should have"),
         ("x::y", "a chain of filesystems"),
         ("simplecache::s3://bucket/x", "a chain of filesystems"),
+        ("memory://clips", "each process has a memory of its own: give a folder or a URL that all processes"),
         ("s3://", "names no bucket"),
         ("s3:///clips", "names no bucket"),
         ("gs://", "names no bucket"),

@@ -18,7 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from show1_ray.errors import HIDDEN
+from show1_ray.errors import HIDDEN, UserError, printable, without_secrets
+from show1_ray.manifest import open_manifest
+from show1_ray.pipeline.inputs import unsigned_value
 
 SIGNATURE = "5165a7e5" * 8
 PASSWORD = "sesame-of-the-page"
@@ -155,3 +157,42 @@ def test_a_demo_tells_no_secret(tmp_path, ray_folder):
     assert (process.returncode, in_text(out + said + err), in_text("\n".join(lines))) == (0, [], [])
     assert told_in(tmp_path) == {}
     assert told_in(ray_folder) == {}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://h/p.parquet?X-Amz-Credential=AKIA%2F20260101&X-Amz-Signature={}&x=1",
+        "https://h/p.parquet?se=2026&sp=r&sig={}",
+        "https://h/p.parquet?q-sign-algorithm=sha1&q-signature={}",
+        "https://h/p.parquet?GoogleAccessId=a&Signature={}",
+        "https://h/p.parquet?OSSAccessKeyId=a&security-token={}",
+        "https://h/p.parquet?pwd={}",
+        "https://h/p.parquet#access_token={}",
+        "https://ada:{}@h/p.parquet",
+        "https://ada:{},;&x@h/p.parquet",
+        "https://{}@h/p.parquet",
+        "s3://key:{}@bucket/p.parquet",
+    ],
+)
+def test_what_a_url_has_of_credentials_is_hidden_by_its_place(url):
+    secret = "k3yThatNobodyShouldSee"
+    told = without_secrets(f"manifest {url.format(secret)}: no such file")
+    assert secret not in told
+    assert ",;&x" not in told
+    assert "***" in told
+    assert "p.parquet" in told
+
+
+def test_whatever_a_signature_of_a_manifests_url_is_called_it_is_not_told(monkeypatch):
+    monkeypatch.setattr("show1_ray.errors._KEPT", set())
+    with pytest.raises(UserError) as error:
+        open_manifest("https://127.0.0.1:1/p.parquet?v=2&k=n0bodyShouldSeeThis&response=attachment")
+    assert "n0bodyShouldSeeThis" not in printable(error.value)
+    assert "response=attachment" in printable(error.value)
+
+
+def test_signatures_in_lists_and_structs_of_a_row_stay_with_the_manifest():
+    url = "https://h/a.png?X-Amz-Signature={}"
+    value = {"pictures": [url.format("0123"), "a"], "n": 1}
+    assert unsigned_value(value) == {"pictures": [url.format("***"), "a"], "n": 1}

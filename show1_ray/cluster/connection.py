@@ -22,8 +22,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from show1_ray.cluster.head import ANSWER_SECONDS, WANTS_TOKEN, check_form, check_head, explained
 from show1_ray.cluster.leaving import leave
 from show1_ray.cluster.watch import ClusterGoneError, Watch
-from show1_ray.dataset.storage import Storage
-from show1_ray.errors import UserError, shown, without_secrets
+from show1_ray.dataset.lease import is_seen
+from show1_ray.dataset.place import SHARED
+from show1_ray.dataset.storage import Storage, StorageError
+from show1_ray.errors import UserError, one_line, shown, without_secrets
 from show1_ray.line import gcs
 
 LEVEL = "RAY_BACKEND_LOG_LEVEL"
@@ -287,21 +289,39 @@ def interrupted_at_the_end() -> Iterator[None]:
         before(signal.SIGINT, first[0])
 
 
-def check_shared(out: str) -> None:
-    """Sees that every node finds the dataset, where it is a folder of a file system: clips land on any node.
+def check_shared(out: str, token: str) -> None:
+    """Sees that a process on every node reads what this one wrote: clips land on any node.
+
+    Args:
+        out: the dataset, of whatever kind of storage; a folder of the only node is this machine's.
+        token: of the lease that lies there.
 
     Raises:
-        UserError: a node does not.
+        UserError: a node does not find it, or may not read it.
     """
     storage = Storage.at(out)
     nodes = [node["NodeID"] for node in gcs.nodes() if node["Alive"]]
-    if not storage.is_local or len(nodes) < 2:
+    if storage.is_local and len(nodes) < 2:
         return
-    look = ray.remote(num_cpus=0)(lambda: bool(storage.sizes("")))
+    look = ray.remote(num_cpus=0)(_seen)
     strategies = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
-    found = ray.get([look.options(scheduling_strategy=strategy).remote() for strategy in strategies])
-    if not all(found):
+    found = ray.get([look.options(scheduling_strategy=strategy).remote(storage, token) for strategy in strategies])
+    problem = next((reason for reason in found if reason), None)
+    if problem is not None and storage.is_local:
         raise UserError(f"--out {out}: not all nodes of the cluster share this folder; give a URL that they do")
+    if problem is not None:
+        raise UserError(
+            f"--out {out}: a node of the cluster does not read what this machine wrote there: {problem}; "
+            f"give {SHARED}, with credentials that all nodes have"
+        )
+
+
+def _seen(storage: Storage, token: str) -> str:
+    """Why a node does not see the lease with a token; "" where it does."""
+    try:
+        return "" if is_seen(storage, token) else "it finds nothing there"
+    except (StorageError, ImportError) as error:
+        return one_line(error)
 
 
 def job_name() -> str:

@@ -15,9 +15,12 @@ import yaml
 import show1_ray
 from show1_ray.errors import UserError, shown
 from show1_ray.manifest import AS_THEY_ARE, Columns, open_manifest
+from show1_ray.manifest.places import GLOB, find_tables
+from show1_ray.manifest.table import UnreadableError
 from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
 from show1_ray.pipeline.code import Code
 from show1_ray.pipeline.sources import folder_of_manifest
+from show1_ray.planning.profile import kept_profiles
 
 CODE = "code"
 """The folder of a shipment that has code of somebody's own."""
@@ -59,7 +62,7 @@ def shipment(
     with tempfile.TemporaryDirectory(prefix="show1-ray") as name:
         folder = Path(name)
         package = Path(show1_ray.__file__).parent
-        ignored = shutil.ignore_patterns("__pycache__", "profiles")
+        ignored = shutil.ignore_patterns("__pycache__", "profiles", ".*")
         shutil.copytree(package, folder / "show1_ray", ignore=ignored)
         for pipelines in PIPELINE_FOLDERS:
             shutil.copytree(pipelines, folder / "show1_ray" / "pipelines", ignore=ignored, dirs_exist_ok=True)
@@ -69,22 +72,51 @@ def shipment(
         if there != manifest and loaded.input_columns.has_files:
             named = _files_of(manifest, loaded, files or Files())
             _ship_files(manifest, named, folder, Path(folder_of_manifest(str(folder / there))))
-        yield folder, there, _ship_pipeline(pipeline, folder, code)
+        shipped = _ship_pipeline(pipeline, folder, code)
+        _ship_profiles(loaded, folder / "show1_ray" / "pipelines" if shipped == pipeline else folder)
+        yield folder, there, shipped
 
 
 def _ship_manifest(manifest: str, folder: Path) -> str:
+    """Copies a manifest's tables, in their folders, and nothing else that lies beside them. Returns its name there."""
+    if "::" in manifest:
+        return _ship_archive(manifest, folder)
     filesystem, path = fsspec.core.url_to_fs(manifest)
-    if "file" not in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
+    if not _is_local(filesystem):
         return manifest
-    found = [path] if filesystem.exists(path) else filesystem.glob(path)
-    if not found:
+    whole = Path(path)
+    try:
+        tables = [Path(table.url) for table in find_tables(manifest).tables] if not whole.is_file() else [whole]
+    except UnreadableError as error:
+        raise UserError(f"manifest {error}") from None
+    _check_size(f"manifest {manifest}", folder, tables)
+    anchor = whole.parent if whole.exists() else Path(GLOB.split(path, maxsplit=1)[0].rpartition("/")[0])
+    while "=" in anchor.name:  # folders that give columns
+        anchor = anchor.parent
+    for one in tables:
+        place = folder / "manifest" / one.relative_to(anchor)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(one, place)
+    return f"manifest/{whole.relative_to(anchor)}"
+
+
+def _ship_archive(manifest: str, folder: Path) -> str:
+    """As `_ship_manifest`, of a file in an archive: the archive, where it is this machine's."""
+    *chain, last = manifest.split("::")
+    filesystem, path = fsspec.core.url_to_fs(last)
+    if not _is_local(filesystem):
+        return manifest
+    archive = Path(path)
+    if not archive.is_file():
         raise UserError(f"manifest {manifest}: no such file")
-    _check_size(f"manifest {manifest}", folder, [file for one in map(Path, found) for file in _below(one)])
+    _check_size(f"manifest {manifest}", folder, [archive])
     (folder / "manifest").mkdir()
-    for one in map(Path, found):
-        copy = shutil.copytree if one.is_dir() else shutil.copy
-        copy(one, folder / "manifest" / one.name)
-    return f"manifest/{Path(path).name}"
+    shutil.copy(archive, folder / "manifest" / archive.name)
+    return "::".join([*chain, f"manifest/{archive.name}"])
+
+
+def _is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
+    return "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
 
 
 def _files_of(manifest: str, pipeline: Pipeline, files: Files) -> dict[str, Path]:
@@ -142,6 +174,13 @@ def _check_size(what: str, folder: Path, more: Sequence[Path]) -> None:
 def _below(path: Path) -> list[Path]:
     """A file, or all files below a folder."""
     return [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
+
+
+def _ship_profiles(pipeline: Pipeline, beside: Path) -> None:
+    """Copies what is kept of a pipeline's costs to where the job looks for it."""
+    for profile in kept_profiles(pipeline):
+        (beside / profile.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(profile, beside / profile.parent.name / profile.name)
 
 
 def _ship_pipeline(pipeline: str, folder: Path, code: Code | None) -> str:

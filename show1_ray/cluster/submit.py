@@ -20,7 +20,7 @@ from show1_ray.cluster.head import explained
 from show1_ray.cluster.shipment import CODE, Files, shipment
 from show1_ray.cluster.shipped import ARGUMENTS
 from show1_ray.cluster.watch import ClusterGoneError
-from show1_ray.errors import UserError, shown, without_secrets
+from show1_ray.errors import UserError, keep_secrets_of, shown, without_secrets
 from show1_ray.manifest import Columns
 from show1_ray.output import Lines, say
 from show1_ray.pipeline.code import Code
@@ -212,6 +212,7 @@ def submit(
     Raises:
         UserError: bad input, or a cluster that does not take the job.
     """
+    keep_secrets_of(manifest)
     cluster = Cluster(address)
     own = None if code is None else Code.at(code)
     said = {name: _values_of(name, options) for name in ("--limit", "--column", "--drop")}

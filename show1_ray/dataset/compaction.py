@@ -73,6 +73,8 @@ def _with_text(first: pa.Schema, second: pa.Schema) -> list[pa.Schema]:
     for name in set(first.names) & set(second.names) - set(SCHEMA.names):
         kinds = [schema.field(name).type for schema in both]
         texts = [kind for kind in kinds if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
+        if {pa.types.is_boolean(kind) for kind in kinds} == {True, False} and not texts and all(map(is_simple, kinds)):
+            texts = [pa.string()]  # a stage's value that is true for one clip, and a number for another
         if len(texts) == 1 and any(is_simple(kind) for kind in kinds):
             both = [schema.set(schema.get_field_index(name), pa.field(name, texts[0])) for schema in both]
     return both

@@ -151,7 +151,7 @@ class Dataset:
     @property
     def lander(self) -> Lander:
         """What lands clips, wherever their frames are."""
-        return Lander(self._storage, self._origin)
+        return Lander(self._storage, self._origin, self._lease.holder.token)
 
     def survey(self, entries: Iterable[Entry], retry_failed: bool = False) -> Survey:
         """Compare the manifest with what is there, and note what of that is not the manifest's, for `status`; for a

@@ -16,8 +16,10 @@ import numpy as np
 
 from show1_ray.clip import Clip, SeedRule
 from show1_ray.dataset.layout import clip_path, stage_path
+from show1_ray.dataset.lease import is_seen
 from show1_ray.dataset.metadata import Row, is_whole
-from show1_ray.dataset.storage import Storage
+from show1_ray.dataset.place import SHARED
+from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.dataset.values import to_json
 from show1_ray.dataset.video import BrokenVideoError, encode_video, read_comment
 from show1_ray.pipeline.inputs import unsigned_value
@@ -60,12 +62,21 @@ class Rendering:
     attempts: int = 1
 
 
+_SEEN: set[tuple[str, str]] = set()
+"""Storages in which this process has seen a writer's lease."""
+
+
 @dataclass(frozen=True)
 class Lander:
-    """Lands clips. Picklable: goes to where the frames are."""
+    """Lands clips. Picklable: goes to where the frames are.
+
+    `token` is of the writer's lease: a process that does not see it in the storage, as it lies on this node, lands
+    nothing. "": that is not looked at.
+    """
 
     storage: Storage
     origin: Origin
+    token: str = ""
 
     def __call__(self, clip: Clip, frames: np.ndarray, rendering: Rendering, extra: Mapping[str, Any]) -> Row:
         """Encode `frames` (F H W C, uint8 RGB) and put the file in its place; its row, for `Dataset.record`.
@@ -73,6 +84,7 @@ class Lander:
         `extra` are the values of the manifest's other columns. Raises StorageError; ValueError for wrong
         frames.
         """
+        self._check_shared()
         row = self._row(clip, frames, rendering, extra)
         data = encode_video(frames, self.origin.fps, json.dumps(row, ensure_ascii=False))
         self.storage.write(row["file_name"], data)
@@ -81,6 +93,18 @@ class Lander:
     def save_stage(self, clip: Clip, stage: str, frames: np.ndarray) -> None:
         """Put what a stage made of a clip (F H W C, uint8 RGB) beside the clips. Raises as landing does."""
         self.storage.write(stage_path(stage, clip.id), encode_video(frames, self.origin.fps, ""))
+
+    def _check_shared(self) -> None:
+        """Before the first landing in a process. Raises StorageError."""
+        here = (self.storage.url, self.token)
+        if not self.token or here in _SEEN:
+            return
+        if not is_seen(self.storage, self.token):
+            raise StorageError(
+                f"dataset {self.storage.url}: node {platform.node()} does not find there what the job wrote, or its "
+                f"lease is gone: give {SHARED}"
+            )
+        _SEEN.add(here)
 
     def _row(self, clip: Clip, frames: np.ndarray, rendering: Rendering, extra: Mapping[str, Any]) -> Row:
         return {

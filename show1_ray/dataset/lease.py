@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import threading
 import time
@@ -14,11 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from show1_ray.dataset.conditional import Seen
 from show1_ray.dataset.layout import LEASE
 from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.errors import UserError
+from show1_ray.supervisor import command_pid
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ class Holder:
             token=uuid.uuid4().hex,
             host=socket.gethostname(),
             machine=_machine(),
-            pid=os.getpid(),
-            started=_process_start(os.getpid()),
+            pid=command_pid(),
+            started=_process_start(command_pid()),
             job=job,
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             renewed=time.time(),
@@ -80,6 +81,29 @@ class Holder:
 
 
 HOLDER = TypeAdapter(Holder)
+
+
+LOOK_SECONDS = 5.0
+"""For how long to look for a lease that has just been written: network file systems remember for a while what was not
+there."""
+
+
+def is_seen(storage: Storage, token: str) -> bool:
+    """Whether the lease with a token lies in a storage, as this process sees it. Raises StorageError."""
+    asked = Retrying(
+        stop=stop_after_delay(LOOK_SECONDS),
+        wait=wait_fixed(0.5),
+        retry=retry_if_result(lambda there: there != token),
+        retry_error_callback=lambda state: "",
+    )
+    return bool(asked(_token, storage))
+
+
+def _token(storage: Storage) -> str:
+    try:
+        return str(json.loads(storage.read(LEASE))["token"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return ""
 
 
 class Lease:

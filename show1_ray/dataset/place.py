@@ -16,6 +16,9 @@ READ_ONLY = ("http", "https", "zip", "tar", "libarchive", "github", "git", "data
 """Filesystems of fsspec that files can only be read from."""
 BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "b2", "tos", "obs", "hf")
 """Filesystems whose paths begin with a bucket (a container, a repository) that somebody has made."""
+UNSHARED = ("memory:",)
+"""Filesystems that end with the process."""
+SHARED = "a folder or a URL that all processes of the job share"
 GLOB = re.compile(r"[*?\[]")
 
 
@@ -38,7 +41,7 @@ def check_out(url: str, manifest: str) -> None:
 
     Raises:
         UserError: its form (`check_form`); a file, a link that leads nowhere, no permission; a repository that is not
-            there; the manifest's own folder, one in it or around it.
+            there; a process's memory; the manifest's own folder, one in it or around it.
     """
     check_form(url)
     try:
@@ -51,6 +54,8 @@ def check_out(url: str, manifest: str) -> None:
     reason = _mixed_up(fs, path, manifest)
     if reason:
         raise UserError(f"--out {printable(url)}: {reason}: give a folder beside it")
+    if url.startswith(UNSHARED):
+        raise UserError(f"--out {printable(url)}: each process has a memory of its own: give {SHARED}")
 
 
 def _wrong_form(url: str) -> str:

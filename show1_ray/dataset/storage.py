@@ -31,12 +31,18 @@ AHEAD = 8 * 2**20
 PIECE = 8 * 2**20
 """Bytes of a file that are uploaded together."""
 DELETED_AT_ONCE = 1000  # what S3 takes in a request
+OF_VOLUMES = ("lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir")
 MEDIA_TYPE = {"s3": "ContentType", "gs": "content_type"}
 """How fsspec's filesystems take a file's media type, without which a browser saves a report instead of showing it."""
 
 
 class StorageError(UserError):
     """Storage that does not take or give a file, however often it is asked: one line."""
+
+
+def is_of_volume(name: str) -> bool:
+    """Whether a folder is what file systems keep at their roots, and everywhere: lost+found, .snapshot, .Trash-0."""
+    return name.startswith(".") or name in OF_VOLUMES
 
 
 @dataclass(frozen=True)
@@ -203,20 +209,21 @@ class Storage:
         self._try("delete", path, remove)
 
     def listing(self, folder: str) -> tuple[dict[str, int], list[str]]:
-        """Name → bytes of the files right in a folder, and the names of the folders there, sorted; nothing where there
-        is no such folder."""
+        """Name → bytes of the files right in a folder, and the names of the folders there, sorted, but for the volume's
+        (`is_of_volume`); nothing where there is no such folder."""
 
         def entries(fs: AbstractFileSystem, full: str) -> tuple[dict[str, int], list[str]]:
             here = full.rstrip("/")
             try:
                 if s3_listing.can_list(fs):
-                    return s3_listing.list_folder(fs, here)
+                    files, folders = s3_listing.list_folder(fs, here)
+                    return files, [name for name in folders if not is_of_volume(name)]
                 found = [one for one in fs.ls(here, detail=True) if one["name"].rstrip("/") != here]
             except (FileNotFoundError, NotADirectoryError):
                 return {}, []
             names = [(PurePosixPath(one["name"].rstrip("/")).name, one["type"], one["size"]) for one in found]
             files = {name: int(size or 0) for name, kind, size in names if kind == "file"}
-            return files, [name for name, kind, _ in names if kind != "file"]
+            return files, [name for name, kind, _ in names if kind != "file" and not is_of_volume(name)]
 
         files, folders = self._try("list", folder, entries)
         return files, sorted(folders)

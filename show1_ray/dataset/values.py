@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import re
 import uuid
@@ -55,7 +56,10 @@ def to_json(value: Any) -> Any:
 def column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
     """JSON's values as a column; `kind` None: as they come. Raises ArrowException, ValueError."""
     if kind is None:
-        return pa.array(values)
+        try:
+            return pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # a stage's value that is a number for one clip, text for another
+            return pa.array([value if isinstance(value, str | None) else json.dumps(value) for value in values])
     wire, make = _reading(kind)
     if make is not None:
         values = [None if value is None else make(value) for value in values]

@@ -29,7 +29,7 @@ def encode_video(frames: np.ndarray, fps: float, comment: str = "") -> bytes:
 
     Raises ValueError for frames of another shape or type, or of odd width or height (yuv420p halves them).
     """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 F H W 3")
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:

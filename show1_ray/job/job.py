@@ -156,7 +156,7 @@ def render(
     settings = line or LineSettings(stations=gpus, gpus=owns_gpu, measure_memory=memory_for_stages, gauge=gauge)
     began = time.monotonic()
     summary = Summary(out, f"{out.rstrip('/')}/{'clips' if format == 'mp4' else 'shards'}", total=entries.count)
-    summary.notes += [*(f"manifest: {note}" for note in entries.notes), *seed_notes(entries, seeds)]
+    summary.notes += [*(f"manifest: {note}" for note in entries.notes), *seed_notes(entries, seeds), *pipeline.notes()]
     about = {"url": manifest, "count": entries.count, "fingerprint": entries.fingerprint}
     sources = Sources(on_all_nodes(folder_of_manifest(manifest)), allow_private_urls)
     place: dict[str, Any] = {
@@ -188,7 +188,7 @@ def render(
         # The report ends after the cluster: it is told why that has gone, and may have to wait for its storage.
         variables = settings.variables(settings.threads)
         with ExitStack() as after, cluster(address, variables) as watch:
-            check_shared(out)
+            check_shared(out, dataset.lander.token)
             report = after.enter_context(Report(dataset.lander.storage, subject, tell=tell))
             watched = watching(observe, report, measured(job_name() or out, tell), undo)
             orders = orders_of(pipeline, dataset.missing(entries, retry_failed), prompts)

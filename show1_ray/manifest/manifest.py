@@ -14,7 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from show1_ray.clip import GENERATOR_SEEDS, MAX_SEED, Clip, SeedRule
-from show1_ray.errors import shown
+from show1_ray.errors import keep_secrets_of, shown
 from show1_ray.manifest.checks import Ids, ManifestError, OtherColumns, Problems, problem_of
 from show1_ray.manifest.identity import as_json, content_of, derived_id, derived_seed, given_seed, row_digest
 from show1_ray.manifest.naming import AS_THEY_ARE, COLUMNS, Columns, Naming
@@ -242,6 +242,7 @@ def open_manifest(
         raise ManifestError(f"--limit is {shown(limit)}, not an integer from 1 to {MOST_CLIPS:,}")
     if not 0 <= seed <= MAX_SEED:
         raise ManifestError(f"--seed is {shown(seed)}, not an integer from 0 to 2**63 - 1")
+    keep_secrets_of(url)
     try:
         found = find_tables(url)
     except UnreadableError as error:

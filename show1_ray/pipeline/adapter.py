@@ -11,17 +11,24 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from show1_ray.clip import Clip
-from show1_ray.errors import UserError
+from show1_ray.errors import UserError, printable, shown
 from show1_ray.line.spec import Rejected
 from show1_ray.pipeline.arrays import EIGHT_BITS, is_finite, plain_array, to_array, to_tensor, turned
 from show1_ray.pipeline.code import Code, Portable
+from show1_ray.pipeline.settings import changed
 from show1_ray.stage import PLAIN, Axes, Context, NonFiniteError, Reject, Stage, StageError
+
+MOST_TEXT = 65_536
+"""Characters of a plain value."""
+MOST_REASON = 2_000
+"""Characters of a rejection's reason."""
 
 
 class Later:
@@ -142,13 +149,7 @@ class OnArrays:
 
     def _result(self, clip: Clip, output: Any) -> dict[str, Any] | Rejected:
         if isinstance(output, Reject):
-            plain = {
-                line: self._plain(clip, name, output.values[name])
-                for name, given in self.blueprint.gives.items()
-                if given.axes == PLAIN and name in output.values
-                for line in given.lines
-            }
-            return Rejected(output.reason, plain)
+            return self._rejected(clip, output)
         if not isinstance(output, Mapping):
             wanted = "`run` gives a mapping of names to values for each clip, or a Reject"
             raise StageError(clip.id, self.name, f"{type(output).__name__} given; {wanted}")
@@ -163,6 +164,26 @@ class OnArrays:
             for line, axes in given.lines.items():
                 result[line] = np.ascontiguousarray(turned(array, given.axes, axes))
         return result
+
+    def _rejected(self, clip: Clip, output: Reject) -> Rejected:
+        """What was rejected, checked."""
+        if not isinstance(output.reason, str) or not output.reason.strip():
+            reason = f"a Reject has {shown(output.reason)} for its reason; give a line of text"
+            raise StageError(clip.id, self.name, reason)
+        if not isinstance(output.values, Mapping):
+            raise StageError(clip.id, self.name, f"a Reject has {shown(output.values)} for its values; give a mapping")
+        plain = {name: given.lines for name, given in self.blueprint.gives.items() if given.axes == PLAIN}
+        for name in output.values:
+            if name not in plain:
+                known = ", ".join(map(repr, plain)) or "nothing"
+                reason = f"a Reject has the value {shown(name)}, but the plain values that it gives are {known}"
+                raise StageError(clip.id, self.name, reason)
+        values = {name: self._plain(clip, name, value) for name, value in output.values.items()}
+        why = printable(" ".join(output.reason.split()))
+        return Rejected(
+            why if len(why) <= MOST_REASON else f"{why[:MOST_REASON]}…",
+            {line: value for name, value in values.items() for line in plain[name]},
+        )
 
     def _array(self, clip: Clip, name: str, axes: Axes, value: Any) -> np.ndarray:
         """What was given, checked."""
@@ -181,11 +202,25 @@ class OnArrays:
         """Text, a number, true or false, or None, as Python's own; checked."""
         if isinstance(value, np.generic) or (hasattr(value, "item") and getattr(value, "ndim", None) == 0):
             value = value.item()
-        if not isinstance(value, str | int | float | None):
+        reason = None
+        if isinstance(value, str):
+            value = str.__str__(value) if not isinstance(value, Enum) else str(value.value)
+            if len(value) > MOST_TEXT:
+                reason = f"{name} has {len(value):,} characters; a plain value has {MOST_TEXT:,} at most"
+            elif not value.isascii() and any("\ud800" <= one <= "\udfff" for one in value):
+                reason = f"{name} is {shown(value)}, which is not valid Unicode"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = int(value)
+            if not -(2**63) <= value < 2**63:
+                reason = f"{name} is {shown(value)}, which 64 bits do not hold"
+        elif isinstance(value, float):
+            value = float(value)
+            if not math.isfinite(value):
+                raise NonFiniteError(clip.id, self.name, f"{name} is {value}")
+        elif value is not None and not isinstance(value, bool):
             reason = f"{name} is a {type(value).__name__}; a plain value is text, a number, true or false"
+        if reason:
             raise StageError(clip.id, self.name, reason)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise NonFiniteError(clip.id, self.name, f"{name} is {value}")
         return value
 
 
@@ -208,16 +243,8 @@ def settings_of(settings: Any, rows: Mapping[str, tuple[str, ...]], inputs: Mapp
     """A stage's settings as a clip's inputs set them; what these leave out stays as it is."""
     for name, path in rows.items():
         if name in inputs:
-            settings = _replaced(settings, path, inputs[name])
+            settings = changed(settings, path, inputs[name])
     return settings
-
-
-def _replaced(settings: Any, path: Sequence[str], value: Any) -> Any:
-    if not path:
-        return value
-    if isinstance(settings, Mapping):
-        return {**settings, path[0]: _replaced(settings.get(path[0]), path[1:], value)}
-    return settings.model_copy(update={path[0]: _replaced(getattr(settings, path[0]), path[1:], value)})
 
 
 @contextmanager

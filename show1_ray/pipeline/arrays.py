@@ -6,11 +6,15 @@ So any type of NumPy's own survives the way, and torch is imported only where te
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 
 from show1_ray.stage import FLOAT_FRAMES, FRAMES
+
+_OF_TORCH = re.compile(r"bfloat16|float8_e\w+|float4_e\w+|complex32|u?int[1-7]|bits\w+")
+"""Names of types that NumPy lacks; somebody's own structured types are called otherwise."""
 
 EIGHT_BITS = (FRAMES, "h w c")
 """Axes of frames, and of one frame, in 8 bits."""
@@ -48,7 +52,7 @@ def to_tensor(array: np.ndarray) -> Any:
 def torch_type(array: np.ndarray) -> str | None:
     """The name of torch's type in an array of `to_array` if NumPy lacks it; else None."""
     names = array.dtype.names
-    if names is None or len(names) != 1 or not names[0].startswith(("bfloat", "float", "complex", "bits")):
+    if names is None or len(names) != 1 or not _OF_TORCH.fullmatch(names[0]):
         return None
     return names[0] if array.dtype[0] == np.dtype(f"<u{array.dtype.itemsize}") else None
 

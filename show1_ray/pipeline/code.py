@@ -114,6 +114,15 @@ class Code:
         _FINDER.code = self
         invalidate_caches()
 
+    def forget(self, module: str) -> None:
+        """Lets a module be imported anew that somebody imported from its file before: that may have changed since."""
+        found = sys.modules.get(module)
+        place = self.modules.get(module)
+        if found is None or not place or is_of_code(found):
+            return
+        if getattr(found, "__file__", None) and os.path.realpath(str(found.__file__)) == str(Path(self.root, place)):
+            del sys.modules[module]
+
     def write(self, folder: Path) -> None:
         """Writes the files below a folder, where `place` is what to give as `--code`."""
         for name, source in self.files:

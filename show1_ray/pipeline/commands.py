@@ -11,6 +11,7 @@ import typer
 from rich.console import RenderableType
 from rich.table import Table
 
+from show1_ray.errors import UserError, one_line, shown
 from show1_ray.output import Console, say, say_json
 from show1_ray.pipeline.checkpoints import resolve
 from show1_ray.pipeline.file import names
@@ -101,7 +102,10 @@ def schema(
     if out is None:
         say(text)
     else:
-        out.write_text(text + "\n")
+        try:
+            out.write_text(text + "\n")
+        except (OSError, ValueError) as error:
+            raise UserError(f"--out {shown(str(out))}: cannot be written: {one_line(error)}") from None
 
 
 def _stage(found: dict[str, Any]) -> Iterator[RenderableType]:
@@ -146,6 +150,7 @@ def _pipeline(found: dict[str, Any]) -> Iterator[RenderableType]:
             needed_of.setdefault(said, []).append(stage["name"])
     for checkpoint, whose in needed_of.items():
         yield f"{checkpoint}: {', '.join(dict.fromkeys(whose))}"
+    yield from found["notes"]
 
 
 def _shape(value: dict[str, Any]) -> tuple[str, str]:

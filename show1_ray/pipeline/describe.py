@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from show1_ray.errors import ConfigError
 from show1_ray.pipeline.checkpoints import folder_of
 from show1_ray.pipeline.code import Code
 from show1_ray.pipeline.inputs import KINDS
+from show1_ray.pipeline.part import Part
 from show1_ray.pipeline.pipeline import Head, Pipeline
 from show1_ray.pipeline.registry import RegistryError, installed, names, own_stages, stage_class
-from show1_ray.pipeline.wiring import Part, Ref, Wired
+from show1_ray.pipeline.settings import keys_of
+from show1_ray.pipeline.wiring import Ref, Wired
 from show1_ray.stage import Shape, Stage
 
 
@@ -39,13 +43,14 @@ def describe_stage(name: str, code: Code | None = None) -> dict[str, Any]:
         cls = stage_class(name, code)
     except RegistryError as error:
         raise ConfigError(str(error)) from None
+    takes, gives = _default_signature(name, cls, code)
     return {
         "name": name,
         "class": f"{cls.__module__}:{cls.__qualname__}",
         "description": inspect.getdoc(cls) or "",
         "version": cls.version,
-        "takes": dict(cls.takes),
-        "gives": dict(cls.gives),
+        "takes": dict(takes),
+        "gives": dict(gives),
         "tensors": cls.tensors,
         "row_settings": sorted(cls.row_settings),
         "settings": list(_fields(cls.Settings)),
@@ -59,7 +64,7 @@ def check(pipeline: Pipeline) -> dict[str, Any]:
     No weight is loaded; that folders of this machine have what stages load is seen.
 
     Raises:
-        UserError: a folder that lacks something.
+        UserError: a folder that lacks something, a class that cannot say what its stage costs.
     """
     half = pipeline.dtype != "float32"
     for _, need in pipeline.needs():
@@ -67,6 +72,7 @@ def check(pipeline: Pipeline) -> dict[str, Any]:
             folder_of(need.checkpoint, need.components, half=half, variants=need.variants)
     parts = {piece.name: piece for part in pipeline.parts for piece in part.pieces()}
     video = pipeline.video
+    counts: dict[str, dict[str, Any]] = {"weights_bytes": pipeline.weights(), "operations": pipeline.operations()}
     return {
         "name": pipeline.name,
         "description": pipeline.description,
@@ -74,7 +80,10 @@ def check(pipeline: Pipeline) -> dict[str, Any]:
         "dtype": pipeline.dtype,
         "fps": pipeline.fps,
         "inputs": {one.name: one.as_plain() for one in pipeline.inputs},
-        "stages": [_checked(one, parts[one.name]) for one in pipeline.wired()],
+        "stages": [
+            {**_checked(one, parts[one.name]), **{key: count[one.name] for key, count in counts.items()}}
+            for one in pipeline.wired()
+        ],
         "clip": {"value": str(video), **_shape(pipeline.video_shape)},
         "notes": pipeline.notes(),
     }
@@ -149,31 +158,50 @@ def _line(cls: type[Stage]) -> str:
     return (inspect.cleandoc(cls.__doc__).splitlines() or [""])[0] if cls.__doc__ else ""
 
 
+def _default_signature(name: str, cls: type[Stage], code: Code | None) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """What a stage takes and gives with its default settings; what its class says where it has no such settings."""
+    with suppress(Exception):  # settings that are needed, validators of somebody's own
+        return Part(name, cls, cls.Settings(), None, code=code).signature
+    return cls.takes, cls.gives
+
+
 def _fields(model: type[BaseModel], below: str = "") -> Iterator[dict[str, Any]]:
     """Settings with type, default and meaning; those of nested ones with dots."""
-    for name, field in model.model_fields.items():
+    types = _schema(model).get("properties", {})
+    for name, field in keys_of(model).items():
         nested = _model_of(field.annotation)
-        if nested is not None:
-            if field.is_required() or field.default is not None:
-                yield from _fields(nested, f"{below}{name}.")
-                continue
-            yield {**_field(f"{below}{name}", model, name, field), "type": "mapping or null"}
-            yield from _fields(nested, f"{below}{name}.")
+        one = _field(f"{below}{name}", field, types.get(name, {}))
+        if nested is None:
+            yield one
             continue
-        yield _field(f"{below}{name}", model, name, field)
+        if not field.is_required() and field.default is None:
+            yield {**one, "type": "mapping or null"}
+        yield from _fields(nested, f"{below}{name}.")
 
 
-def _field(key: str, model: type[BaseModel], name: str, field: FieldInfo) -> dict[str, Any]:
-    default = field.get_default(call_default_factory=True) if not field.is_required() else None
-    plain = json.loads(json.dumps(default, default=str)) if default is not PydanticUndefined else None
-    said = model.model_json_schema()["properties"].get(name, {})
+def _field(key: str, field: FieldInfo, type_of: Mapping[str, Any]) -> dict[str, Any]:
+    default: Any = None
+    if field.default_factory is None or not field.default_factory_takes_validated_data:
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+    if isinstance(default, set | frozenset):
+        default = sorted(default, key=str)
     return {
         "key": key,
-        "type": _type(said),
+        "type": _type(type_of),
         "required": field.is_required(),
-        "default": plain,
+        "default": json.loads(json.dumps(default, default=str)),
         "meaning": field.description or "",
     }
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    """A model's JSON schema; empty where it has a type that JSON lacks, which `check` refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return model.model_json_schema()
+        except PydanticUserError:
+            return {}
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
@@ -202,7 +230,6 @@ def _type(said: Mapping[str, Any]) -> str:
 
 def _checked(stage: Wired, part: Part) -> dict[str, Any]:
     _, gives = part.signature
-    asked = (stage.settings, stage.context)
     return {
         "name": stage.name,
         "uses": part.uses or stage.name,
@@ -224,8 +251,6 @@ def _checked(stage: Wired, part: Part) -> dict[str, Any]:
         "batch_size": stage.execution.batch_size,
         "device": stage.execution.device,
         "memory_gib": stage.execution.memory or None,
-        "weights_bytes": part.ask("weights", *asked),
-        "operations": part.ask("operations", *asked, stage.taken),
     }
 
 
@@ -246,7 +271,7 @@ def _definition(
     model: type[BaseModel], name: str, definitions: dict[str, Any], more: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Adds a model's schema to the definitions, its own ones under names of their own; returns the reference."""
-    said = model.model_json_schema()
+    said = _schema(model)
     inner = said.pop("$defs", {})
     text = json.dumps({name: said, **{f"{name}.{key}": value for key, value in inner.items()}})
     for key in inner:

@@ -52,20 +52,29 @@ class Tree:
         self.origins = _over(self.origins, dict.fromkeys(_ends(value, key), origin))
 
     def faults(
-        self, error: ValidationError, below: Key = (), hint: Callable[[Key], str] = lambda key: ""
+        self,
+        error: ValidationError,
+        below: Key = (),
+        said: Mapping[str, Any] | None = None,
+        hint: Callable[[Key], str] = lambda key: "",
     ) -> Iterator[str]:
-        """One line for each of pydantic's findings: what says it, the key, and the reason.
+        """One line for each key that pydantic finds wrong: what says it, the key, and the reason, or the several
+        reasons of a key that may have several types.
 
         Args:
             error: the findings.
             below: the key of what was validated.
+            said: what was validated.
             hint: what to add where a key is not known.
         """
+        found: dict[tuple[Key, bool], list[str]] = {}
         for fault in error.errors():
-            key = (*below, *map(str, fault["loc"]))
-            origin = str(self.path) if fault["type"] == "missing" else self._origin(key)
+            key = (*below, *_key_said(fault, said))
             reason = _reason(fault) + (hint(key) if fault["type"] == "extra_forbidden" else "")
-            yield f"{origin}: {'.'.join(key)}: {reason}"
+            found.setdefault((key, fault["type"] == "missing"), []).append(reason)
+        for (key, is_missing), reasons in found.items():
+            origin = str(self.path) if is_missing else self._origin(key)
+            yield f"{origin}: {'.'.join(key)}: {'; or: '.join(dict.fromkeys(reasons))}"
 
     def fault(self, key: Key, reason: str) -> str:
         """The line of a fault: what says the key, the key, and the reason."""
@@ -128,7 +137,8 @@ def read(path: Path, below: tuple[Path, ...] = ()) -> Tree:
 
 
 def _without_replaced(base: Tree, keys: Mapping[str, Any]) -> Tree:
-    """What a file extends, without what it says anew as a whole: a stage's place, and settings of another class.
+    """What a file extends, without what it says anew as a whole: a stage's place, and settings of another class; nor
+    how a stage is computed that it drops.
 
     A stage that `uses` another class than before stays where it was.
     """
@@ -136,6 +146,8 @@ def _without_replaced(base: Tree, keys: Mapping[str, Any]) -> Tree:
     stages = _mapping_at(base.keys, "stages")
     for name, stage in _mapping_at(keys, "stages").items():
         before = stages.get(name)
+        if stage is None:
+            gone.add(("execution", name))
         if not isinstance(stage, dict) or not isinstance(before, dict):
             continue
         places = {word for word in ("before", "after") if word in before}
@@ -175,7 +187,8 @@ def mappings(tree: Any) -> Iterator[dict[str, Any]]:
     """All mappings in `tree`, itself included."""
     if isinstance(tree, dict):
         yield tree
-        for value in list(tree.values()):
+    if isinstance(tree, dict | list):
+        for value in list(tree.values() if isinstance(tree, dict) else tree):
             yield from mappings(value)
 
 
@@ -235,6 +248,24 @@ def _ends(tree: Any, key: Key) -> Iterator[Key]:
         return
     for name, value in tree.items():
         yield from _ends(value, (*key, str(name)))
+
+
+def _key_said(fault: Any, said: Any) -> Key:
+    """A finding's key, without pydantic's names of the types that it tried, which stand among its parts."""
+    key: list[str] = []
+    for part in fault["loc"]:
+        is_last = len(key) + 1 == len(fault["loc"])
+        if key and said is not None and not _has(said, part) and not (is_last and fault["type"] == "missing"):
+            continue
+        key.append(str(part))
+        said = said[part] if _has(said, part) else None
+    return tuple(key)
+
+
+def _has(said: Any, part: str | int) -> bool:
+    if isinstance(said, Mapping):
+        return part in said
+    return isinstance(said, list) and isinstance(part, int) and part < len(said)
 
 
 def _reason(fault: Any) -> str:

@@ -156,8 +156,12 @@ def _noted(value: Value) -> str | int | float:
 
 
 def unsigned_value(value: Any) -> Any:
-    """A row's value as datasets keep it: signatures of URLs stay with the manifest."""
-    return unsigned(value) if isinstance(value, str) and "://" in value else value
+    """A row's value as datasets keep it: signatures of URLs stay with the manifest, also in lists and structs."""
+    if isinstance(value, str):
+        return unsigned(value) if "://" in value else value
+    if isinstance(value, Mapping):
+        return {name: unsigned_value(one) for name, one in value.items()}
+    return [unsigned_value(one) for one in value] if isinstance(value, list) else value
 
 
 def read_inputs(said: Any) -> tuple[list[Input], list[tuple[tuple[str, ...], str]]]:
@@ -202,7 +206,7 @@ def _input(name: str, said: Any) -> Input:
     if default is not None:
         if isinstance(default, bytes):
             raise InputError("its default is bytes: give a URL")
-        if isinstance(default, str) and kind in ("int", "float"):
+        if kind in ("int", "float") and (isinstance(default, str) or default != default):
             raise InputError(f"its default is {shown(default)}, not {_KINDS_SHOWN[kind]}")
         try:
             default = found.read(default) if default != "" or kind != "text" else ""
@@ -211,7 +215,7 @@ def _input(name: str, said: Any) -> Input:
     return Input(name, kind, key, default)
 
 
-_KINDS_SHOWN = {"int": "an integer", "float": "a number"}
+_KINDS_SHOWN = {"int": "an integer", "float": "a finite number"}
 
 
 def _default(default: Value | None) -> dict[str, Any]:

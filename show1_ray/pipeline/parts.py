@@ -9,11 +9,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from show1_ray.errors import shown
+from show1_ray.errors import one_line, shown
 from show1_ray.pipeline.code import Code
 from show1_ray.pipeline.file import Key, Tree
+from show1_ray.pipeline.part import Part
 from show1_ray.pipeline.registry import RESERVED, RegistryError, stage_class
-from show1_ray.pipeline.wiring import INPUTS, Part
+from show1_ray.pipeline.settings import UnwritableError, check_writable, keys_of, validated
+from show1_ray.pipeline.wiring import INPUTS
 from show1_ray.stage import Stage
 
 TAKEN = (INPUTS, "land", "clip", "seconds", "batch_size")
@@ -134,11 +136,15 @@ class Reader:
 
     def _validated(self, model: Any, said: Mapping[str, Any], key: Key) -> Any:
         try:
-            return model.model_validate(said)
+            settings = validated(model, said)
+            check_writable(settings)
+            return settings
         except ValidationError as error:
-            self.faults += self.tree.faults(error, key, self._hint)
+            self.faults += self.tree.faults(error, key, said, self._hint)
+        except UnwritableError as error:
+            self._add(key, str(error))
         except Exception as error:  # of a validator of somebody's own
-            self._add(key, f"{model.__qualname__} cannot be made: {type(error).__name__}: {error}")
+            self._add(key, f"{model.__qualname__} cannot be made: {type(error).__name__}: {one_line(error)}")
         return None
 
     def _executions(self, present: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +183,7 @@ class Reader:
             self.class_of(stage)
             self.faults = before
         cls = self._classes.get(stage)
-        return () if cls is None else getattr(cls, which).model_fields
+        return () if cls is None else keys_of(getattr(cls, which))
 
     def _add(self, key: Key, reason: str) -> None:
         self.faults.append(self.tree.fault(key, reason))

@@ -2,67 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from show1_ray.errors import ConfigError
 from show1_ray.pipeline import columns
 from show1_ray.pipeline import recipe as recipes
 from show1_ray.pipeline.checkpoints import Checkpoint, folder_of, resolve
 from show1_ray.pipeline.code import Code
-from show1_ray.pipeline.file import Tree, as_typed, find, parse_override, read
+from show1_ray.pipeline.file import PIPELINE_FOLDERS, Tree, as_typed, find, parse_override, read
+from show1_ray.pipeline.head import Dtype, Head, Stages
 from show1_ray.pipeline.inputs import Input, InputColumns, read_inputs
+from show1_ray.pipeline.part import Part
 from show1_ray.pipeline.parts import Reader
 from show1_ray.pipeline.registry import RegistryError
 from show1_ray.pipeline.rows import RowSettings, batch_keys, faults_of_settings
-from show1_ray.pipeline.wiring import Fault, Part, Ref, Wired, Wiring, wire
-from show1_ray.stage import FRAMES, Context, Needs, PromptLimit, Shape, StageSettings
+from show1_ray.pipeline.settings import plain
+from show1_ray.pipeline.wiring import Fault, Ref, Wired, Wiring, wire
+from show1_ray.stage import FRAMES, Context, Needs, PromptLimit, Shape
 
 __all__ = ["Head", "Pipeline", "Stages"]
 
-Dtype = Literal["float16", "bfloat16", "float32"]
-
 MOST_BYTES = 16 * 2**30
 """Of a clip's frames as float32: 7,700 frames of 576x320."""
-
-
-class Head(StageSettings):
-    """What a pipeline file says beside its stages."""
-
-    name: str
-    description: str = Field("", description="a line for `show1-ray pipelines`")
-    dtype: Dtype = Field("float16", description="of the weights, of what is computed, and of the noise that is drawn")
-    fps: Annotated[float, Field(ge=0.01, le=240)] = Field(8, description="frames a second of the clips")
-    clip: str | None = Field(None, description="the value that is the clip; default: the newest frames")
-
-
-class Stages(Mapping[str, Any]):
-    """Settings by stage, in order: `stages["keyframes"]`, or `stages.keyframes`."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = dict(settings)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._settings[name]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._settings:
-            raise AttributeError(f"the pipeline has no stage {name!r}; it has {', '.join(self.__dict__['_settings'])}")
-        return self._settings[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._settings)
-
-    def __len__(self) -> int:
-        return len(self._settings)
-
-    def __repr__(self) -> str:
-        return f"Stages({self._settings!r})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,9 +150,10 @@ class Pipeline:
 
     def notes(self) -> list[str]:
         """What people should know of how its stages run, a line each."""
-        return [
-            f"{part.name}: {one}" for part in self.parts for one in part.ask("notes", part.settings, self._own(part))
-        ]
+        try:
+            return [f"{part.name}: {one}" for part in self.parts for one in part.notes(self._own(part))]
+        except RegistryError as error:
+            raise ConfigError(f"{self.file or self.name}: {error}") from None
 
     def default_video(self) -> Ref | None:
         """What the clip would be if the file did not say it."""
@@ -202,6 +171,30 @@ class Pipeline:
             return [(part.name, need) for part in self.parts for need in part.checkpoints()]
         except RegistryError as error:
             raise ConfigError(f"{self.file or self.name}: {error}") from None
+
+    def operations(self) -> dict[str, float | None]:
+        """Floating-point operations a clip of each stage; None where it does not know. May import torch.
+
+        Raises:
+            ConfigError: a stage that cannot say it.
+        """
+        return self._asked(lambda part, stage: part.operations(stage.context, stage.taken))
+
+    def weights(self) -> dict[str, int | None]:
+        """Bytes of each stage's weights; None where it does not know. May import torch.
+
+        Raises:
+            ConfigError: a stage that cannot say it.
+        """
+        return self._asked(lambda part, stage: part.weights(stage.context))
+
+    @property
+    def as_arguments(self) -> str:
+        """What names it on a command line: the package's name or the file, and its code; without its overrides."""
+        file = str(self.file or self.name)
+        if self.file is not None and self.file.parent in [folder.resolve() for folder in PIPELINE_FOLDERS]:
+            file = self.file.stem
+        return shlex.join([file, *(["--code", self.code.given] if self.code else [])])
 
     def prompt_limits(self) -> list[tuple[str, PromptLimit]]:
         """What each stage's text encoders take of prompts. Raises ConfigError where a stage cannot say it."""
@@ -253,12 +246,6 @@ class Pipeline:
         _refuse([f"{self.file or self.name}: {'.'.join(key)}: {why}" for key, why in found.faults() if not before])
         return found
 
-    def looked(self) -> Self:
-        """The same, once stages have looked at what they need to tell of themselves. Raises UserError."""
-        for part in self.parts:
-            part.cls.look(part.settings)
-        return replace(self)
-
     def recipe(self) -> dict[str, Any]:
         """All that decides what a clip's frames are, as plain data; see `pipeline.recipe`."""
         return recipes.recipe(self)
@@ -277,14 +264,14 @@ class Pipeline:
         for part in self.parts:
             entry = {"uses": part.uses} if part.uses else {}
             takes = {"takes": dict(part.takes)} if part.takes else {}
-            stages[part.name] = {**entry, **takes, **recipes.plain(part.settings, is_recipe=portable)}
+            stages[part.name] = {**entry, **takes, **plain(part.settings, is_recipe=portable)}
             stages[part.name] |= recipes.unrecorded(part.settings)
         found: dict[str, Any] = {"description": self.description, "dtype": self.dtype, "fps": self.fps}
         if self.clip is not None:
             found["clip"] = self.clip
         if self.inputs:
             found["inputs"] = {one.name: one.as_plain() for one in self.inputs}
-        execution = {name: settings.model_dump(mode="json") for name, settings in self.execution.items()}
+        execution = {name: plain(settings) for name, settings in self.execution.items()}
         return found | {"stages": stages, "execution": execution}
 
     def row(self, inputs: Mapping[str, Any]) -> Self:
@@ -363,6 +350,18 @@ class Pipeline:
     def _own(self, part: Part) -> Context:
         return Context(part.name, self.dtype, self.fps, part.execution)
 
+    def _asked(self, ask: Callable[[Part, Wired], Any]) -> dict[str, Any]:
+        """What each stage's class says."""
+        found, faults = {}, []
+        pieces = {piece.name: piece for part in self.parts for piece in part.pieces()}
+        for stage in self.wired():
+            try:
+                found[stage.name] = ask(pieces[stage.name], stage)
+            except RegistryError as error:
+                faults.append(f"{self.file or self.name}: stages.{stage.key}: {error}")
+        _refuse(faults)
+        return found
+
     def _shape(self, ref: Ref) -> Shape:
         return next(stage.shapes[ref.name] for stage in self.wired() if stage.name == ref.stage)
 
@@ -373,15 +372,17 @@ class Pipeline:
                 shape = stage.shapes[name]
                 sizes = dict(zip(shape.axes.split(), shape.sizes, strict=True)) if shape.sizes else {}
                 frames, width, height = (sizes.get(axis) or 1 for axis in "fwh")
+                known = bool(sizes.get("h") and sizes.get("w"))
                 size = 12 * frames * width * height
                 what = f"{frames} frames of {width}x{height}"
                 if size > MOST_BYTES:
                     reason = f"a clip of {what} is {size / 2**30:.0f} GiB; {MOST_BYTES // 2**30} are the most"
                     yield ("stages", stage.key), reason
-                is_odd = any((sizes.get(axis) or 0) % 2 for axis in "wh")
-                if (stage.name, name) == (self.video.stage, self.video.name) and is_odd:
-                    reason = f"{width}x{height} frames, but H.264 needs an even width and height"
-                    yield ("stages", stage.key), reason
+                is_clip = (stage.name, name) == (self.video.stage, self.video.name)
+                if is_clip and sizes.get("c") not in (None, 3):
+                    yield ("stages", stage.key), f"frames of {sizes['c']} channels, but those of a clip are RGB: 3"
+                if is_clip and (width % 2 or height % 2) and known:
+                    yield ("stages", stage.key), f"{width}x{height} frames, but H.264 needs an even width and height"
 
 
 def _head(tree: Tree, path: Path, faults: list[str]) -> Head | None:

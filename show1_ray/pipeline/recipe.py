@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from show1_ray.pipeline.checkpoints import Checkpoint
-from show1_ray.stage import StageSettings
+from show1_ray.pipeline.settings import plain
 
 if TYPE_CHECKING:
     from show1_ray.pipeline.pipeline import Pipeline
@@ -51,20 +51,6 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def plain(settings: BaseModel, is_recipe: bool = False) -> dict[str, Any]:
-    """Settings as JSON's types.
-
-    Args:
-        settings: of a stage.
-        is_recipe: leave out what is no part of a recipe: licences, the place of local checkpoints, settings that came
-            later than recipes and have their defaults.
-    """
-    dumped = settings.model_dump(mode="json")
-    if is_recipe:
-        _reduce(settings, dumped)
-    return dumped
-
-
 def unrecorded(settings: Any) -> dict[str, Any]:
     """Settings that are no part of a recipe, where they are not as by default."""
     fields = type(settings).model_fields
@@ -85,7 +71,7 @@ def checkpoints_in(value: Any) -> Iterator[Checkpoint]:
     elif isinstance(value, Mapping):
         for inner in value.values():
             yield from checkpoints_in(inner)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | set | frozenset):
         for inner in value:
             yield from checkpoints_in(inner)
 
@@ -98,32 +84,10 @@ def pinned(value: Any, revisions: Mapping[Checkpoint, str]) -> Any:
         return value.model_copy(update={name: pinned(field, revisions) for name, field in value})
     if isinstance(value, Mapping):
         return {name: pinned(inner, revisions) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(pinned(inner, revisions) for inner in value)
+    if isinstance(value, list | tuple | set | frozenset):
+        inner = [pinned(one, revisions) for one in value]
+        return value._make(inner) if hasattr(value, "_make") else type(value)(inner)
     return value
-
-
-def _reduce(value: Any, dumped: Any) -> None:
-    """Leaves out of what was dumped what is no part of a recipe; both are walked side by side."""
-    if isinstance(value, Checkpoint):
-        dumped.pop("licence")
-        if value.is_local:
-            dumped["repo"] = "local"
-    elif isinstance(value, BaseModel):
-        later = value.later if isinstance(value, StageSettings) else ()
-        unrecorded = value.unrecorded if isinstance(value, StageSettings) else ()
-        for name, field in value:
-            default = type(value).model_fields[name].get_default(call_default_factory=True)
-            if name in unrecorded or (name in later and field == default):
-                del dumped[name]
-            elif name in dumped:
-                _reduce(field, dumped[name])
-    elif isinstance(value, Mapping) and isinstance(dumped, dict) and len(value) == len(dumped):
-        for inner, said in zip(value.values(), dumped.values(), strict=True):
-            _reduce(inner, said)
-    elif isinstance(value, list | tuple) and isinstance(dumped, list) and len(value) == len(dumped):
-        for inner, said in zip(value, dumped, strict=True):
-            _reduce(inner, said)
 
 
 def _uses(pipeline: Pipeline) -> bool:

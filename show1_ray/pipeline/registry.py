@@ -6,9 +6,10 @@ Listing names imports nothing; a class is imported when it is asked for.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -16,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from show1_ray.pipeline.code import Code, is_of_code
+from show1_ray.pipeline.settings import keys_of
 from show1_ray.stage import PLAIN, Stage, StageExecution, StageSettings
 
 PACKAGED = {
@@ -79,7 +81,7 @@ def stage_class(uses: str, code: Code | None = None) -> type[Stage]:
         near = difflib.get_close_matches(uses, names(), 3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(names())}"
         raise RegistryError(f"no stage {uses!r}; {hint} (one of your own: uses: MODULE:CLASS, with --code)")
-    return _checked(_load(points[0].value, uses), uses)
+    return _checked(_load(f"{points[0].module}:{points[0].attr}", uses), uses)
 
 
 def _of_code(uses: str, code: Code | None) -> type[Stage]:
@@ -101,7 +103,10 @@ def _of_code(uses: str, code: Code | None) -> type[Stage]:
 def _load(path: str, uses: str, code: Code | None = None) -> Any:
     """What `module:Class` names; imports the module."""
     module, _, name = path.partition(":")
-    found = _imported(module, uses, code)
+    found: Any = _imported(module, uses, code)
+    *outer, name = name.split(".")
+    for one in outer:  # of an entry point
+        found = getattr(found, one, None)
     if not hasattr(found, name):
         classes = [one.__name__ for one in vars(found).values() if isinstance(one, type) and issubclass(one, Stage)]
         near = difflib.get_close_matches(name, classes, 1) or [one for one in classes if one != Stage.__name__]
@@ -110,6 +115,8 @@ def _load(path: str, uses: str, code: Code | None = None) -> Any:
 
 
 def _imported(module: str, uses: str, code: Code | None) -> ModuleType:
+    if code is not None:
+        code.forget(module)
     try:
         found = import_module(module)
     except Exception as error:  # whatever a module does when it is imported
@@ -169,14 +176,30 @@ def _problems(cls: type[Stage]) -> Iterable[str]:
         if not isinstance(inner, type) or not issubclass(inner, base):
             yield f"its {name} must be derived from show1_ray.{base.__name__}"
             return
-    for key in cls.Settings.model_fields.keys() & set(RESERVED):
+    for key in keys_of(cls.Settings).keys() & set(RESERVED):
         yield f"its Settings has a field {key!r}, which is a word of pipeline files: rename it"
     if not isinstance(cls.version, int) or isinstance(cls.version, bool) or cls.version < 1:
         yield f"its version must be a whole number from 1 (it is {cls.version!r})"
     if cls.tensors not in ("numpy", "torch"):
         yield f"its tensors must be 'numpy' or 'torch' (it is {cls.tensors!r})"
+    for name in ("relative_seconds", "working_set"):
+        value = getattr(cls, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            yield f"its {name} must be a number from 0 (it is {value!r})"
+    yield from _row_problems(cls)
     for name in ("takes", "gives"):
         yield from signature_problems(name, getattr(cls, name))
+
+
+def _row_problems(cls: type[Stage]) -> Iterable[str]:
+    """What is wrong with a stage's `row_settings`."""
+    rows = cls.row_settings
+    if not isinstance(rows, Set | tuple | list) or not all(isinstance(one, str) for one in rows):
+        yield f"its row_settings must be a set of names of settings (it is {rows!r})"
+        return
+    for one in rows:
+        if one.partition(".")[0] not in keys_of(cls.Settings):
+            yield f"its row_settings has {one!r}, which is no setting of it"
 
 
 def signature_problems(what: str, values: Any) -> Iterable[str]:
@@ -191,3 +214,5 @@ def signature_problems(what: str, values: Any) -> Iterable[str]:
             yield f"its {what}[{name!r}] is {axes!r}: write axes with spaces between them, or {PLAIN!r}"
         elif len(set(axes.split())) < len(axes.split()):
             yield f"its {what}[{name!r}] is {axes!r}: each axis once"
+        elif axes != PLAIN and PLAIN in axes.split():
+            yield f"its {what}[{name!r}] is {axes!r}: {PLAIN!r} is no axis, and stands alone"

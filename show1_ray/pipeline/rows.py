@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from show1_ray.errors import ConfigError, shown
 from show1_ray.pipeline.inputs import Input
+from show1_ray.pipeline.registry import RegistryError
+from show1_ray.pipeline.settings import changed, keys_of
 from show1_ray.pipeline.wiring import Fault
 
 if TYPE_CHECKING:
@@ -47,20 +49,27 @@ class RowSettings:
 
     def _made(self, pipeline: Pipeline, said: tuple[tuple[str, Any], ...]) -> Any:
         """The pipeline, or the reason why there is none."""
-        parts = {part.name: part for part in pipeline.parts}
+        before = {part.name: part for part in pipeline.parts}
+        parts = dict(before)
         settings = {one.name: one.setting or () for one in self.inputs}
-        for name, value in said:
-            _, stage, *key = settings[name]
+        for one, value in said:
+            _, stage, *path = settings[one]
             try:
-                parts[stage] = replace(parts[stage], settings=_changed(parts[stage].settings, key, value))
+                parts[stage] = replace(parts[stage], settings=changed(parts[stage].settings, path, value))
             except ValidationError as error:
                 fault = error.errors()[0]
-                return f"{name!r} is {shown(value)}: {fault['msg']}"
-        changed = replace(pipeline, parts=tuple(parts.values()), inputs=pipeline.inputs)
-        for key_of, reason in changed.faults():
-            values = ", ".join(f"{name!r} is {shown(value)}" for name, value in said)
-            return f"{values}: {'.'.join(key_of)}: {reason}"
-        return changed
+                return f"{one!r} is {shown(value)}: {fault['msg']}"
+        values = ", ".join(f"{name!r} is {shown(value)}" for name, value in said)
+        for name, part in parts.items():
+            try:
+                if part.signature != before[name].signature:
+                    return f"{values}: stages.{name}: it would take or give other values than for other clips"
+            except RegistryError as error:
+                return f"{values}: stages.{name}: {error}"
+        row = replace(pipeline, parts=tuple(parts.values()), inputs=pipeline.inputs)
+        for key, reason in row.faults():
+            return f"{values}: {'.'.join(key)}: {reason}"
+        return row
 
 
 def batch_keys(pipeline: Pipeline, inputs: Mapping[str, Any]) -> dict[str, Hashable]:
@@ -116,7 +125,7 @@ def faults_of_settings(pipeline: Pipeline) -> Iterator[Fault]:
             yield place, f"{path}: {seen[one.setting]!r} sets it, too"
         elif one.default is not None:
             try:
-                _changed(parts[stage].settings, key, one.default)
+                changed(parts[stage].settings, key, one.default)
             except ValidationError as error:
                 yield ("inputs", one.name, "default"), f"{error.errors()[0]['msg']} (it is {shown(one.default)})"
         seen.setdefault(one.setting, one.name)
@@ -126,22 +135,12 @@ def _begins(key: list[str], allowed: list[str]) -> bool:
     return key[: len(allowed)] == allowed
 
 
-def _changed(settings: Any, key: list[str], value: Any) -> Any:
-    """Settings with another value, checked. Raises ValidationError."""
-    first, *rest = key
-    if isinstance(settings, BaseModel):
-        inner = getattr(settings, first)
-        return type(settings).model_validate({**dict(settings), first: _changed(inner, rest, value) if rest else value})
-    inner = settings.get(first) if isinstance(settings, Mapping) else None
-    return {**(settings or {}), first: _changed(inner, rest, value) if rest else value}
-
-
 def _is_there(kind: Any, key: list[str]) -> bool:
     """Whether settings have a key: a field, of a field, or anything in a mapping."""
     if not key:
         return True
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        field = kind.model_fields.get(key[0])
+        field = keys_of(kind).get(key[0])
         return field is not None and _is_there(field.annotation, key[1:])
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):

@@ -31,6 +31,8 @@ REDIRECTS = 5
 ATTEMPTS, FIRST_WAIT = 3, 1.0
 """How often a place is asked whose answer may be another one later, and the seconds of the first wait; each wait is
 twice the one before."""
+_OLD_IPV4 = ipaddress.ip_network("::/96")
+"""IPv6 addresses that stand for IPv4 ones, from before `::ffff:0:0/96`."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -171,6 +173,8 @@ def is_public(address: str) -> bool:
             wrapped = ipaddress.ip_address(int(ip) & (2**32 - 1))
         if wrapped is not None:
             return is_public(str(wrapped))
+        if ip.is_site_local or ip in _OLD_IPV4:
+            return False
     return bool(ip.is_global and not ip.is_multicast)
 
 

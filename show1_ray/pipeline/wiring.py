@@ -6,14 +6,12 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
-from show1_ray.errors import UserError
-from show1_ray.pipeline.checkpoints import Checkpoint
 from show1_ray.pipeline.code import Code, Portable
-from show1_ray.pipeline.registry import RegistryError, explained, signature_problems
-from show1_ray.stage import FLOAT_FRAMES, FRAMES, PLAIN, Axes, Context, Needs, PromptLimit, Shape, Stage
+from show1_ray.pipeline.part import Part
+from show1_ray.pipeline.registry import RegistryError
+from show1_ray.stage import FLOAT_FRAMES, FRAMES, PLAIN, Axes, Context, Shape, Stage
 
 INPUTS = "inputs"
 """Stands for the pipeline's inputs where a stage's name is expected."""
@@ -34,78 +32,6 @@ Fault = tuple[tuple[str, ...], str]
 
 class WiringError(Exception):
     """A value that nobody gives, or that does not fit."""
-
-
-@dataclass(frozen=True, eq=False)
-class Part(Portable):
-    """A stage of a pipeline file.
-
-    Attributes:
-        name: its key.
-        cls: what it is.
-        settings, execution: of the class's `Settings` and `Execution`.
-        uses: the class's name as the file has it; None: the key is the name.
-        takes: taken name → where it is taken from, as the file has it.
-        code: where the class comes from, if it is somebody's own.
-        of: the stage of the file that it is a piece of, if it is one.
-    """
-
-    name: str
-    cls: type[Stage]
-    settings: Any
-    execution: Any
-    uses: str | None = None
-    takes: Mapping[str, str] = field(default_factory=dict)
-    code: Code | None = None
-    of: str | None = None
-
-    @property
-    def key(self) -> str:
-        """The stage's key in the pipeline file."""
-        return self.of or self.name
-
-    def pieces(self) -> list[Part]:
-        """The stages of the line that do its work; itself where it is not cut. Raises RegistryError."""
-        pieces = self.ask("pieces", self.settings, self.execution)
-        return [
-            replace(self, name=f"{self.name}_{one.name}", cls=one.cls, execution=one.execution, of=self.name)
-            for one in pieces
-        ] or [self]
-
-    @cached_property
-    def signature(self) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
-        """What it takes and gives. Raises RegistryError."""
-        signature = self.ask("signature", self.settings)
-        if not isinstance(signature, tuple) or len(signature) != 2:
-            raise RegistryError(f"{self.cls.__name__}.signature must give two mappings, takes and gives")
-        for what, values in zip(("takes", "gives"), signature, strict=True):
-            for problem in signature_problems(what, values):
-                raise RegistryError(problem)
-        return signature
-
-    def checkpoints(self) -> Sequence[Needs]:
-        """What it loads. Raises RegistryError."""
-        needs = tuple(self.ask("checkpoints", self.settings))
-        if not all(isinstance(one, Needs) and isinstance(one.checkpoint, Checkpoint) for one in needs):
-            raise RegistryError(f"{self.cls.__name__}.checkpoints must give Needs of Checkpoints")
-        return needs
-
-    def prompt_limits(self) -> Sequence[PromptLimit]:
-        """What it takes of prompts. Raises RegistryError."""
-        limits = tuple(self.ask("prompt_limits", self.settings))
-        if not all(isinstance(one, PromptLimit) and isinstance(one.checkpoint, Checkpoint) for one in limits):
-            raise RegistryError(f"{self.cls.__name__}.prompt_limits must give PromptLimits of Checkpoints")
-        return limits
-
-    def ask(self, method: str, *given: Any) -> Any:
-        """What its class says of itself. Raises RegistryError if that fails, with the line of the class's code."""
-        try:
-            answer = getattr(self.cls, method)(*given)
-            return list(answer) if method == "faults" else answer
-        except UserError:
-            raise
-        except Exception as error:
-            raise RegistryError(f"{self.cls.__name__}.{method} failed: {explained(error, self.code)}") from error
 
 
 @dataclass(frozen=True)
@@ -222,8 +148,8 @@ def wire(
         shapes = {name: Shape(axes, (), "uint8" if axes == FRAMES else None) for name, axes in gives.items()}
         if takes.keys() <= taken.keys():
             try:
-                shapes |= _checked_shapes(part, part.ask("shapes", part.settings, own, taken))
-                faults += [(_key(part.key, key), why) for key, why in part.ask("faults", part.settings, own, taken)]
+                shapes |= part.shapes(own, taken)
+                faults += [(_key(part.key, key), why) for key, why in part.faults(own, taken)]
             except RegistryError as error:
                 faults.append((("stages", part.key), str(error)))
         lines = {name: values.line_name(part.name, name) for name in gives}
@@ -274,7 +200,7 @@ def _found(part: Part, values: _Values, faults: list[Fault]) -> dict[str, Ref]:
 def _arguments(part: Part, values: _Values, faults: list[Fault]) -> dict[str, Ref]:
     """What a stage takes besides what its class always does (`Stage.arguments`)."""
     takes, _ = part.signature
-    arguments = part.ask("arguments", part.settings)
+    arguments = part.arguments()
     found: dict[str, Ref] = {}
     for name in sorted(part.takes.keys() - takes.keys()):
         if arguments is not None and name not in arguments:
@@ -348,6 +274,8 @@ class _Values:
         """The value that is the clip. Raises WiringError."""
         if reference is not None:
             found = self.find(reference, "clip")
+            if found.stage == INPUTS:
+                raise WiringError(f"a clip is what a stage gives; {found} comes with the manifest")
             if found.axes not in ANY_FRAMES or found.index is not None:
                 raise WiringError(f"a clip is frames, {FRAMES!r} or {FLOAT_FRAMES!r}; {found} is {found.axes!r}")
             return found
@@ -428,19 +356,6 @@ def _as_taken(shape: Shape, ref: Ref, wanted: Axes) -> Shape:
     if ref.axes != wanted:
         dtype = "uint8" if wanted in (FRAMES, FRAME) else "float32"
     return Shape(wanted, tuple(sizes.get(axis) for axis in wanted.split()) if sizes else (), dtype)
-
-
-def _checked_shapes(part: Part, said: Any) -> Mapping[str, Shape]:
-    """What a class says of the shapes of what it gives. Raises RegistryError."""
-    gives = part.signature[1]
-    if not isinstance(said, Mapping):
-        raise RegistryError(f"{part.cls.__name__}.shapes must give a mapping of names to shapes")
-    for name, shape in said.items():
-        if name not in gives or not isinstance(shape, Shape) or shape.axes != gives[name]:
-            raise RegistryError(f"{part.cls.__name__}.shapes: {name!r} is no Shape of {gives.get(name)!r}")
-        if len(shape.sizes) not in (0, len(shape.axes.split())):
-            raise RegistryError(f"{part.cls.__name__}.shapes: {name!r} has {len(shape.sizes)} sizes, {shape.axes!r}")
-    return said
 
 
 def _key(stage: str, key: str) -> tuple[str, ...]:

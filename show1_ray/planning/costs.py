@@ -66,24 +66,19 @@ def count_stages(pipeline: Pipeline) -> dict[str, StageCount]:
         UserError: a stage does not know its own.
     """
     counts = {}
+    all_operations, all_weights = pipeline.operations(), pipeline.weights()
     for stage in pipeline.wired():
-        operations = stage.cls.operations(stage.settings, stage.context, stage.taken)
-        weights = stage.cls.weights(stage.settings, stage.context)
+        operations, weights = all_operations[stage.name], all_weights[stage.name]
         is_elsewhere = stage.execution.device == "cpu" and operations != 0
         if operations is None or weights is None or is_elsewhere:
             what = "operations" if weights is not None else "weights"
             what = "seconds" if is_elsewhere else what
             raise UserError(
                 f"{pipeline.name}: the {what} of its stage {stage.name} are not known before it runs: measure the "
-                f"pipeline with `show1-ray profile {pipeline.file or pipeline.name}`"
+                f"pipeline with `show1-ray profile {pipeline.as_arguments}`"
             )
         counts[stage.name] = StageCount(operations, weights)
     return counts
-
-
-def weights_of(pipeline: Pipeline) -> dict[str, int | None]:
-    """Bytes of each stage's weights; None where it does not know. May import torch."""
-    return {stage.name: stage.cls.weights(stage.settings, stage.context) for stage in pipeline.wired()}
 
 
 def costs_from_profile(pipeline: Pipeline, profile: Profile) -> dict[str, StageCost]:
@@ -158,18 +153,37 @@ def costs_of_job(pipeline: Pipeline, device: str | None) -> dict[str, StageCost]
 
 
 def weights_elsewhere(pipeline: Pipeline) -> dict[str, int | None]:
-    """`weights_of`, in a process of its own where this one has no torch yet: a job's driver does without it."""
+    """`Pipeline.weights`, in a process of its own where this one has no torch yet: a job's driver does without it.
+
+    Raises:
+        UserError: a stage that cannot say it.
+    """
     if "torch" in sys.modules:
-        return weights_of(pipeline)
-    code = (
-        "import pickle, sys; from show1_ray.planning.costs import weights_of; pipeline = pickle.load(sys.stdin.buffer);"
-        "found = weights_of(pipeline); sys.stdout.buffer.write(pickle.dumps(found))"
-    )
+        return pipeline.weights()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
     answer = subprocess.run(
-        [sys.executable, "-c", code], input=pickle.dumps(pipeline), stdout=subprocess.PIPE, env=environment, check=True
+        [sys.executable, "-m", __name__],
+        input=pickle.dumps(pipeline),
+        stdout=subprocess.PIPE,
+        env=environment,
+        check=True,
     )
-    return pickle.loads(answer.stdout)
+    found = pickle.loads(answer.stdout)
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def _weights_asked() -> None:
+    """What `weights_elsewhere` runs: a pickled pipeline in, its weights or the error out."""
+    given, out = sys.stdin.buffer.read(), os.dup(1)
+    os.dup2(2, 1)  # what stages and libraries print is no part of the answer
+    try:
+        found: object = pickle.loads(given).weights()
+    except UserError as error:
+        found = error
+    with os.fdopen(out, "wb") as answer:
+        answer.write(pickle.dumps(found))
 
 
 def stage_memory(stage: Wired, weights: int) -> int:
@@ -182,3 +196,7 @@ def job_device(address: str, settings: LineSettings) -> str | None:
     if settings.gpus is False:
         return CPU
     return local_gpu() or (CPU if address == "local" else None)
+
+
+if __name__ == "__main__":
+    _weights_asked()

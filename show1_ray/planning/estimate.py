@@ -140,7 +140,9 @@ def estimate(
         UserError: a GPU that is not known; a stage that does not fit it; a CPU without a profile; a profile of another
             recipe.
     """
-    pipeline = pipeline.looked()
+    for part in pipeline.parts:  # at the small files that what they say of themselves rests on
+        part.cls.look(part.settings)
+    pipeline = replace(pipeline)
     basis = find_basis(pipeline, gpu_type, profile)
     check_memory(pipeline, basis)
     specs = line_specs(pipeline, basis.costs, cores=basis.room == sys.maxsize)
@@ -205,7 +207,7 @@ def find_basis(pipeline: Pipeline, gpu_type: str, profile: Profile | None = None
         return _measured_basis(pipeline, profile, gpu)
     if gpu_type == CPU:
         reason = "; ".join(ignored) or f"no profile of {pipeline.name} on a CPU"
-        measure = f"measure one with `show1-ray profile {pipeline.name} --device cpu`"
+        measure = f"measure one with `show1-ray profile {pipeline.as_arguments} --device cpu`"
         raise UserError(f"{reason}: {measure}, or name a GPU with --gpu-type")
     return _counted_basis(pipeline, gpu or find_gpu(gpu_type), ignored)
 

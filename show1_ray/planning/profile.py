@@ -317,6 +317,11 @@ def profile_path(pipeline: Pipeline, device: str) -> Path:
     return folder / FOLDER / f"{pipeline.name}.{slug}.json"
 
 
+def kept_profiles(pipeline: Pipeline) -> list[Path]:
+    """The files of all profiles that are kept of a pipeline, of whatever recipe."""
+    return sorted(profile_path(pipeline, "").parent.glob(f"{pipeline.name}.*.json"))
+
+
 def save_profile(profile: Profile, path: Path) -> None:
     """Writes a profile.
 
@@ -375,7 +380,7 @@ def find_profile(pipeline: Pipeline, device: str | None) -> tuple[Profile | None
         UserError: a file that is no profile.
     """
     candidates = []
-    for path in sorted(profile_path(pipeline, "").parent.glob(f"{pipeline.name}.*.json")):
+    for path in kept_profiles(pipeline):
         profile = read_profile(path)
         is_gpu = profile.kind == "cuda"
         if is_gpu if device is None else same_device(device, profile.device if is_gpu else CPU):

@@ -17,7 +17,10 @@ import ray
 from packaging.requirements import Requirement
 from ray._private import ray_constants
 
-from show1_ray.cluster.connection import cluster
+from show1_ray.cluster.connection import check_shared, cluster
+from show1_ray.dataset.lease import Lease
+from show1_ray.dataset.storage import Storage
+from show1_ray.errors import UserError
 
 PASSWORD = "5165a7e55165a7e5"
 
@@ -49,6 +52,19 @@ def listening(process: psutil.Process) -> Iterator[tuple[str, str]]:
         return
 
 
+def test_storage_that_stations_do_not_share_is_refused_before_the_first_clip(local, tmp_path):
+    message = "a node of the cluster does not read what this machine wrote there: it finds nothing there; give a folder"
+    url = f"memory://{tmp_path.name}/out"
+    lease = Lease(Storage.at(url))
+    with pytest.raises(UserError, match=message) as error:
+        check_shared(url, lease.holder.token)
+    assert "\n" not in str(error.value)
+    lease.release()
+    lease = Lease(Storage.at(str(tmp_path / "out")))
+    check_shared(str(tmp_path / "out"), lease.holder.token)
+    lease.release()
+
+
 def test_all_processes_of_it_listen_on_loopback_alone(local):
     station = Station.remote()
     ray.get([station.environment.remote(), ray.remote(lambda: None).remote()])
@@ -64,7 +80,10 @@ def test_all_processes_of_it_listen_on_loopback_alone(local):
 
 JOBS = """
 from ray._private import state
-from show1_ray.cluster.connection import cluster
+from show1_ray.cluster.connection import check_shared, cluster
+from show1_ray.dataset.lease import Lease
+from show1_ray.dataset.storage import Storage
+from show1_ray.errors import UserError
 
 with cluster("local"):
     print(state.jobs())

@@ -28,6 +28,7 @@ from show1_ray.dataset import LeaseError, LeaseTimes, Rendering, StorageError, W
 from show1_ray.dataset.layout import clip_path, shard_key
 from show1_ray.dataset.metadata import content_digest, id_digest
 from show1_ray.dataset.storage import Storage
+from show1_ray.dataset.undo import undone_if_refused
 from show1_ray.dataset.video import decode_video, encode_video
 from show1_ray.errors import UserError
 from show1_ray.manifest import Entry
@@ -82,6 +83,40 @@ def unfinished(job: Job, count: int, **options: Any) -> None:
     with job.open(**options) as dataset:
         for entry in dataset.missing(entries(count)):
             land(dataset, entry)
+
+
+@pytest.mark.parametrize("name", ["lost+found", ".snapshot", ".Trash-0", "@eaDir"])
+@pytest.mark.parametrize("format", ["mp4", "webdataset"])
+def test_what_a_volume_keeps_at_its_root_is_nothing_else(job, format, name):
+    out = Path(job.url)
+    for folder in (out, out / ("clips" if format == "mp4" else "shards")):
+        kept = folder / name / "2026" / "x.mp4"
+        kept.parent.mkdir(parents=True)
+        kept.write_text("not ours")
+    (out / ".DS_Store").touch()
+    assert job.run(3, format=format) == IDS[:3]
+    assert job.run(4, format=format) == IDS[3:4]
+    status = read_status(job.url, verify=True)
+    assert (status.done, status.is_sound) == (4, True)
+    assert kept.read_text() == "not ours"
+
+
+def test_a_job_that_is_refused_leaves_a_volumes_root_as_it_was(tmp_path):
+    (tmp_path / "lost+found").mkdir()
+    with pytest.raises(UserError), undone_if_refused(str(tmp_path)), Job(str(tmp_path)).open():
+        raise UserError("no")
+    assert [one.name for one in tmp_path.iterdir()] == ["lost+found"]
+
+
+def test_a_process_that_does_not_see_the_writers_storage_lands_nothing(job, tmp_path, monkeypatch):
+    monkeypatch.setattr("show1_ray.dataset.lease.LOOK_SECONDS", 0.1)
+    (entry,) = entries(1)
+    with job.open() as dataset:
+        elsewhere = replace(dataset.lander, storage=Storage(str(tmp_path / "of this node")))
+        with pytest.raises(StorageError, match="does not find there what the job wrote"):
+            elsewhere(entry.clip, frames(entry.clip), Rendering(), entry.extra)
+        assert not (tmp_path / "of this node").exists()
+        dataset.lander(entry.clip, frames(entry.clip), Rendering(), entry.extra)
 
 
 @pytest.mark.parametrize("format", ["mp4", "webdataset"])
@@ -399,8 +434,9 @@ def test_a_dataset_that_is_deleted_under_a_job_is_begun_again_by_the_same_comman
     job.run(2, format=format)
     settings = replace(SETTINGS, lease=LeaseTimes(renewal=3600))
     dataset = job.open(format=format, settings=settings)
-    shutil.rmtree(job.url)
     late = entries(3)[2]  # clips go on landing until the job notices
+    dataset.lander(late.clip, frames(late.clip), Rendering(), late.extra)
+    shutil.rmtree(job.url)
     row = dataset.lander(late.clip, frames(late.clip), Rendering(), late.extra)
     dataset._lease._renew()
     with pytest.raises(LeaseError, match="if the dataset was deleted, the same command begins it again"), dataset:

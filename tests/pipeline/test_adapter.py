@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from enum import IntEnum, StrEnum
 from typing import Any, ClassVar
 
 import numpy as np
@@ -85,6 +86,11 @@ NUMPY_ALONE = [
     np.array(["red", "blue"]),
     np.array([(1, 2.5)], [("label", "i4"), ("score", "f4")]),
     np.array([1.5], np.longdouble),
+    np.array([(7,)], [("floats", "<u4")]),
+    np.array([(7,)], [("complexity", "<u8")]),
+    np.array([(7,)], [("bits", "u1")]),
+    np.zeros((0, 3), np.int16).ravel(),
+    np.arange(12, dtype=np.int16)[::-2],
 ]
 
 
@@ -184,6 +190,14 @@ def test_one_frame_of_a_value_can_be_taken(axes):
         one(on_arrays(FirstFrame, takes={"frame": Taken("video", axes, "h w c", 3)}), video=on_the_line)
 
 
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
 class Says(Stage):
     """Gives what its settings say, for the second clip of a batch."""
 
@@ -210,6 +224,20 @@ class Says(Stage):
                 "words": good | {"video": [["a"]]},
                 "rejected": Reject("too dark", {"note": np.float64(0.25)}),
                 "rejected by words alone": Reject("too dark"),
+                "rejected in two lines": Reject("too\ndark \x1b[31m"),
+                "rejected at length": Reject("x" * 100_000),
+                "rejected without a reason": Reject(None),
+                "rejected with nothing": Reject(" "),
+                "rejected with another value": Reject("too dark", {"brightness": 3}),
+                "rejected with a list": Reject("too dark", ["note"]),
+                "rejected with a list for a value": Reject("too dark", {"note": [1]}),
+                "the class": Reject,
+                "a huge number": good | {"note": 2**63},
+                "a long text": good | {"note": "x" * 100_000},
+                "half a character": good | {"note": "a\ud800"},
+                "an enumeration": good | {"note": Colour.RED},
+                "a number with a name": good | {"note": Level.HIGH},
+                "NumPy's text": good | {"note": np.str_("red")},
             }[self.settings.what],
         ]
 
@@ -228,6 +256,18 @@ def said(what: str) -> Any:
         ("a number", "int given; `run` gives a mapping of names to values for each clip, or a Reject"),
         ("an array for a note", "note is a ndarray; a plain value is text, a number, true or false"),
         ("not a number", "note is nan"),
+        ("a huge number", "note is 9223372036854775808, which 64 bits do not hold"),
+        ("a long text", "note has 100,000 characters; a plain value has 65,536 at most"),
+        ("half a character", r"note is 'a\\ud800', which is not valid Unicode"),
+        ("rejected without a reason", "a Reject has None for its reason; give a line of text"),
+        ("rejected with nothing", "a Reject has ' ' for its reason; give a line of text"),
+        (
+            "rejected with another value",
+            "a Reject has the value 'brightness', but the plain values that it gives are 'note'",
+        ),
+        ("rejected with a list", r"a Reject has \['note'\] for its values; give a mapping"),
+        ("rejected with a list for a value", "note is a list; a plain value is text, a number, true or false"),
+        ("the class", "type given; `run` gives a mapping of names to values for each clip, or a Reject"),
     ],
 )
 def test_what_was_not_declared_is_refused_with_clip_stage_and_value(what, reason):
@@ -246,6 +286,17 @@ def test_numbers_become_pythons_own_and_lists_arrays():
 def test_a_rejection_reaches_the_line_with_its_plain_values():
     assert said("rejected") == Rejected("too dark", {"note": 0.25})
     assert said("rejected by words alone") == Rejected("too dark", {})
+    assert said("rejected in two lines") == Rejected("too dark \\x1b[31m", {})
+    assert said("rejected at length").reason == "x" * 2000 + "…"
+
+
+@pytest.mark.parametrize(
+    ("what", "value"), [("an enumeration", "red"), ("a number with a name", 3), ("NumPy's text", "red")]
+)
+def test_a_plain_value_needs_no_class_of_its_authors_where_it_arrives(what, value):
+    note = said(what)["note"]
+    assert note == value
+    assert type(note) is type(value)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

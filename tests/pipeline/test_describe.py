@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from show1_ray.cli import app
+from show1_ray.errors import UserError
 from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
 from show1_ray.pipeline.describe import check, describe_stage, list_stages, schema
 from show1_ray.pipeline.registry import names as stage_names
@@ -116,6 +117,13 @@ def test_the_schema_knows_the_package_s_pipelines_and_what_is_wrong():
         "colour: red",
     ):
         assert not validator.is_valid(yaml.safe_load(text)), text
+
+
+def test_a_place_that_no_schema_can_be_written_to_is_refused(tmp_path):
+    for place in (tmp_path, tmp_path / "nothing" / "schema.json"):
+        result = CliRunner().invoke(app, ["schema", "--out", str(place)])
+        assert isinstance(result.exception, UserError)
+        assert str(result.exception).startswith("--out ")
 
 
 def test_the_schema_goes_to_a_file_too(tmp_path):

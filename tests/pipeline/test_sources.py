@@ -145,6 +145,9 @@ def test_private_addresses_are_refused_however_they_are_written(server, host):
         ("::ffff:10.0.0.1", False),
         ("64:ff9b::a00:1", False),
         ("2002:a00:1::", False),
+        ("fec0::1", False),
+        ("::10.0.0.1", False),
+        ("::1", False),
     ],
 )
 def test_which_addresses_are_public(address, expected):

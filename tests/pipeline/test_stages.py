@@ -267,6 +267,15 @@ def test_a_place_of_an_extending_file_is_instead_of_the_one_below(toys, tmp_path
     assert [p.name for p in toys("extends: ./base.yaml\nstages: {judge: {after: up}}").parts] == ["draw", "up", "judge"]
 
 
+def test_a_stage_that_comes_back_under_a_dropped_name_has_nothing_of_the_one_before(toys, tmp_path):
+    toys("stages: {a: {uses: 'toys:Draw'}, b: {uses: 'toys:Upscale'}}\nexecution: {b: {batch_size: 7}}")
+    (tmp_path / "mine.yaml").rename(tmp_path / "first.yaml")
+    toys("extends: first.yaml\nstages: {b: null}")
+    (tmp_path / "mine.yaml").rename(tmp_path / "second.yaml")
+    pipeline = toys("extends: second.yaml\nstages: {b: {uses: 'toys:Draw', frames: 5}}")
+    assert (pipeline.stages.b.frames, pipeline.execution.b.batch_size) == (5, 1)
+
+
 def test_a_stage_that_uses_another_class_has_none_of_the_settings_below_and_stands_where_it_stood(toys):
     pipeline = toys(
         "extends: show1\nstages:\n  latent_super_resolution: {uses: 'toys:Upscale', takes: {video: frames_sr}}\n"
@@ -412,6 +421,10 @@ FAULTS = [
     ),
     ("stages: {a: {uses: 'toys:Draw'}}\ninputs: [n]", "inputs: must be a mapping"),
     (
+        "stages: {a: {uses: 'toys:Draw'}}\ninputs: {n: {float: null, default: .nan}}",
+        "inputs.n: its default is nan, not",
+    ),
+    (
         "stages: {a: {uses: 'toys:Draw'}}\ninputs: {frames: int, input_frames: int}",
         "inputs.input_frames: the input 'input_frames' and the input 'frames' would both be the column 'input_frames'",
     ),
@@ -476,9 +489,10 @@ def test_stages_of_installed_packages_are_named_by_their_entry_points(tmp_path):
     site = tmp_path / "site"
     (site / "acme-1.dist-info").mkdir(parents=True)
     (site / "acme-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1\n")
-    (site / "acme-1.dist-info" / "entry_points.txt").write_text("[show1_ray.stages]\nacme.draw = acme_stages:Draw\n")
-    (site / "acme_stages.py").write_text(TOYS)
-    (tmp_path / "mine.yaml").write_text("stages: {mine: {uses: acme.draw, frames: 3}}")
+    points = "acme.draw = acme_stages:Draw\nacme.inner = acme_stages:Outer.Inner [extra]\n"
+    (site / "acme-1.dist-info" / "entry_points.txt").write_text(f"[show1_ray.stages]\n{points}")
+    (site / "acme_stages.py").write_text(TOYS + "\nclass Outer:\n    class Inner(Draw):\n        pass\n")
+    (tmp_path / "mine.yaml").write_text("stages: {inner: {uses: acme.inner}, mine: {uses: acme.draw, frames: 3}}")
     run = subprocess.run(
         [sys.executable, "-m", "show1_ray", "check", "--json", tmp_path / "mine.yaml"],
         env={**os.environ, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{site}"},
@@ -487,7 +501,8 @@ def test_stages_of_installed_packages_are_named_by_their_entry_points(tmp_path):
         check=True,
     )
     found = json.loads(run.stdout)
-    assert (found["stages"][0]["class"], found["clip"]["sizes"]) == ("acme_stages:Draw", [3, 8, 16, 3])
+    assert [one["class"] for one in found["stages"]] == ["acme_stages:Outer.Inner", "acme_stages:Draw"]
+    assert found["clip"]["sizes"] == [3, 8, 16, 3]
     listed = subprocess.run(
         [
             sys.executable,

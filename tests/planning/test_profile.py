@@ -14,7 +14,7 @@ from show1_ray.cli import app
 from show1_ray.errors import UserError
 from show1_ray.pipeline import Pipeline
 from show1_ray.pipeline.lineup import stage_specs
-from show1_ray.planning.costs import at_batch_size, costs_of_job, weights_of
+from show1_ray.planning.costs import at_batch_size, costs_of_job
 from show1_ray.planning.gpus import GPUS, find_gpu, same_device
 from show1_ray.planning.profile import (
     CPU,
@@ -81,7 +81,7 @@ def test_every_stage_is_measured_at_every_batch_size(profile, pipeline):
 
 
 def test_weights_are_what_the_meta_device_counts(profile, pipeline):
-    assert {name: stage.weights for name, stage in profile.stages.items()} == weights_of(pipeline)
+    assert {name: stage.weights for name, stage in profile.stages.items()} == pipeline.weights()
 
 
 def test_a_profile_is_kept_beside_the_pipeline_file_and_read_again(kept, pipeline, profile):
@@ -192,7 +192,7 @@ def test_memory_of_the_pipeline_file_goes_before_that_of_a_profile(kept, pipelin
 
 
 def test_without_memory_and_profile_a_gpu_counts_on_a_multiple_of_the_weights(pipeline):
-    weights = weights_of(pipeline)
+    weights = pipeline.weights()
     costs = costs_of_job(pipeline, "A100-80G")
     assert all(cost.memory > weights[name] for name, cost in costs.items())
     assert all(cost.memory == 0 for cost in costs_of_job(pipeline, CPU).values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from show1_ray.pipeline.checkpoints import CheckpointError
@@ -97,8 +98,9 @@ def _call(settings: Any, pipeline: Signature, given: Mapping[str, Shape]) -> Ite
         if name in pipeline.call and (reason := why_owned(name)) is not None:
             yield f"takes.{name}", f"cannot be given: {reason}"
     for name in free:
-        if pipeline.call[name].is_required and name not in settings.call and name not in given:
-            place = "takes: {%s: STAGE.VALUE[0]}, or an input of that name" if _is_picture(name) else "call: {%s: …}"
+        if families.is_needed(pipeline, name) and name not in settings.call and name not in given:
+            value = "STAGE.VALUE" if "video" in name or "frames" in name else "STAGE.VALUE[0]"
+            place = f"takes: {{%s: {value}}}, or an input of that name" if _is_picture(name) else "call: {%s: …}"
             yield "", f"{pipeline.name} needs {name!r}: give {place.replace('%s', name)}"
 
 
@@ -218,6 +220,8 @@ def _classes(settings: Any, found: Layout | None) -> Iterator[Fault]:
     backends = signatures.attention_backends()
     if settings.attention is not None and settings.attention not in backends:
         yield "attention", f"diffusers has no backend {settings.attention!r}{near(settings.attention, backends, 40)}"
+    if settings.lora and find_spec("peft") is None:
+        yield "lora", "low-rank weights need the package peft, which is not installed here"
     if settings.quantize is not None:
         backend = settings.quantize["backend"]
         libraries = signatures.quantization_backends()

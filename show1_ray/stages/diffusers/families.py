@@ -187,6 +187,19 @@ def family_of(pipeline: Signature) -> Family:
     return CLASSES.get(pipeline.name) or FAMILIES.get(pipeline.folder, UNKNOWN)
 
 
+_MEANT = {
+    "image": ("ImageToVideo", "Image2Video", "I2V", "Img2Img", "ImageToImage", "Inpaint", "Upscale", "I2I"),
+    "video": ("VideoToVideo", "Video2Video", "V2V"),
+}
+"""Pipelines whose names say what they begin with, although their calls have a default for it."""
+
+
+def is_needed(pipeline: Signature, argument: str) -> bool:
+    """Whether a pipeline cannot do without an argument of its call."""
+    said = any(word in pipeline.name for word in _MEANT.get(argument, ()))
+    return pipeline.call[argument].is_required or said
+
+
 def split_of(pipeline: Signature) -> Split | None:
     """How a pipeline class is cut; None: it runs whole."""
     return family_of(pipeline).split.get(pipeline.name)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from show1_ray.errors import shown
-from show1_ray.pipeline.checkpoints import Checkpoint, CheckpointError, read_json
+from show1_ray.pipeline.checkpoints import Checkpoint, CheckpointError, one_form, read_json
 from show1_ray.pipeline.registry import RegistryError
 from show1_ray.stages.diffusers import signatures
 from show1_ray.stages.diffusers.signatures import Signature, UnknownClassError
@@ -75,6 +77,18 @@ class Layout:
     def networks(self) -> tuple[str, ...]:
         """Components that are networks, and have weights."""
         return tuple(name for name in self.present if (self.place / name / "config.json").is_file())
+
+    def weights(self, components: Iterable[str], variant: str | None, width: int) -> int | None:
+        """Bytes of networks' weights, loaded as numbers of so many bytes; None where they are not here."""
+        total = 0
+        for component in components:
+            names = [path.name for path in (self.place / component).glob("*")]
+            files = one_form(names, ("",) if variant is None else (variant, ""))
+            if not files:
+                return None
+            for path in (self.place / component / name for name in files):
+                total += _numbers(path, path.stat().st_mtime_ns) * width
+        return total
 
     def config(self, component: str) -> Mapping[str, Any]:
         """A component's configuration; empty where there is none."""
@@ -145,3 +159,13 @@ def _cached(checkpoint: Checkpoint) -> list[Path]:
 @lru_cache(256)
 def _json(path: Path, changed: int) -> dict[str, Any]:
     return read_json(path)
+
+
+@lru_cache(1024)
+def _numbers(path: Path, changed: int) -> int:
+    """How many numbers a file of weights holds: from its header, or of a pickle, about."""
+    if path.suffix != ".safetensors":
+        return path.stat().st_size // 4
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(prod(one["shape"]) for name, one in header.items() if name != "__metadata__")

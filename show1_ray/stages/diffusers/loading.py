@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 
 from show1_ray.errors import one_line
+from show1_ray.pipeline import hub
 from show1_ray.pipeline.checkpoints import CheckpointError, folder_of
 from show1_ray.stages.diffusers.checks import cache_class
 from show1_ray.stages.diffusers.layout import INDEX, Layout, layout, signature
@@ -23,6 +24,8 @@ from show1_ray.stages.diffusers.settings import Lora, Settings
 DENOISERS = ("transformer", "unet")
 """Beginnings of the names of components that denoise."""
 
+CHANGES = ("scheduler", "lora", "vae", "attention", "cache")
+"""Settings that change a pipeline that has been loaded."""
 _LACKING = ("newly initialized", "| MISSING", "MISMATCH")
 """What the libraries log, and no more, where weights are not in the file or do not fit: they go on with random ones."""
 
@@ -56,7 +59,7 @@ def load_pipeline(settings: Settings, dtype: str, device: str, parts: Collection
     pipeline = signature(settings)
     assert pipeline is not None  # since the checkpoint is here
     wanted = [name for name in found.networks if parts is None or name in parts]
-    absent = {name: skeleton(folder, found, name, dtype) for name in found.networks if name not in wanted}
+    absent = {name: skeleton(found, name, dtype) for name in found.networks if name not in wanted}
     more: dict[str, Any] = {name: None for name in pipeline.init if found.components.get(name, "") == (None, None)}
     more |= {name: network for name, network in absent.items() if name in pipeline.init}
     if settings.quantize is not None:
@@ -72,7 +75,13 @@ def load_pipeline(settings: Settings, dtype: str, device: str, parts: Collection
     except Exception as error:  # the libraries raise all kinds of things for a damaged or wrong file
         raise CheckpointError(f"{folder}: {pipeline.name} cannot be loaded: {one_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
-    change(pipe, settings)
+    try:
+        change(pipe, settings)
+    except (torch.cuda.OutOfMemoryError, CheckpointError):
+        raise
+    except Exception as error:  # of diffusers' classes: a backend that is not installed, a network without blocks
+        what = ", ".join(name for name in CHANGES if getattr(settings, name))
+        raise CheckpointError(f"{folder}: {pipeline.name} cannot have its {what}: {one_line(error)}") from error
     for name in absent:
         if isinstance(getattr(pipe, name, None), nn.Module):
             pipe.__dict__[name] = Absent(getattr(pipe, name))
@@ -80,12 +89,12 @@ def load_pipeline(settings: Settings, dtype: str, device: str, parts: Collection
     return pipe
 
 
-def skeleton(folder: Path, found: Layout, component: str, dtype: str) -> Any:
+def skeleton(found: Layout, component: str, dtype: str) -> Any:
     """A network without weights, from its configuration: a pipeline asks it for sizes and types."""
     library, name = found.components[component]
     known = library in ("diffusers", "transformers")
     cls: Any = getattr(import_module(str(library) if known else f"diffusers.pipelines.{library}"), str(name))
-    place = folder / component
+    place = found.place / component
     with torch.device("meta"):
         if library == "transformers":
             network = cls(cls.config_class.from_pretrained(place))
@@ -99,7 +108,7 @@ def fetched(settings: Settings, networks: Collection[str] | None = None) -> tupl
     variants = ("",) if settings.variant is None else (settings.variant, "")
     found = layout(settings.checkpoint)
     if found is None or found.is_copy:
-        folder_of(settings.checkpoint, (INDEX,), variants=variants)
+        hub.fetch_configurations(settings.checkpoint, INDEX)
         found = layout(settings.checkpoint)
     assert found is not None
     names = [name for name in found.present if networks is None or name in networks or name not in found.networks]

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from show1_ray.clip import Clip
 from show1_ray.stage import FRAMES, Axes, Context, Fault, Piece, Shape
 from show1_ray.stages.diffusers import families
 from show1_ray.stages.diffusers import settings as recipe
-from show1_ray.stages.diffusers.layout import Layout
 from show1_ray.stages.diffusers.stage import DiffusersStage, known, shape_of
 
+TEXTS, DECODERS = ("text_encoder",), ("vae",)
+"""Beginnings of the names of networks that encode texts, and of those that decode latents; all others denoise."""
 STATE = "byte"
 """Axes of what only the next piece can read: a generator's state, or a solver's."""
-
-HOLDS: Mapping[str, Callable[[str], bool]] = {
-    "Text": lambda network: network.startswith("text_encoder"),
-    "Denoise": lambda network: not network.startswith(("text_encoder", "vae")),
-    "HighNoise": lambda network: not network.startswith(("text_encoder", "vae", "transformer_2")),
-    "LowNoise": lambda network: network != "transformer" and not network.startswith(("text_encoder", "vae")),
-    "Decode": lambda network: network.startswith("vae"),
-}
-"""Of each piece (`DiffusersPiece.part`) the networks that it holds."""
 
 
 class DiffusersPiece(DiffusersStage):
@@ -43,7 +35,7 @@ class DiffusersPiece(DiffusersStage):
         """
         from show1_ray.stages.diffusers import split
 
-        self.work = getattr(split, self.part)(self.settings, self.context, device)
+        self.work = getattr(split, self.part)(self.settings, self.context, device, self.holds)
         self.device = device
 
     def run(self, clips: Sequence[Clip], values: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -55,11 +47,6 @@ class DiffusersPiece(DiffusersStage):
         """See `checks`; what comes from the piece before is none of the user's."""
         takes, _ = cls.signature(settings)
         return super().faults(settings, context, {name: one for name, one in given.items() if name not in takes})
-
-    @classmethod
-    def networks(cls, settings: recipe.Settings, found: Layout) -> Sequence[str]:
-        """See `DiffusersStage`."""
-        return [name for name in found.networks if HOLDS[cls.part](name)]
 
     @classmethod
     def texts(cls, settings: recipe.Settings) -> dict[str, Axes]:
@@ -76,6 +63,12 @@ class Text(DiffusersPiece):
     """Prompt and negative prompt become embeddings."""
 
     part = "Text"
+
+    @classmethod
+    def holds(cls, network: str) -> bool:
+        """See `DiffusersStage`."""
+        return network.startswith(TEXTS)
+
     relative_seconds = 0.05
     working_set = 1.2
 
@@ -94,6 +87,12 @@ class Denoise(DiffusersPiece):
     """Embeddings become latents."""
 
     part = "Denoise"
+
+    @classmethod
+    def holds(cls, network: str) -> bool:
+        """See `DiffusersStage`."""
+        return not network.startswith((*TEXTS, *DECODERS))
+
     relative_seconds = 1.0
 
     @classmethod
@@ -111,6 +110,12 @@ class HighNoise(Denoise):
     """Embeddings become latents of which the noise is taken until `boundary_ratio`; with the solver's state."""
 
     part = "HighNoise"
+
+    @classmethod
+    def holds(cls, network: str) -> bool:
+        """See `DiffusersStage`."""
+        return super().holds(network) and network != "transformer_2"
+
     relative_seconds = 0.5
 
     @classmethod
@@ -123,6 +128,12 @@ class LowNoise(Denoise):
     """The other transformer goes on where the first one stopped."""
 
     part = "LowNoise"
+
+    @classmethod
+    def holds(cls, network: str) -> bool:
+        """See `DiffusersStage`."""
+        return super().holds(network) and network != "transformer"
+
     relative_seconds = 0.5
 
     @classmethod
@@ -135,6 +146,12 @@ class Decode(DiffusersPiece):
     """Latents become 8-bit frames."""
 
     part = "Decode"
+
+    @classmethod
+    def holds(cls, network: str) -> bool:
+        """See `DiffusersStage`."""
+        return network.startswith(DECODERS)
+
     relative_seconds = 0.1
     working_set = 8.0
 

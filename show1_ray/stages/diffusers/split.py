@@ -21,7 +21,6 @@ from torch import Tensor
 from show1_ray.clip import Clip
 from show1_ray.stage import NonFiniteError
 from show1_ray.stages.diffusers import families, loading, outputs
-from show1_ray.stages.diffusers.pieces import HOLDS
 from show1_ray.stages.diffusers.whole import Loaded
 
 KEPT = 64
@@ -35,11 +34,17 @@ class _EncodedError(Exception):
 
 
 class Part(Loaded):
-    """A pipeline with some of its networks."""
+    """A pipeline with some of its networks.
 
-    def __init__(self, settings: Any, context: Any, device: str) -> None:
+    Args:
+        settings, context: of the stage.
+        device: "cpu" or "cuda:0".
+        holds: whether a network is one of its own.
+    """
+
+    def __init__(self, settings: Any, context: Any, device: str, holds: Callable[[str], bool]) -> None:
         found = loading.fetched(settings, ())[1]
-        super().__init__(settings, context, device, list(filter(HOLDS[type(self).__name__], found.networks)))
+        super().__init__(settings, context, device, [name for name in found.networks if holds(name)])
 
     def _load(self) -> None:
         super()._load()
@@ -210,7 +215,6 @@ class Decode(Part):
 class HighNoise(Denoise):
     """The first expert: it stops at the boundary, and gives the solver's state besides."""
 
-    mine = "transformer"
     goes_on = False
 
     def _load(self) -> None:
@@ -246,7 +250,6 @@ class HighNoise(Denoise):
 class LowNoise(HighNoise):
     """The second expert: it takes latents, generator and solver where the first one left them."""
 
-    mine = "transformer_2"
     goes_on = True
 
     def _load(self) -> None:

@@ -32,20 +32,41 @@ class DiffusersStage(Stage):
 
     @classmethod
     def arguments(cls, settings: recipe.Settings) -> Mapping[str, bool] | None:
-        """Arguments of the pipeline's call that are not given in `call`; those without a default are needed."""
+        """Arguments of the pipeline's call that a pipeline file may give."""
         pipeline, _ = known(settings)
         if pipeline is None:
             return None
-        free = checks.free_arguments(pipeline)
-        return {name: pipeline.call[name].is_required for name in free if name not in settings.call}
+        return {name: families.is_needed(pipeline, name) for name in checks.free_arguments(pipeline)}
 
     @classmethod
     def checkpoints(cls, settings: recipe.Settings) -> Sequence[Needs]:
         """The pipeline's components, and low-rank weights."""
         _, found = known(settings)
-        components = () if found is None else found.present
+        others = () if found is None else found.networks
+        components = [] if found is None else [one for one in found.present if one not in others or cls.holds(one)]
         variants = ("",) if settings.variant is None else (settings.variant, "")
         return (Needs(settings.checkpoint, (INDEX, *components), variants=variants),)
+
+    @classmethod
+    def holds(cls, network: str) -> bool:
+        """Whether a network of the checkpoint is one of its own."""
+        return True
+
+    @classmethod
+    def weights(cls, settings: recipe.Settings, context: Context) -> int | None:
+        """Bytes of its networks' weights, by their files or, where these are not here, their configurations; quantised
+        ones are not known. May import torch.
+        """
+        _, found = known(settings)
+        if found is None or settings.quantize is not None:
+            return None
+        own = [name for name in found.networks if cls.holds(name)]
+        known_here = found.weights(own, settings.variant, 4 if context.dtype == "float32" else 2)
+        if known_here is not None:
+            return known_here
+        from show1_ray.stages.diffusers import works
+
+        return works.weights(settings, context, found, own)
 
     @classmethod
     def faults(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> Iterable[Fault]:
@@ -61,11 +82,6 @@ class DiffusersStage(Stage):
             hub.fetch_configurations(settings.checkpoint, INDEX)
 
     @classmethod
-    def networks(cls, settings: recipe.Settings, found: Layout) -> Sequence[str]:
-        """The networks that it computes with; a piece has some of the pipeline's."""
-        return found.networks
-
-    @classmethod
     def operations(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> float | None:
         """Those of its networks for all steps of a clip; None where configurations are not here. Imports torch."""
         pipeline, found = known(settings)
@@ -75,17 +91,7 @@ class DiffusersStage(Stage):
 
         takes, _ = cls.signature(settings)
         own = {name: shape for name, shape in given.items() if name not in takes}
-        return works.operations(settings, context, own, pipeline, found, cls.networks(settings, found))
-
-    @classmethod
-    def weights(cls, settings: recipe.Settings, context: Context) -> int | None:
-        """Bytes of its networks; None where configurations are not here, or they are quantised. Imports torch."""
-        _, found = known(settings)
-        if found is None:
-            return None
-        from show1_ray.stages.diffusers import works
-
-        return works.weights(settings, context, found, cls.networks(settings, found))
+        return works.operations(settings, context, own, pipeline, found, list(filter(cls.holds, found.networks)))
 
     def loaded_bytes(self) -> int | None:
         """See `Stage`."""

@@ -110,7 +110,7 @@ def _layout(place: str) -> Layout:
 
 
 def _blank(found: Layout, name: str, dtype: str) -> nn.Module:
-    return loading.skeleton(found.place, found, name, dtype)
+    return loading.skeleton(found, name, dtype)
 
 
 def _pretended(pipeline: str, found: Layout, dtype: str, latents: str) -> tuple[Any, dict[str, int]]:

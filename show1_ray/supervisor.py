@@ -64,11 +64,18 @@ def supervise() -> None:
         os._exit(said[0])
     code = os.waitstatus_to_exitcode(status)
     if code in (1, -signal.SIGABRT):
-        print(ENDED, file=sys.stderr, flush=True)
+        from show1_ray.output import say  # Rich, which takes a moment
+
+        say(ENDED, sys.stderr)
         os._exit(EXIT_CODE)
     if code < 0:
         _end_by(signal.Signals(-code))
     os._exit(code)
+
+
+def command_pid() -> int:
+    """The process that people know this one by: the command's, where that supervises it."""
+    return os.getppid() if _saying else os.getpid()
 
 
 def done(code: int) -> None:

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from show1_ray.cluster.supervisor import ENDED
+from show1_ray.supervisor import ENDED
 
 SUPERVISED = """
 import os, signal, sys, time
-from show1_ray.cluster.supervisor import done, supervise
+from show1_ray.supervisor import command_pid, done, supervise
 
 supervise()
 
@@ -24,7 +24,7 @@ def wait_for_two():
     came = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: came.append(number))
-    print("ready", os.getpid(), flush=True)
+    print("ready", os.getpid(), command_pid(), flush=True)
     while signal.SIGTERM not in came:
         time.sleep(0.01)
     print(*map(int, came), flush=True)
@@ -47,9 +47,9 @@ def begun(source: str) -> Iterator[subprocess.Popen[str]]:
 def child_of(process: subprocess.Popen[str]) -> psutil.Process:
     """The driver, once it is ready."""
     assert process.stdout is not None
-    ready, number = process.stdout.readline().split()
+    ready, number, command = process.stdout.readline().split()
     assert ready == "ready"
-    assert int(number) != process.pid
+    assert int(number) != process.pid == int(command), "a dataset's lease tells the process that somebody has started"
     return psutil.Process(int(number))
 
 
