@@ -21,7 +21,7 @@ from show1_ray.cluster.leaving import is_stuck
 from show1_ray.errors import UserError, last_line, shown
 from show1_ray.output import Console, Lines, say, say_json, take_over
 from show1_ray.pipeline import Pipeline
-from show1_ray.pipeline.commands import CodeOption, SetOption, check, fetch, pipelines, schema, stages
+from show1_ray.pipeline.commands import CodeOption, JsonOption, SetOption, check, fetch, pipelines, schema, stages
 from show1_ray.supervisor import done
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ SHOWN_REJECTIONS = 20
 """Of `status`."""
 
 app = typer.Typer(
-    help="Render text-to-video datasets: pipelines of stages as an assembly line on Ray.",
+    help="Render text-to-video datasets with an assembly line of stages on Ray.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,59 +54,70 @@ app = typer.Typer(
 
 ColumnOption = Annotated[
     list[str] | None,
-    typer.Option("--column", metavar="prompt=NAME", help="What the manifest calls a column. [repeatable]"),
+    typer.Option(
+        "--column", metavar="prompt=NAME", help="Read `prompt` (or `id`, `seed`, …) from this column. Repeatable."
+    ),
 ]
-DropOption = Annotated[str, typer.Option("--drop", metavar="A,B", help="Columns of the manifest that are left out.")]
-ManifestArgument = Annotated[
-    str, typer.Argument(help="Parquet, CSV, TSV, JSON or text; a file, a folder or a glob; any URL.")
-]
+DropOption = Annotated[str, typer.Option("--drop", metavar="A,B", help="Leave out these columns of the manifest.")]
+ManifestArgument = Annotated[str, typer.Argument(help="Parquet, CSV, TSV, JSON or text: a file, folder, glob or URL.")]
 GpusOption = Annotated[
     str | None,
-    typer.Option(metavar="N|MIN:MAX", help="GPUs to use; a range grows and shrinks with the work. [default: all]"),
+    typer.Option(
+        metavar="N|MIN:MAX", show_default="all", help="How many GPUs to use; a range grows and shrinks with the work."
+    ),
 ]
+AddressOption = Annotated[
+    str | None, typer.Option(metavar="auto|HOST:PORT", show_default="this machine", help="A Ray cluster.")
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Take at most this many clips.")]
+SamplesOption = Annotated[int, typer.Option(min=1, help="Clips per row, with different seeds.")]
 
 
 @app.command()
 def render(
     manifest: ManifestArgument,
-    out: Annotated[str, typer.Option(metavar="WHERE", help="The dataset: a folder, any URL.")],
+    out: Annotated[str, typer.Option(metavar="WHERE", help="The dataset: a folder or URL.")],
     pipeline: Annotated[str, typer.Option(metavar="NAME|FILE", help="See `show1-ray pipelines`.")] = "nano",
-    address: Annotated[
-        str | None, typer.Option(metavar="auto|HOST:PORT", help="A Ray cluster. [default: this machine]")
-    ] = None,
+    address: AddressOption = None,
     gpus: GpusOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Clips at most.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Clips for each row, with different seeds.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seeds of rows without one are derived from it.")] = 0,
-    format: Annotated[Format, typer.Option(help="Video files, or WebDataset shards.")] = Format.MP4,
-    save_stages: Annotated[str, typer.Option(metavar="A,B", help="Save these stages' frames too.")] = "",
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Render again what failed before.")] = False,
-    max_failures: Annotated[int, typer.Option(min=1, help="Stop if this many fail before one is done.")] = 20,
-    verify: Annotated[bool, typer.Option("--verify", help="Read all clips; render damaged ones again.")] = False,
+    limit: LimitOption = None,
+    samples: SamplesOption = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Rows without a seed derive theirs from this one.")] = 0,
+    format: Annotated[Format, typer.Option(help="Store video files or WebDataset shards.")] = Format.MP4,
+    save_stages: Annotated[str, typer.Option(metavar="A,B", help="Also save the frames of these stages.")] = "",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Render clips that failed before again.")
+    ] = False,
+    max_failures: Annotated[
+        int, typer.Option(min=1, help="Stop if this many clips fail before the first is done.")
+    ] = 20,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare checksums of all clips; render damaged ones again.")
+    ] = False,
     allow_private_urls: Annotated[
         bool,
         typer.Option(
             "--allow-private-urls",
-            help="Images and videos of the manifest may also lie at private addresses, and outside its folder.",
+            help="Also read images and videos at private addresses and outside the manifest's folder.",
         ),
     ] = False,
     column: ColumnOption = None,
     drop: DropOption = "",
     strict_prompts: Annotated[
-        bool, typer.Option("--strict-prompts", help="Refuse prompts that are longer than what a text encoder takes.")
+        bool, typer.Option("--strict-prompts", help="Refuse prompts that a text encoder would cut.")
     ] = False,
     changes: SetOption = None,
     code: CodeOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, render nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything; render nothing.")] = False,
     log: Annotated[
-        LogFormat, typer.Option(help="A table, or a JSON object a line with job and clip ids.")
+        LogFormat, typer.Option(help="Log a table, or one JSON object per line with job and clip ids.")
     ] = LogFormat.TEXT,
-    json_output: Annotated[bool, typer.Option("--json", help="The summary as JSON on standard output.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Render a manifest to a dataset. Run it again to render what is missing.
+    """Render a manifest to a dataset. Rerun to resume.
 
-    Exit codes: 0 all rendered, 1 some clips failed, 2 bad input or storage that fails, 3 the cluster is gone (run it
-    again), 130 interrupted (run it again).
+    Exit codes: 0 all clips rendered, 1 some failed, 2 bad input or failing storage, 3 the cluster is gone (rerun to
+    resume), 130 interrupted (rerun to resume).
     """
     from show1_ray.cluster.connection import job_name  # Ray, which takes a second
     from show1_ray.job import Control, Summary
@@ -161,17 +172,21 @@ def render(
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def submit(
     context: typer.Context,
-    manifest: Annotated[str | None, typer.Argument(help="As for `render`; a file of this machine is shipped.")] = None,
-    out: Annotated[str | None, typer.Option(metavar="WHERE", help="The dataset: a URL that all nodes reach.")] = None,
+    manifest: Annotated[
+        str | None, typer.Argument(help="As for `render`; local files are shipped with the job.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="WHERE", help="The dataset: a URL that all nodes can reach.")
+    ] = None,
     address: Annotated[
         str, typer.Option(metavar="http://HEAD:8265", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard.")
     ] = "http://127.0.0.1:8265",
-    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job; print its id.")] = False,
-    follow: Annotated[str | None, typer.Option(metavar="JOB", help="Follow a job that was submitted.")] = None,
-    status: Annotated[str | None, typer.Option(metavar="JOB", help="How a job stands.")] = None,
-    stop: Annotated[str | None, typer.Option(metavar="JOB", help="Stop a job; its dataset can be continued.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the job's id instead of following the job.")] = False,
+    follow: Annotated[str | None, typer.Option(metavar="JOB", help="Follow a submitted job.")] = None,
+    status: Annotated[str | None, typer.Option(metavar="JOB", help="Show the state of a job.")] = None,
+    stop: Annotated[str | None, typer.Option(metavar="JOB", help="Stop a job; resubmit to resume it.")] = None,
 ) -> None:
-    """Hand a manifest to a cluster and follow it there; takes all options of `render`. Submitted again, it goes on."""
+    """Submit a manifest to a cluster and follow the job. Takes all options of `render`. Resubmit to resume."""
     from show1_ray.cluster.submit import Cluster
     from show1_ray.cluster.submit import submit as submit_manifest
 
@@ -220,7 +235,7 @@ def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str], 
     with command.make_context("render", list(arguments)) as context:
         given = dict(context.params)
     if given["address"] is not None:
-        raise UserError("--address: of the cluster's dashboard, once")
+        raise UserError("--address: give it only once: the address of the cluster's dashboard")
     if given["gpus"] is not None:
         stations_of(given["gpus"])
     Columns.said(given["column"] or (), given["drop"])
@@ -241,10 +256,10 @@ def options_of_render(arguments: list[str]) -> tuple[list[str], str, list[str], 
 @app.command()
 def status(
     where: Annotated[str, typer.Argument(metavar="WHERE", help="A dataset.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Read all clips and compare their checksums.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare checksums of all clips.")] = False,
+    json_output: JsonOption = False,
 ) -> None:
-    """What of a dataset is done, what failed and why, what is left, and what is wrong: then the exit code is 1."""
+    """Show a dataset's progress and failures. Exits with 1 if files are missing, damaged or foreign."""
     from show1_ray.dataset import read_status
 
     status = read_status(where, verify)
@@ -255,7 +270,7 @@ def status(
     ended = f"{len(status.failures)} failed, {rejected}{status.left} left"
     say(f"{where}: {status.done} of {status.count} clips done, {ended}")
     if status.others:
-        say(f"{status.others} of these {status.count} are not of the last manifest, {status.manifest}")
+        say(f"{status.others} of these {status.count} are not in the last manifest, {status.manifest}")
     say(f"pipeline {status.pipeline}, recipe {status.recipe_hash}, {status.format}, {status.bytes / 2**20:.1f} MiB")
     if status.holder is not None:
         say(f"being written by {status.holder}")
@@ -270,17 +285,19 @@ def status(
     for damaged in status.damaged:
         say(f"damaged: {damaged}; `render --verify` renders it again")
     for foreign in status.foreign:
-        say(f"not of this dataset: {foreign}")
+        say(f"not part of this dataset: {foreign}")
     raise typer.Exit(0 if status.is_sound else 1)
 
 
 @app.command()
 def sheet(
     where: Annotated[str, typer.Argument(metavar="WHERE", help="A dataset.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="In a .gif or .webp the clips play.")] = Path("sheet.png"),
-    count: Annotated[int, typer.Option(min=1, help="Clips at most.")] = 12,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="A .png; or a .gif or .webp, in which the clips play.")
+    ] = Path("sheet.png"),
+    count: Annotated[int, typer.Option(min=1, help="Show at most this many clips.")] = 12,
 ) -> None:
-    """A picture of a dataset's clips."""
+    """Make a picture of a dataset's clips."""
     from show1_ray.dataset.contact_sheet import write_sheet
 
     shown = write_sheet(where, out, count, tell=lambda text: say(text, sys.stderr))
@@ -294,24 +311,22 @@ for command in (pipelines, stages, check, schema, fetch):
 @app.command()
 def demo(
     pipeline: Annotated[str, typer.Option(metavar="NAME|FILE", help="See `show1-ray pipelines`.")] = "nano",
-    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: for other machines too.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7860,
-    address: Annotated[
-        str | None, typer.Option(metavar="auto|HOST:PORT", help="A Ray cluster. [default: this machine]")
-    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 for any free one.")] = 7860,
+    address: AddressOption = None,
     auth: Annotated[
         str | None,
         typer.Option(
             metavar="@FILE",
             envvar="SHOW1_RAY_AUTH",
             show_envvar=True,
-            help="A file with the user:password that the page asks for; given as it is, it stands in the process list.",
+            help="A file with the `user:password` that the page asks for. Without the @, the process list shows it.",
         ),
     ] = None,
     changes: SetOption = None,
     code: CodeOption = None,
 ) -> None:
-    """Serve a page on which people type prompts and watch the cascade work. Needs the extra `demo`."""
+    """Serve a web page where people type prompts and watch clips being made. Needs the extra `demo`."""
     from show1_ray.demo.server import serve
 
     serve(pipeline, overrides=changes or (), code=code, host=host, port=port, address=address, auth=auth)
@@ -321,17 +336,20 @@ def demo(
 def profile(
     pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="See `show1-ray pipelines`.")],
     batch_sizes: Annotated[
-        str, typer.Option(metavar="1,2,4", help="Clips a batch. [default: 1,2,4,8; on a CPU 1]")
+        str, typer.Option(metavar="1,2,4", show_default="1,2,4,8; on a CPU 1", help="Batch sizes to measure.")
     ] = "",
-    device: Annotated[str | None, typer.Option(metavar="cpu|cuda:0", help="[default: the first GPU, or cpu]")] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Timed runs of each batch.")] = 3,
+    device: Annotated[
+        str | None, typer.Option(metavar="cpu|cuda:0", show_default="the first GPU, or cpu", help="Where to measure.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="How often to time each batch.")] = 3,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="[default: in profiles/ beside the pipeline file]")
+        Path | None,
+        typer.Option(metavar="FILE", show_default="in profiles/ beside the pipeline file", help="Where to store it."),
     ] = None,
     changes: SetOption = None,
     code: CodeOption = None,
 ) -> None:
-    """Measure seconds and memory of a pipeline's stages on the GPU at hand, for `plan` and for the start of jobs."""
+    """Measure the time and memory of a pipeline's stages on this machine. `plan` and later jobs use the result."""
     from show1_ray.planning.profile import CPU, check_place, local_gpu, measure, profile_path, save_profile
     from show1_ray.planning.tables import profile_report
 
@@ -349,30 +367,31 @@ def profile(
     Console().print(*profile_report(found), sep="\n")
     path = out or profile_path(loaded, found.device)
     save_profile(found, path)
-    say(f"kept in {path}")
+    say(f"saved to {path}")
 
 
 @app.command()
 def plan(
     manifest: ManifestArgument,
     pipeline: Annotated[str, typer.Option(metavar="NAME|FILE", help="See `show1-ray pipelines`.")] = "nano",
-    gpus: Annotated[int, typer.Option(min=1, max=4096, help="GPUs; or CPU cores, with --gpu-type cpu.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, max=4096, help="How many GPUs; with --gpu-type cpu, how many cores.")] = 1,
     gpu_type: Annotated[
-        str | None, typer.Option(metavar="NAME|cpu", help="Such as A100-80G. [default: this machine's]")
+        str | None, typer.Option(metavar="NAME|cpu", show_default="this machine's", help="The GPU, such as A100-80G.")
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU-hour.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="The price of a GPU-hour.")] = None,
     profile: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What `profile` wrote. [default: kept with the pipeline]")
+        Path | None,
+        typer.Option(metavar="FILE", show_default="stored with the pipeline", help="A profile written by `profile`."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Clips at most.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Clips for each row, with different seeds.")] = 1,
+    limit: LimitOption = None,
+    samples: SamplesOption = 1,
     column: ColumnOption = None,
     drop: DropOption = "",
     changes: SetOption = None,
     code: CodeOption = None,
-    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_output: JsonOption = False,
 ) -> None:
-    """Predict what rendering a manifest takes: hours, GPU-hours, cost; and the best number of GPUs."""
+    """Predict the hours, GPU-hours and cost of rendering a manifest, and the best number of GPUs."""
     from show1_ray.manifest import Columns, open_manifest
     from show1_ray.planning.estimate import estimate
     from show1_ray.planning.profile import CPU, local_gpu, read_profile
@@ -409,7 +428,7 @@ def stopped_by_signals(control: Control, console: Console) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         again = control.asked
         control.stop(now=again)
-        console.print("stopping at once" if again else "stopping when what runs is done; once more to stop at once")
+        console.print("Stopping now" if again else "Finishing running batches; press Ctrl-C again to stop now")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,4 +1,4 @@
-"""A clip: one video to render, and what travels down the line."""
+"""A clip: one video to render. Clips travel down the line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 MAX_SEED = 2**63 - 1
 GENERATOR_SEEDS = 2**32
-"""Torch's CPU generators are seeded with 32 bits: of a larger number they take the low ones, without a word."""
+"""Torch's CPU generators are seeded with 32 bits; of a larger number they silently take the low ones."""
 
 SeedRule = Literal["mixed", "low"]
 """How seeds of 63 bits become 32: "mixed" (see `mixed_seed`), or "low", the low ones, as datasets do that were begun
@@ -17,7 +17,7 @@ when there was no other rule."""
 
 
 def mixed_seed(seed: int) -> int:
-    """A seed of up to 63 bits as 32, of which each depends on all bits of it; below 2³² it stays as it is.
+    """A seed of up to 63 bits, mixed into 32 bits that each depend on all of it; below 2³² it stays as it is.
 
     From 2³² on it is the first 32 bits of the SHA-256 of its decimal digits.
     """
@@ -31,9 +31,9 @@ class Clip:
     """One video to render.
 
     A clip's frames are a function of `prompt`, `negative_prompt`, `seed`, `inputs` and the pipeline's recipe; `id` only
-    names it. `negative_prompt` is None where the manifest gives none: each stage then uses its own default. `seed_rule`
-    belongs to the recipe, and matters for seeds from 2³² on; stages seed their generators with `generator_seed`.
-    `inputs` are what the pipeline's `inputs` name: text, numbers, images and videos (bytes, or URLs).
+    names it. With `negative_prompt` None, each stage uses its own default. `seed_rule` belongs to the recipe, and
+    matters for seeds from 2³² on; stages seed their generators with `generator_seed`. `inputs` holds the values of the
+    pipeline's `inputs`: text, numbers, images and videos (bytes, or URLs).
     """
 
     id: str
@@ -49,5 +49,5 @@ class Clip:
 
     @property
     def generator_seed(self) -> int:
-        """What a generator of this clip is seeded with: 0 to 2³² − 1."""
+        """The seed for this clip's generators: 0 to 2³² − 1."""
         return self.seed % GENERATOR_SEEDS if self.seed_rule == "low" else mixed_seed(self.seed)

@@ -38,7 +38,7 @@ JOINERS = "\u200c\u200d"
 
 
 class UserError(Exception):
-    """Bad input or a wrong environment: one line that says what is wrong, where, and what would be right.
+    """Bad input or a wrong environment: one line that says where, what is wrong, and what would be right.
 
     The command line prints it and exits with `exit_code`.
     """
@@ -52,7 +52,7 @@ class ConfigError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Notice:
-    """One line that a job tells people besides the line's events."""
+    """One line that a job reports besides the line's events."""
 
     text: str
 

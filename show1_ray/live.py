@@ -31,31 +31,31 @@ def open_line(
     settings: LineSettings | None = None,
     observe: Callable[[Event], None] | None = None,
 ) -> Iterator[Service]:
-    """A pipeline's line that stays open: each clip is submitted, followed and cancelled by itself.
+    """Opens a pipeline's line for clips that come one by one; each is submitted, followed and cancelled by itself.
 
         with show1_ray.open_line("nano") as line:
             async for event in line.render(Clip("a", "a red circle", seed=7), outputs=["keyframes"]):
                 ...
 
-    See `show1_ray.line.Service`, which it gives, for the events. Tensors on the way are "keyframes", "frames" (of
-    interpolation) and "frames_sr" (of super-resolution): arrays C F H W in [−1, 1], which `pipeline.arrays.to_uint8`
-    makes frames to look at. `ClipDone.result["video"]` is the clip: F H W 3, uint8. It has the same frames as the one
-    that `show1_ray.render` makes of the same prompt, negative prompt and seed.
+    It yields a `show1_ray.line.Service`, which describes the events. Outputs of the Show-1 stages are "keyframes",
+    "frames" (of interpolation) and "frames_sr" (of super-resolution): arrays C F H W in [−1, 1], which
+    `pipeline.arrays.to_uint8` converts to viewable frames. `ClipDone.result["video"]` is the clip: F H W 3, uint8, with
+    the same frames that `show1_ray.render` makes from the same prompt, negative prompt and seed.
 
     Args:
-        pipeline: its name, a pipeline file, or one that is loaded.
+        pipeline: a name, a pipeline file, or a loaded pipeline.
         overrides: `stage.key=value` changes to it; see `Pipeline.load`.
-        code: a Python file, a folder or a module, whose stages the pipeline may use.
-        allow_private_urls: images and videos among clips' inputs may also lie at addresses that are not public, and in
-            local files outside this process's folder.
-        address: a Ray cluster, as for `render`; a connection that is there is used, and stays.
-        max_waiting: clips that may wait for their first stage; more are refused with `FullError`.
-        settings: of the line; default: a station for each GPU, or CPU core, which loads its stages before they are
-            needed (wait for `line.warm` to know that).
-        observe: is told everything that happens in the line, in the line's thread.
+        code: a Python file, folder or module whose stages the pipeline may use.
+        allow_private_urls: also read images and videos among clips' inputs at addresses that are not public, and from
+            local files outside the current folder.
+        address: a Ray cluster, as for `render`. An existing connection is used, and left open.
+        max_waiting: how many clips may wait for their first stage; more are refused with `FullError`.
+        settings: of the line; default: one station per GPU, or per CPU core, which loads its stages before they are
+            needed (`line.warm` is set when they are loaded).
+        observe: called with each event of the line, in the line's thread.
 
     Raises:
-        UserError: bad input, no cluster there, or stages that do not fit.
+        UserError: bad input, no cluster, or stages that do not fit.
     """
     address = checked_address(address)
     loaded = pipeline if isinstance(pipeline, Pipeline) else Pipeline.load(pipeline, overrides, code)

@@ -69,7 +69,7 @@ def line(snapshot: Snapshot) -> str:
     failed = f", {snapshot.failed} failed" if snapshot.failed else ""
     failed += f", {snapshot.rejected} rejected" if snapshot.rejected else ""
     return (
-        f"{snapshot.done}{of(snapshot.total)} clips{failed}, {snapshot.clips_an_hour:.0f} an hour, "
+        f"{snapshot.done}{of(snapshot.total)} clips{failed}, {snapshot.clips_an_hour:.0f}/h, "
         f"{left(snapshot.seconds_left)}, {stations(snapshot)} {snapshot.busy_share:.0%} busy; "
         f"waiting+running: {queues}"
     )
@@ -77,7 +77,7 @@ def line(snapshot: Snapshot) -> str:
 
 def table(snapshot: Snapshot) -> RenderableType:
     """A snapshot as a table of stages, with the stations that work on each."""
-    stages = Table("stage", "waiting", "running", "s a clip", "batch", "stations", box=None, pad_edge=False)
+    stages = Table("stage", "waiting", "running", "s/clip", "batch", "stations", box=None, pad_edge=False)
     for column in stages.columns[1:5]:
         column.justify = "right"
     for stage in snapshot.stages:
@@ -89,7 +89,7 @@ def table(snapshot: Snapshot) -> RenderableType:
     failed = f"  [red]{snapshot.failed} failed[/]" if snapshot.failed else ""
     failed += f"  {snapshot.rejected} rejected" if snapshot.rejected else ""
     head = Text.from_markup(
-        f"[bold]{snapshot.done}{of(snapshot.total)}[/] clips{failed}  [bold]{snapshot.clips_an_hour:.0f}[/] an hour  "
+        f"[bold]{snapshot.done}{of(snapshot.total)}[/] clips{failed}  [bold]{snapshot.clips_an_hour:.0f}[/]/h  "
         f"{left(snapshot.seconds_left)}  {stations(snapshot)} [bold]{snapshot.busy_share:.0%}[/] busy  "
         f"{snapshot.in_flight} in flight"
     )
@@ -114,7 +114,7 @@ def summary_lines(summary: Summary, before: bool = False) -> str:
     if summary.stopped:
         lines.append(f"stopped: {summary.stopped}")
     if summary.interrupted:
-        lines.append("interrupted; run the same command again to go on")
+        lines.append("interrupted; rerun the same command to resume")
     return "\n".join(lines)
 
 
@@ -132,7 +132,7 @@ def of(total: int | None) -> str:
 def stations(snapshot: Snapshot) -> str:
     """Those that are up, those that the cluster is asked for, and those that get no work."""
     shut_out = sum(station.shut_out for station in snapshot.stations)
-    more = [f"{snapshot.starting} more asked for"] if snapshot.starting else []
+    more = [f"{snapshot.starting} more requested"] if snapshot.starting else []
     more += [f"{shut_out} shut out"] if shut_out else []
     return f"{len(snapshot.stations)} stations" + (f" ({', '.join(more)})" if more else "")
 

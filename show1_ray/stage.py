@@ -60,18 +60,16 @@ class StageSettings(BaseModel):
 
 
 class StageExecution(BaseModel):
-    """How a stage is computed: changes speed and memory, not what a clip is."""
+    """How a stage is computed: affects speed and memory, not the clip."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
-    batch_size: Count = Field(1, description="clips at a time")
+    batch_size: Count = Field(1, description="clips per batch")
     memory: float = Field(
-        0, ge=0, le=10_000, description="GiB on the device: the weights, and the working set of a batch"
+        0, ge=0, le=10_000, description="GiB on the device: weights and the working set of a batch; 0: not known"
     )
-    device: Literal["auto", "cpu"] = Field("auto", description="cpu: on CPU cores, also where there are GPUs")
-    cpus: int = Field(
-        1, ge=0, description="with device: cpu, cores of a station that holds it; 0: a task that keeps no state"
-    )
+    device: Literal["auto", "cpu"] = Field("auto", description="cpu: use CPU cores even where there are GPUs")
+    cpus: int = Field(1, ge=0, description="with device: cpu, cores per station; 0: run as tasks that keep no state")
 
 
 @dataclass(frozen=True)
@@ -111,9 +109,9 @@ class PromptLimit:
 
 @dataclass(frozen=True)
 class Shape:
-    """What is known of a value before anything is computed: its axes, their sizes (None: not known), its NumPy type.
+    """What is known about a value before anything is computed: axes, their sizes (None: not known) and NumPy type.
 
-    A plain value has no sizes. `dtype` is None where it is not known; "bfloat16" counts as a type.
+    A plain value has no sizes. `dtype` is None if it is not known; "bfloat16" counts as a type.
     """
 
     axes: Axes
@@ -162,12 +160,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage knows of the pipeline that it is a part of.
+    """What a stage knows about its pipeline.
 
     Attributes:
         name: the stage's key in the pipeline file.
-        dtype: of weights and of what is computed: "float16", "bfloat16" or "float32".
-        fps: frames a second of the clips.
+        dtype: of the weights and the computation: "float16", "bfloat16" or "float32".
+        fps: frames per second of the clips.
         execution: the stage's execution settings.
     """
 
@@ -179,11 +177,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Reject:
-    """What `run` gives for a clip that shall not go on, in place of its values.
+    """Returned by `run` in place of a clip's values: the clip does not go on.
 
     Attributes:
-        reason: for people, one line.
-        values: plain values that the stage declares, such as the score that was too low.
+        reason: one line for people.
+        values: declared plain values, such as the score that was too low.
     """
 
     reason: str
@@ -191,9 +189,9 @@ class Reject:
 
 
 class StageError(Exception):
-    """A stage was given, or gave, what it must not. `clip_id` is the clip at fault, `stage` the stage's name.
+    """A stage got or gave something invalid. `clip_id` is the clip at fault, `stage` the stage's name.
 
-    Where `is_permanent`, another attempt would end the same: the clip is given up at once.
+    If `is_permanent`, another attempt would end the same way, so the clip is given up at once.
     """
 
     is_permanent: ClassVar[bool] = False
@@ -207,7 +205,7 @@ class StageError(Exception):
 
 
 class NonFiniteError(StageError):
-    """A stage's output has NaN or infinite values."""
+    """A stage's output contains NaN or infinite values."""
 
 
 Fault = tuple[str, str]
@@ -216,27 +214,27 @@ its value cannot be."""
 
 
 class Stage(ABC):
-    """One step of a pipeline: named values of a batch of clips in, named values of each clip out.
+    """One step of a pipeline: named values of a batch of clips in, named values for each clip out.
 
-    A clip's result must not depend on the rest of its batch, nor on anything but the clip, its values and the settings;
-    randomness comes from generators that are seeded with `Clip.generator_seed`.
+    A clip's result must depend only on the clip, its values and the settings, not on the rest of its batch. Randomness
+    comes from generators seeded with `Clip.generator_seed`.
 
-    A class says what it is before anything is loaded: all class attributes and class methods are asked by the driver,
-    so a module that imports torch at its top makes the driver import it too. An instance is made on a station (or for
+    A class describes itself before anything is loaded: the driver reads its attributes and calls its class methods, so
+    a module that imports torch at the top makes the driver import it too. An instance is created on a station (or for
     a task), loads there, and runs batches.
 
     Attributes:
-        Settings: its part of the recipe.
-        Execution: how it is computed.
-        version: raised when its output changes; part of the recipe.
-        takes: values that it needs of each clip: name → axes. 8-bit and float frames are turned into one another.
-        gives: values that it gives for each clip: name → axes.
-        tensors: what arrays come as: "numpy" (read-only), or "torch" (CPU tensors of its own, that it may overwrite).
-        relative_seconds: what it costs beside the other stages of its pack, until the line has measured it.
-        working_set: memory that it needs with a batch, as a multiple of its weights', until it has been measured.
+        Settings: a pydantic model: its part of the recipe.
+        Execution: a pydantic model: how it is computed.
+        version: to be raised when its output changes; part of the recipe.
+        takes: the values that it needs for each clip: name → axes. 8-bit and float frames are converted as needed.
+        gives: the values that it gives for each clip: name → axes.
+        tensors: how arrays arrive: "numpy" (read-only), or "torch" (its own CPU tensors, which it may overwrite).
+        relative_seconds: its cost relative to the other stages of its pack, until the line has measured it.
+        working_set: memory for a batch as a multiple of the weights, until it has been measured.
         row_settings: settings that an input of the pipeline may set for a single clip, because `run` reads them.
         settings, execution, context: of an instance.
-        device: of an instance that has been loaded: "cpu" or "cuda:0".
+        device: of a loaded instance: "cpu" or "cuda:0".
     """
 
     Settings: ClassVar[type[StageSettings]] = StageSettings
@@ -256,18 +254,18 @@ class Stage(ABC):
         self.execution: Any = self.Execution() if execution is None else execution
         self.context = context or Context(type(self).__name__.lower())
 
-    # What it says of itself before anything is loaded.
+    # Its description, before anything is loaded.
 
     @classmethod
     def signature(cls, settings: Any) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
-        """What it takes and what it gives, where that depends on the settings."""
+        """What it takes and gives, if that depends on the settings."""
         return cls.takes, cls.gives
 
     @classmethod
     def arguments(cls, settings: Any) -> Mapping[str, bool] | None:
-        """Values that it takes besides, with whatever axes, where the pipeline file says so (`takes`), or an input of
-        the pipeline has the name: name → whether it cannot do without; such a one it also takes from whoever gives it.
-        None: any, since it is not known yet. Float frames come as 8-bit ones.
+        """Further values that it can take, with any axes, if the pipeline file's `takes` or an input names them:
+        name → whether it is required. A required one is also taken from any earlier stage that gives it. None: any
+        name, because they are not known yet. Float frames arrive as 8-bit frames.
         """
         return {}
 
@@ -287,14 +285,14 @@ class Stage(ABC):
 
     @classmethod  # noqa: B027 - most need nothing
     def look(cls, settings: Any) -> None:
-        """Fetches the small files that what it says of itself rests on, if it needs some that are not here yet.
+        """Fetches the small files that its description depends on, if they are not here yet.
 
-        Called when a pipeline is about to be used; before, the class says what it knows without them.
+        Called when a pipeline is about to be used; until then, the class tells what it knows without them.
         """
 
     @classmethod
     def checkpoints(cls, settings: Any) -> Sequence[Needs]:
-        """What it loads."""
+        """The checkpoints that it loads."""
         return ()
 
     @classmethod
@@ -306,9 +304,9 @@ class Stage(ABC):
 
     @classmethod
     def shapes(cls, settings: Any, context: Context, given: Mapping[str, Shape]) -> Mapping[str, Shape]:
-        """Shapes of what it gives, from those of what it takes; values that it says nothing of are not known.
+        """Shapes of what it gives, derived from the shapes of what it takes; those of other values are not known.
 
-        By default frames that it gives under the name of frames that it takes are as large as those.
+        By default, frames that it gives under the name of frames that it takes have the same shape.
         """
         takes, gives = cls.signature(settings)
         alike = {name: given[name] for name in gives if name in given and takes.get(name) == gives[name]}
@@ -316,42 +314,42 @@ class Stage(ABC):
 
     @classmethod
     def faults(cls, settings: Any, context: Context, given: Mapping[str, Shape]) -> Iterable[Fault]:
-        """What cannot be, as far as it is known without loading anything: sizes that do not fit, say."""
+        """Settings that cannot work, as far as is known without loading anything, such as sizes that do not fit."""
         return ()
 
     @classmethod
     def operations(cls, settings: Any, context: Context, given: Mapping[str, Shape]) -> float | None:
-        """Floating-point operations a clip; None: not known. May import torch: only `plan` and `check` ask."""
+        """Floating-point operations per clip; None: not known. May import torch: only `plan` and `check` call it."""
         return None
 
     @classmethod
     def weights(cls, settings: Any, context: Context) -> int | None:
-        """Bytes of its weights on the device; None: not known. May import torch."""
+        """Bytes of the weights on the device; None: not known. May import torch."""
         return None if cls.checkpoints(settings) else 0
 
-    # What a station does with it.
+    # What a station calls.
 
     def load(self, device: str) -> None:
-        """Loads the weights onto a device, "cpu" or "cuda:0"."""
+        """Loads the weights onto a device: "cpu" or "cuda:0"."""
         self.device = device
 
     def loaded_bytes(self) -> int | None:
-        """Bytes of the weights that it has loaded; None: not known."""
+        """Bytes of the loaded weights; None: not known."""
         return None
 
     def leave(self) -> None:
-        """Gives the device back and keeps the weights in host memory, from where `enter` takes them.
+        """Frees the device and keeps the weights in host memory, from where `enter` restores them.
 
-        A stage without both methods is built again when it comes back.
+        A stage that does not implement both methods is loaded again when it is needed.
         """
         raise NotImplementedError
 
     def enter(self, device: str) -> None:
-        """Back from where `leave` put the weights."""
+        """Restores the weights that `leave` moved to host memory."""
         raise NotImplementedError
 
     def configure(self, settings: Any) -> None:
-        """Other settings for the batches to come: those of `row_settings` differ from what it was loaded with."""
+        """Sets the settings of the next batches; only `row_settings` differ from the loaded ones."""
         self.settings = settings
 
     @abstractmethod
@@ -360,10 +358,10 @@ class Stage(ABC):
 
         Args:
             clips: the batch.
-            values: for each clip, what `takes` names.
+            values: for each clip, the values that `takes` names.
 
         Returns:
-            For each clip, what `gives` names; or a `Reject`.
+            For each clip, the values that `gives` names; or a `Reject`.
         """
 
 

@@ -12,9 +12,7 @@ import signal
 import sys
 from typing import NoReturn
 
-ENDED = (
-    "show1-ray: Ray on this machine has ended this job, as it does when its raylet has died; run the same command again"
-)
+ENDED = "show1-ray: Ray ended this job, as it does when this machine's raylet dies; rerun the same command to resume"
 """What is told in place of a driver that could not."""
 EXIT_CODE = 3
 

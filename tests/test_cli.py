@@ -8,7 +8,9 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from show1_ray.cli import app
 from show1_ray.pipeline import names
 
 
@@ -28,6 +30,16 @@ def test_without_a_command_it_says_what_there_is():
     result = run()
     assert "render" in result.stdout + result.stderr
     assert "fetch" in result.stdout + result.stderr
+
+
+def test_help_tells_defaults_that_depend_on_the_machine():
+    for command, default in {
+        "render": "(this machine)",
+        "plan": "(this machine's)",
+        "schema": "(standard output)",
+    }.items():
+        result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+        assert f"[default: {default}]" in result.output
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,12 @@ CHECKS = {
     "grafana.json": "test_the_dashboard_asks_for_metrics_that_there_are",
     "ray_job.sh": "test_a_script_passes_bash_and_shellcheck",
     "rayjob.yaml": "test_the_rayjob_has_only_fields_that_kuberay_knows",
+    "skypilot.yaml": "test_the_skypilot_file_has_only_fields_that_it_knows_and_its_scripts_pass_shellcheck",
     "slurm.sh": "test_a_script_passes_bash_and_shellcheck",
 }
-SCRIPTS = [name for name, check in CHECKS.items() if "script" in check]
+SCRIPTS = [name for name, check in CHECKS.items() if check.startswith("test_a_script")]
 LAUNCHER = ["aws.yaml", "gcp.yaml"]
-CARRIES_A_JOB = ["ray_job.sh", "slurm.sh", "rayjob.yaml", *LAUNCHER, "README.md"]
+CARRIES_A_JOB = ["ray_job.sh", "skypilot.yaml", "slurm.sh", "rayjob.yaml", *LAUNCHER, "README.md"]
 INSTRUCTIONS = {"ARG", "FROM", "USER", "RUN", "WORKDIR", "COPY", "ENV", "LABEL", "ENTRYPOINT", "CMD", "SHELL"}
 
 
@@ -74,7 +75,7 @@ def test_no_file_holds_a_token(name):
     assert not re.search(r"hf_[A-Za-z0-9]{8}|AKIA[A-Z0-9]{8}|_TOKEN[=:]\s*['\"]?[A-Za-z0-9]{8}", text(name))
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "ray_job.sh", "rayjob.yaml", *LAUNCHER, "slurm.sh"])
+@pytest.mark.parametrize("name", ["Dockerfile", "ray_job.sh", "rayjob.yaml", *LAUNCHER, "skypilot.yaml", "slurm.sh"])
 def test_ray_asks_for_a_token_wherever_it_runs(name):
     lines = [line for line in text(name).splitlines() if not line.startswith("#")]
     assert re.search(r"RAY_AUTH_MODE(=|=\$\{RAY_AUTH_MODE:-)token\b|authOptions:\n +mode: token", "\n".join(lines))
@@ -131,10 +132,24 @@ def test_the_command_lines_are_those_of_the_program(name):
         assert pipeline == "show1"
     renders = [line for line in found if line[1] == "render"]
     assert len(renders) == 1
-    where = ["--address", "$address"] if name == "slurm.sh" else ["--address", "auto"]
+    where = ["--address", "$address"] if name in ("skypilot.yaml", "slurm.sh") else ["--address", "auto"]
     assert renders[0][2].endswith("/prompts.parquet")
     assert renders[0][3] == "--out"
     assert renders[0][4:] == [renders[0][4], "--pipeline", "show1", *where, "--gpus", renders[0][-1]]
+
+
+# SkyPilot
+
+
+def test_the_skypilot_file_has_only_fields_that_it_knows_and_its_scripts_pass_shellcheck(tmp_path):
+    task = load("skypilot.yaml")
+    jsonschema.validate(task, schema("skypilot"))
+    assert set(task["secrets"].values()) == {None}, "they come from the environment of whoever launches it"
+    shellcheck = str(Path(sys.executable).with_name("shellcheck"))
+    for part in ("setup", "run"):
+        (tmp_path / part).write_text("#!/usr/bin/env bash\n" + task[part])
+        result = subprocess.run([shellcheck, str(tmp_path / part)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
 # Ray's cluster launcher
@@ -337,5 +352,13 @@ def test_the_dashboards_panels_do_not_overlap():
     ]
     assert len(cells) == len(set(cells))
     assert max(x for x, _ in cells) < 24
-    for wanted in ("Clips an hour", "Busy share", "Queues", "Seconds a batch", "Failures", "Bytes landed", "Stations"):
+    for wanted in (
+        "Clips per hour",
+        "Busy share",
+        "Queues",
+        "Seconds per batch",
+        "Failures",
+        "Bytes landed",
+        "Stations",
+    ):
         assert any(panel["title"].startswith(wanted) for panel in panels), wanted

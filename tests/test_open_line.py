@@ -1,4 +1,4 @@
-"""A pipeline's line that stays open, as README shows it."""
+"""A pipeline's line that stays open, as its documentation shows it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from show1_ray.show1.stages import STAGES
 from tests.own_ray import own_ray
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs/reference/python.md"
 
 
-def test_the_example_of_the_readme_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(import asyncio\n.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def test_the_example_of_the_documentation_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(import asyncio\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert example.count('"nano"') == 1
     with own_ray(1):
         exec(example.replace('"nano"', repr(str(tiny))), {"__name__": "__main__"})

@@ -40,9 +40,9 @@ def shown(terminal: bool, *events: object) -> str:
 def test_a_terminal_shows_stages_queues_stations_pace_and_time_left():
     text = shown(True, snapshot())
     head, titles, keyframes, super_resolution = [line for line in text.splitlines() if " " in line][-4:]
-    for part in ("3 of 40 clips", "1 failed", "120 an hour", "1:02:03 left", "88% busy", "9 in flight", "2 stations"):
+    for part in ("3 of 40 clips", "1 failed", "120/h", "1:02:03 left", "88% busy", "9 in flight", "2 stations"):
         assert part in head
-    assert titles.split() == ["stage", "waiting", "running", "s", "a", "clip", "batch", "stations"]
+    assert titles.split() == ["stage", "waiting", "running", "s/clip", "batch", "stations"]
     assert keyframes.split() == ["keyframes", "5", "4", "1.2", "4", "█"]
     assert super_resolution.split() == ["super_resolution", "·", "·", "7.5", "2", "░"]
 
@@ -61,7 +61,7 @@ def test_without_a_terminal_there_is_a_line_every_30_seconds(monkeypatch):
 
 
 def test_stations_that_were_asked_for_are_told():
-    assert "2 stations (3 more asked for)" in shown(False, snapshot(starting=3))
+    assert "2 stations (3 more requested)" in shown(False, snapshot(starting=3))
 
 
 def test_failures_and_lost_stations_are_told_in_a_line_each():

@@ -122,7 +122,7 @@ class TestOneJob:
         first = render(manifest, str(out), str(tiny), observe=told.append)
         assert (first.rendered, first.failed, first.exit_code) == (COUNT, 0, 0)
         pace = [event for event in told if isinstance(event, Snapshot)][-1].clips_an_hour
-        shown = re.findall(r"Clips an hour</dt><dd>([^<]*)", (out / "report.html").read_text())
+        shown = re.findall(r"Clips per hour</dt><dd>([^<]*)", (out / "report.html").read_text())
         assert [float(text.replace(",", "")) for text in shown] == [pytest.approx(pace, rel=0.01)]
         assert pace * first.seconds / 3600 >= COUNT, "the start of the stations counts too"
         assert_complete(out, encoded)
@@ -376,7 +376,7 @@ def test_ctrl_c_lets_clips_land_and_ends_with_130(tiny, manifest, tmp_path, enco
     process.send_signal(number)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
-    assert "interrupted; run the same command again to go on" in errors
+    assert "interrupted; rerun the same command to resume" in errors
     assert "Traceback" not in errors
     assert read_status(str(out)).holder is None
     final = subprocess.run(command(manifest, out, tiny), capture_output=True, text=True, timeout=240)
@@ -397,7 +397,7 @@ def test_a_second_ctrl_c_waits_for_nothing(tiny, manifest, tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
-    assert "stopping at once" in errors
+    assert "Stopping now" in errors
     assert landed(out) < 100 * COUNT
     assert read_status(str(out)).holder is None
 

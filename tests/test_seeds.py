@@ -77,7 +77,7 @@ def test_clips_that_share_a_derived_seed_are_counted(tmp_path):
     assert open_manifest(path).shared_seeds() == 2
     assert open_manifest(path, seed=1).shared_seeds() == 0
     assert render(path, str(tmp_path / "out"), dry_run=True).notes == [
-        "2 clips without a seed get the noise of another one: seeds have 32 bits"
+        "2 clips without a seed share their noise with another clip: seeds have 32 bits"
     ]
     many = open_manifest(path, samples=100_000)
     assert (many.unseeded, many.shared_seeds()) == (300_000, 21)  # n²/2³² are to be expected
@@ -158,7 +158,7 @@ def test_a_dataset_begun_before_keeps_its_rule_and_is_neither_refused_nor_double
     assert np.array_equal(frames["a"], frames["b"])  # as it was
     survey = render(rows, str(out), "nano", overrides=ONE_STEP, dry_run=True)
     assert (survey.total, survey.done_before) == (6, 3)
-    assert survey.notes[0].startswith("seeds from 2**32 on: this dataset was begun when only their low 32 bits counted")
+    assert survey.notes[0].startswith("seeds from 2**32 on: this dataset uses only their low 32 bits")
 
 
 @pytest.mark.usefixtures("local_ray")

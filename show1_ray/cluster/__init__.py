@@ -1,1 +1,1 @@
-"""Connecting to a Ray cluster, and handing jobs to one."""
+"""Connecting to a Ray cluster, and submitting jobs to one."""

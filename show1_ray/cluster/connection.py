@@ -1,4 +1,4 @@
-"""The Ray cluster of a job: connected to, or started; what it must share with this machine."""
+"""The Ray cluster of a job: connecting to it or starting it, and what it must share with this machine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def checked_address(address: str | None) -> str:
 
 
 def named(address: str | None) -> str:
-    """What to call an address in an error: by the option or the variable that it comes from."""
+    """How to name an address in an error: by the option or variable that it comes from."""
     if address is not None:
         return f"--address {address or shown(address)}"
     given = os.environ.get("RAY_ADDRESS")
@@ -99,7 +99,7 @@ def cluster(address: str, variables: Mapping[str, str] = NOTHING) -> Iterator[Wa
 
 @contextmanager
 def watched(address: str) -> Iterator[Watch]:
-    """Watches over the cluster; see `cluster`."""
+    """Watches the cluster; see `cluster`."""
     watch = Watch("Ray on this machine" if address == "local" else f"cluster {address}")
     try:
         yield watch
@@ -115,7 +115,7 @@ def watched(address: str) -> Iterator[Watch]:
 
 @contextmanager
 def in_environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """What is begun within this block inherits these environment variables."""
+    """Processes started within this block inherit these environment variables."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -325,6 +325,6 @@ def _seen(storage: Storage, token: str) -> str:
 
 
 def job_name() -> str:
-    """How this job is called where another one is refused: the Ray job's id, if it is one."""
+    """The name of this job for messages to others: the Ray job's id, if it is one."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))  # what Ray's Jobs API gives a driver
     return str(config.get("metadata", {}).get("job_submission_id", ""))

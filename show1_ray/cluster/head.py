@@ -1,4 +1,4 @@
-"""Whether a cluster's head is at an address: found out in seconds, where Ray itself tries for minutes."""
+"""Finding out in seconds whether a cluster's head is at an address; Ray itself tries for minutes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from show1_ray.errors import UserError
 
 ANSWER_SECONDS = 10.0
 QUESTION = "/ray.rpc.NodeInfoGcsService/GetClusterId"
-"""What Ray asks first of a head."""
+"""The first request that Ray sends to a head."""
 WANTS_TOKEN = (
     "the cluster wants its token: put it into ~/.ray/auth_token or RAY_AUTH_TOKEN (ray get-auth-token shows it)"
 )
 
 
 REFUSED = r"(?i)\bstatus code 40[13]\b|\b40[13]:? (un|for)|authentication (token|required|failed)|invalidauthtoken"
-"""What Ray says of a cluster that wants a token, or another one."""
+"""How Ray's error begins when a cluster requires a token, or another token."""
 GIVE = "give auto, for the cluster that this machine is a part of, or HOST:PORT of a cluster's head, such as"
 
 
 def explained(error: Exception) -> str:
-    """What Ray says went wrong, on one line; in words of our own where it is about tokens."""
+    """Ray's error on one line; in our own words if it is about tokens."""
     text = " ".join(str(error).split())[:300]
     return WANTS_TOKEN + _mode_to_set() if re.search(REFUSED, text) else text
 
 
 def check_form(address: str, where: str) -> None:
-    """Sees that an address is one of a head: HOST:PORT, [IPV6]:PORT. Raises UserError, which calls it `where`."""
+    """Checks that an address is that of a head: HOST:PORT, [IPV6]:PORT. Raises UserError, which names it `where`."""
     if address.startswith("ray://"):
         raise UserError(f"{where}: jobs run on the cluster, not through a client; see `show1-ray submit`")
     if "://" in address:
@@ -42,7 +42,7 @@ def check_form(address: str, where: str) -> None:
 
 
 def _like(address: str) -> str:
-    """The host of an example: that of the address, where it has one."""
+    """The host for an example: that of the address, if it has one."""
     host = address.partition(":")[0]
     return host if re.fullmatch(r"[A-Za-z0-9_.-]+", host) else "head"
 
@@ -73,7 +73,7 @@ def check_head(address: str, where: str) -> None:
 
 
 def wants_tls() -> bool:
-    """Whether this machine is told to talk to Ray by TLS only: with certificates that only Ray knows."""
+    """Whether this machine talks to Ray by TLS only, with certificates that only Ray knows."""
     return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
@@ -98,7 +98,7 @@ def _mode_to_set() -> str:
 
 
 def _token() -> str:
-    """This machine's token for Ray, where it is told to show one."""
+    """This machine's token for Ray, if it is configured to send one."""
     if os.environ.get("RAY_AUTH_MODE") != "token":
         return ""
     if token := os.environ.get("RAY_AUTH_TOKEN"):

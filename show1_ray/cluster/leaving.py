@@ -1,11 +1,11 @@
-"""Leaving Ray, which may wait for ever for processes of its own that stand still. Imports nothing of Ray's."""
+"""Leaving Ray, which may wait forever for its own stopped processes. Does not import Ray."""
 
 from __future__ import annotations
 
 import threading
 
 LEAVE_SECONDS = 10.0
-"""How long Ray may take to disconnect."""
+"""How many seconds Ray may take to disconnect."""
 _leaving: threading.Thread | None = None
 
 
@@ -32,5 +32,5 @@ def leave(early: bool) -> None:
 
 
 def is_stuck() -> bool:
-    """Whether Ray is still being left. The interpreter's end would wait for it: end the process by `os._exit`."""
+    """Whether Ray is still disconnecting. The interpreter would wait for it at exit: use `os._exit`."""
     return _leaving is not None and _leaving.is_alive()

@@ -1,4 +1,4 @@
-"""What a job that is submitted takes along: this package, and what is this machine's of manifest, pipeline and code."""
+"""What is shipped with a submitted job: this package, and local files of the manifest, pipeline and code."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from show1_ray.pipeline.sources import folder_of_manifest
 from show1_ray.planning.profile import kept_profiles
 
 CODE = "code"
-"""The folder of a shipment that has code of somebody's own."""
+"""The folder of a shipment that holds the user's code."""
 MOST_BYTES = 95 * 2**20
-"""Of a shipment: Ray's dashboard takes 100 MiB, of files that are not compressed."""
+"""Size limit of a shipment: Ray's dashboard accepts 100 MiB of uncompressed files."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _ship_manifest(manifest: str, folder: Path) -> str:
 
 
 def _ship_archive(manifest: str, folder: Path) -> str:
-    """As `_ship_manifest`, of a file in an archive: the archive, where it is this machine's."""
+    """Like `_ship_manifest`, for a file in an archive: ships the archive if it is local."""
     *chain, last = manifest.split("::")
     filesystem, path = fsspec.core.url_to_fs(last)
     if not _is_local(filesystem):
@@ -161,7 +161,7 @@ def _ship_files(manifest: str, files: dict[str, Path], folder: Path, root: Path)
 
 
 def _check_size(what: str, folder: Path, more: Sequence[Path]) -> None:
-    """Raises UserError where a folder has more than can be shipped, with more files."""
+    """Raises UserError if a folder and more files exceed what can be shipped."""
     there = sum(file.stat().st_size for file in _below(folder))
     size = sum(file.stat().st_size for file in more)
     if there + size > MOST_BYTES:
@@ -177,7 +177,7 @@ def _below(path: Path) -> list[Path]:
 
 
 def _ship_profiles(pipeline: Pipeline, beside: Path) -> None:
-    """Copies what is kept of a pipeline's costs to where the job looks for it."""
+    """Copies a pipeline's profiles to where the job looks for them."""
     for profile in kept_profiles(pipeline):
         (beside / profile.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(profile, beside / profile.parent.name / profile.name)

@@ -1,4 +1,4 @@
-"""Jobs on a cluster, through Ray's Jobs API: handed over, followed, stopped. What runs there is `show1-ray render`."""
+"""Submitting, following and stopping jobs through Ray's Jobs API. The job runs `show1-ray render` on the cluster."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 AGENT_SECONDS = 120.0
-"""A head that has just come up has no agent yet that could run a job."""
+"""A head that has just started has no agent yet to run a job."""
 LOST_SECONDS = 50.0
-"""How long to ask again where the connection to a cluster is lost."""
+"""How long to retry when the connection to a cluster is lost."""
 RETRY_SECONDS = 2.0
 
 T = TypeVar("T")
@@ -39,14 +39,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Job:
-    """What a cluster says of a job. `exit_code` is None as long as it runs."""
+    """What a cluster reports about a job. `exit_code` is None while it runs."""
 
     id: str
     status: str
     message: str
     exit_code: int | None
     driver_exit_code: int | None = None
-    """As Ray knows it: None where the job's process did not end by itself."""
+    """The exit code as Ray knows it; None if the job's process did not exit by itself."""
 
 
 class Cluster:
@@ -95,13 +95,13 @@ class Cluster:
         )
 
     def job(self, job: str) -> Job:
-        """How a job stands. Raises UserError if there is none."""
+        """The state of a job. Raises UserError if there is no such job."""
         details: JobDetails = self._patiently(lambda: self._client.get_job_info(job), "", LOST_SECONDS)
         code = details.driver_exit_code
         return Job(job, str(details.status), details.message or "", _exit_code(details), code)
 
     def stop(self, job: str) -> None:
-        """Lets a job end; its dataset can be continued. Raises UserError if there is none."""
+        """Stops a job, which can be resumed. Raises UserError if there is no such job."""
         self._patiently(lambda: self._client.stop_job(job), "", LOST_SECONDS)
 
     def follow(self, job: str, out: Lines) -> int:
@@ -127,7 +127,7 @@ class Cluster:
             time.sleep(RETRY_SECONDS)
 
     def _code(self, job: str) -> int | None:
-        """A followed job's exit code; see `follow`."""
+        """The exit code of a followed job; see `follow`."""
         try:
             stands = self.job(job)
         except ClusterGoneError as error:
@@ -142,11 +142,11 @@ class Cluster:
             return stands.exit_code
         told = " ".join(stands.message.split())[:300]
         if "runtime_env" in told:
-            raise UserError(f"cluster {self.address}: job {job} could not begin: {told}")
-        raise ClusterGoneError(f"cluster {self.address}: job {job} is gone with its node: {told}; submit it again")
+            raise UserError(f"cluster {self.address}: job {job} could not start: {told}")
+        raise ClusterGoneError(f"cluster {self.address}: job {job} was lost with its node: {told}; resubmit to resume")
 
     async def _tail(self, job: str, out: Lines, shown: int) -> int:
-        """One connection; its log begins anew, so `shown` characters are left out. Returns how many there were."""
+        """Follows over one connection, whose log starts over: skips `shown` characters; returns the new count."""
         import aiohttp
 
         seen = 0
@@ -161,7 +161,7 @@ class Cluster:
         return shown
 
     def _patiently(self, ask: Callable[[], T], passing: str, seconds: float) -> T:
-        """Asks again while the cluster is not there, or says `passing`. Raises UserError when it is over."""
+        """Retries while the cluster is not reachable or answers `passing`. Raises UserError when time is up."""
         import requests
         from ray.exceptions import RayError
 
@@ -233,7 +233,7 @@ def _values_of(name: str, options: Sequence[str]) -> list[str]:
 
 
 def _url(address: str) -> str:
-    """Of a dashboard: `http://HOST:8265`, or without `http://`. Raises UserError."""
+    """The URL of a dashboard: `http://HOST:8265`, also given without `http://`. Raises UserError."""
     url = address if "://" in address else f"http://{address}"
     try:
         parts = urlsplit(url)
@@ -260,7 +260,7 @@ def _exit_code(details: Any) -> int | None:
 
 
 def _use_token() -> None:
-    """Lets Ray's client show this machine's token, if it has one: it does so only where it is told to."""
+    """Makes Ray's client send this machine's token, if there is one; by default it does not."""
     there = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if there or Path("~/.ray/auth_token").expanduser().is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

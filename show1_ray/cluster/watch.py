@@ -1,4 +1,4 @@
-"""Whether the cluster is still there: looked at by a thread for as long as a job has one."""
+"""Watching whether the cluster is still there, in a thread, while a job runs."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from show1_ray.line import gcs
 
 LOOK_SECONDS = 2.0
 GONE_SECONDS = 25.0
-"""A head that does not answer for so long is gone."""
+"""A head that has not answered for this long is gone."""
 REFUSALS = 3
-"""Times in a row that this machine's raylet refuses a connection, after which it is gone."""
+"""How often in a row this machine's raylet may refuse a connection before it counts as gone."""
 RAYLET = "Ray's process on this machine, the raylet,"
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
-"""What a client of gRPC says first, with empty settings; a server answers with its own."""
+"""The greeting of a gRPC client, with empty settings; a server answers with its own."""
 
 Raylet = Literal["answers", "refuses", "silent"]
 
 
 class ClusterGoneError(UserError):
-    """The cluster that a job ran on is not there any more: the same command goes on, on another one."""
+    """The cluster of a job is gone. Rerun the same command to resume, on another one if need be."""
 
     exit_code = 3
 
 
 @dataclass
 class Verdict:
-    """What is known of the cluster, look by look. Pure: time and what was seen are passed in."""
+    """What is known about the cluster. Pure: time and observations are passed in."""
 
     answered: float
-    """When the head answered last."""
+    """When the head last answered."""
     failures: int = 0
-    """Looks in a row that the head did not answer."""
+    """How often in a row the head did not answer."""
     refusals: int = 0
-    """Looks in a row that this machine's raylet refused a connection."""
+    """How often in a row this machine's raylet refused a connection."""
     silent_since: float | None = None
-    """When this machine's raylet was first seen to take a connection and not to answer; None: it answers."""
+    """Since when this machine's raylet has accepted connections without answering; None: it answers."""
     gone: str = ""
-    """Why the cluster is gone; "" as long as it is there."""
+    """Why the cluster is gone; "" while it is there."""
 
     @property
     def is_open(self) -> bool:
-        """Whether something is amiss, and not decided."""
+        """Whether something is wrong, but the cluster is not known to be gone."""
         return not self.gone and (bool(self.failures or self.refusals) or self.silent_since is not None)
 
     def silent(self, now: float, is_another: bool) -> None:
-        """The head did not answer, or another one did in its place."""
+        """The head did not answer, or another head did."""
         self.failures += 1
         if is_another:
             self.gone = "its head has been started anew"
@@ -63,7 +63,7 @@ class Verdict:
             self.gone = f"its head has not answered for {now - self.answered:.0f} s"
 
     def seen(self, now: float, alive: bool, raylet: Raylet) -> None:
-        """The head answered: whether it takes this machine's raylet for alive, and what that does itself."""
+        """The head answered: whether it considers this machine's raylet alive, and how the raylet itself responds."""
         self.answered, self.failures = now, 0
         self.refusals = self.refusals + 1 if raylet == "refuses" else 0
         if raylet != "silent":
@@ -77,7 +77,7 @@ class Verdict:
             self.gone = f"{RAYLET} has not answered for {seconds:.0f} s"
 
     def ended(self) -> None:
-        """This machine's raylet has closed a connection, and takes none any more."""
+        """This machine's raylet has closed a connection and accepts no more."""
         self.gone = f"{RAYLET} has ended"
 
 
@@ -111,7 +111,7 @@ class Watch:
                 self._held.shutdown(socket.SHUT_RDWR)
 
     def when_gone(self, tell: Callable[[ClusterGoneError], None]) -> None:
-        """Be told; at once if it is gone already."""
+        """Calls back when the cluster is gone; at once if it is already."""
         with self._lock:
             self._told.append(tell)
             error = self.error
@@ -120,12 +120,12 @@ class Watch:
 
     @property
     def error(self) -> ClusterGoneError | None:
-        """What says that the cluster is gone; None as long as it is there."""
+        """The error that says that the cluster is gone; None while it is there."""
         why = self._verdict.gone
-        return ClusterGoneError(f"{self._name} is gone: {why}; run the same command again") if why else None
+        return ClusterGoneError(f"{self._name} is gone: {why}; rerun the same command to resume") if why else None
 
     def cause(self) -> ClusterGoneError | None:
-        """Whether what just went wrong did so because the cluster is gone: waits until that is known."""
+        """Waits until it is known whether an error came from the cluster being gone; returns that error, or None."""
         self._look()
         with self._decided:
             self._decided.wait_for(lambda: not self._verdict.is_open, timeout=GONE_SECONDS + 2 * gcs.ANSWER_SECONDS)
@@ -183,7 +183,7 @@ class Watch:
 
 
 def _connected(node: dict[str, Any]) -> socket.socket:
-    """A connection to a node's raylet, which greets."""
+    """A connection to a node's raylet that has answered the greeting."""
     connection = socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=2.0)
     if not wants_tls():
         connection.sendall(HTTP2_PREFACE)
@@ -191,7 +191,7 @@ def _connected(node: dict[str, Any]) -> socket.socket:
 
 
 def _ask(node: dict[str, Any]) -> Raylet:
-    """A process that was stopped takes connections as before: its kernel does that. It does not greet."""
+    """The kernel accepts connections even for a stopped process, but that does not answer the greeting."""
     try:
         with _connected(node) as connection:
             return "answers" if wants_tls() or connection.recv(1) else "refuses"

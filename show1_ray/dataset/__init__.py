@@ -1,4 +1,4 @@
-"""What comes out: video files or shards, their metadata, what is done already."""
+"""Datasets: video files or shards, their metadata, and what is done already."""
 
 from show1_ray.dataset.dataset import Dataset, Settings
 from show1_ray.dataset.lander import Lander, Origin, Rendering, Weights

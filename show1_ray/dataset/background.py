@@ -1,4 +1,4 @@
-"""Writes that go on while the job does: one thread, in order, with errors that the job gets to see."""
+"""Background writes: one thread, in order, whose errors reach the job."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Background:
         self._actions.append(self._thread.submit(action, *args))
 
     def check(self) -> None:
-        """Raise the first error of what has been run, if there is one."""
+        """Raises the first error of the tasks that have run, if any."""
         while self._actions and self._actions[0].done():
             self._actions.pop(0).result()
 

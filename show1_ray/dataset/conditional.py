@@ -1,4 +1,4 @@
-"""Writes that happen only where nobody else has written meanwhile, as far as the filesystem can promise that.
+"""Writes that happen only if nobody else has written meanwhile, as far as the filesystem can guarantee that.
 
 Local filesystems: a hard link is made or refused; replacing and removing go under a lock on the file itself. S3 and
 what speaks its language: If-None-Match and If-Match. Elsewhere creating is left to the filesystem's own "create", and
@@ -23,7 +23,7 @@ from fsspec.asyn import sync
 
 TEMPORARY = ".tmp"
 LOCK_SECONDS = 2.0
-"""How long a file that somebody is changing at this very moment is waited for."""
+"""How long to wait for a file that is being changed right now."""
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
 
 
@@ -41,7 +41,7 @@ def is_exact(fs: AbstractFileSystem) -> bool:
 
 
 def look(fs: AbstractFileSystem, full: str) -> Seen | None:
-    """The file as it is now; None where there is none."""
+    """The current file; None if there is none."""
     try:
         if _is_s3(fs):
             return _seen(fs, full)
@@ -56,7 +56,7 @@ def read(fs: AbstractFileSystem, full: str) -> bytes:
 
 
 def create(fs: AbstractFileSystem, full: str, data: bytes) -> Seen | None:
-    """Write a file where there is none; None where there is one with other content."""
+    """Writes a file if there is none; returns None if there is one with other content."""
     if _is_local(fs):
         written = create_local(Path(full), lambda path: write_synced(path, data))
         return Seen(data) if written or _holds(fs, full, data) else None
@@ -114,7 +114,7 @@ def write_local(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def create_local(path: Path, fill: Callable[[Path], None]) -> bool:
-    """As `write_local`, but only where there is no such file; whether it was so."""
+    """Like `write_local`, but only if there is no such file; returns whether it was written."""
     temporary = _temporary(path)
     try:
         fill(temporary)
@@ -237,7 +237,7 @@ def _put(fs: Any, full: str, data: bytes, **conditions: str) -> Seen | None:
 
 
 def _called(fs: Any, method: str, full: str, **arguments: Any) -> dict[str, Any] | None:
-    """What S3 answers; None where the condition does not hold. Raises _UnsupportedError."""
+    """S3's answer; None if the condition does not hold. Raises _UnsupportedError."""
     bucket, key, _ = fs.split_path(full)
     try:
         return fs.call_s3(method, Bucket=bucket, Key=key, **arguments)
@@ -291,5 +291,5 @@ def _is_s3(fs: AbstractFileSystem) -> bool:
 
 
 def protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
-    """What a filesystem is called in URLs."""
+    """The name of a filesystem in URLs."""
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

@@ -1,4 +1,4 @@
-"""Many clips at a glance: a picture with a row of frames for each, or one where all of them play."""
+"""Many clips at a glance: a picture with a row of frames for each clip, or an animation of all of them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write_sheet(url: str, out: Path, count: int = 12, tell: Callable[[str], None
         lacking = f"{len(chosen) - len(there)} of {len(chosen)} clips are not there whole"
         tell(f"dataset {url}: {lacking}, such as {wrong}: `render --verify` renders them again")
     if not there:
-        raise UserError(f"dataset {url}: has no clips to show that are there whole")
+        raise UserError(f"dataset {url}: has no clips that can be shown: none is complete")
     clips, captions = [videos[row["id"]] for row in there], [row["prompt"] for row in there]
     try:
         if out.suffix in PLAYING:

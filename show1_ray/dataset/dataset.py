@@ -1,4 +1,4 @@
-"""The dataset that a job writes: opened, resumed, added to, finished."""
+"""The dataset that a job writes: opened, resumed, appended to, finished."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class Dataset:
 
     @property
     def lander(self) -> Lander:
-        """What lands clips, wherever their frames are."""
+        """Lands clips, on whichever node their frames are."""
         return Lander(self._storage, self._origin, self._lease.holder.token)
 
     def survey(self, entries: Iterable[Entry], retry_failed: bool = False) -> Survey:
@@ -198,7 +198,7 @@ class Dataset:
         self._flush_if_due()
 
     def flush(self) -> None:
-        """Write what is recorded. Rows of single clips stay with their files until these are a shard."""
+        """Writes what is recorded. Rows of single clips stay with their files until these form a shard."""
         if self._format == "mp4":
             self._write_rows()
         for ending, rows in self._ended.items():
@@ -208,7 +208,7 @@ class Dataset:
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Write what is recorded and give the lease back; the dataset can be continued."""
+        """Writes what is recorded and releases the lease; the dataset can be continued."""
         try:
             self.flush()
             self._wait()
@@ -225,7 +225,7 @@ class Dataset:
         """Make one metadata file of all parts, one failures file, the last shard and the card; then close.
 
         Raises:
-            UserError: clips that had landed are not there any more; the dataset is in order, and can be continued.
+            UserError: clips that had landed are gone; the dataset is in order and can be continued.
         """
         try:
             self.flush()
@@ -250,8 +250,8 @@ class Dataset:
             self.abandon()
         if inventory.count < expected:
             raise UserError(
-                f"dataset {self._storage.url}: {expected - inventory.count} clips that had landed are not there any "
-                "more; the same command renders them again"
+                f"dataset {self._storage.url}: {expected - inventory.count} clips that had landed are gone; "
+                "rerun the same command to render them again"
             )
 
     # Resuming
@@ -271,7 +271,7 @@ class Dataset:
         self._contents = Contents(*about, self._makings, self._sha256)
 
     def _settle(self) -> None:
-        """Bring files and rows to agree: adopt what landed without a row, remove what is twice or broken."""
+        """Makes files and rows agree: adopts clips that landed without a row, removes duplicates and broken files."""
         storage = self._storage
         self._learn()
         self._stock = stock = take_stock(

@@ -1,4 +1,4 @@
-"""Clips that end otherwise than in the dataset: failures, and rejections. Parts of rows, each kind in a folder."""
+"""Clips that do not end in the dataset: failures and rejections. Parts of rows, each kind in its folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAY_LACK = ("negative_prompt", "values", "inputs")
 
 @dataclass(frozen=True, eq=False)
 class Ending:
-    """A kind of ending: the folder of its parts, their columns, and the one that tells when."""
+    """A kind of ending: the folder of its parts, their columns, and the column with the time."""
 
     folder: str
     schema: pa.Schema
@@ -31,7 +31,7 @@ class Ending:
         return to_table(rows, self.schema).select(self.schema.names)
 
     def checked(self, table: pa.Table) -> pa.Table:
-        """A part's table, if it is one. Raises one of BROKEN where it is not, or is spoilt."""
+        """A part's table. Raises one of BROKEN if it is damaged or something else."""
         if "inputs" not in table.column_names:  # it was written before there were any
             table = table.append_column("inputs", pa.nulls(len(table), pa.string()))
         table = table.select(self.schema.names).cast(self.schema)
@@ -45,11 +45,11 @@ class Ending:
 FAILED = Ending(FAILURES, FAILURE_SCHEMA, "failed")
 """Clips that could not be rendered."""
 REJECTED = Ending(REJECTIONS, REJECTION_SCHEMA, "rejected")
-"""Clips that a stage did not let go on."""
+"""Clips that a stage rejected."""
 
 
 def compact_endings(storage: Storage, ending: Ending, done: Done) -> int:
-    """Keep the last row of each clip that is not in the dataset after all; how many these are."""
+    """Keeps the last row of each clip that is not in the dataset after all; returns how many."""
     parts = list(list_parts(storage, ending.folder))
     last = {row["id"]: row for row in read_endings(storage, ending)}
     is_done = done.find([id_digest(clip_id) for clip_id in last]) >= 0
@@ -63,7 +63,7 @@ def compact_endings(storage: Storage, ending: Ending, done: Done) -> int:
 
 
 def read_endings(storage: Storage, ending: Ending, merger: Merger | None = None) -> list[dict[str, Any]]:
-    """All rows of a kind that were recorded, oldest first. A part that is not whole counts for nothing.
+    """All recorded rows of a kind, oldest first. Damaged parts are ignored.
 
     `merger` is given what it can make fewer of.
     """

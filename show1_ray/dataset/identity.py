@@ -32,7 +32,7 @@ from show1_ray.errors import UserError, without_secrets
 Format = Literal["mp4", "webdataset"]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 VERSION = 1
-"""Of what `dataset.json` says. It grows when an older show1-ray would misread a dataset."""
+"""Format version of `dataset.json`. Raised when an older show1-ray would misread a dataset."""
 
 
 class LastManifest(BaseModel):
@@ -124,7 +124,7 @@ def _foreign(storage: Storage) -> str:
 
 
 def write_identity(storage: Storage, origin: Origin, format: Format, manifest: Mapping[str, Any]) -> None:
-    """Write down what the dataset is, and the pipeline as it was resolved. Raises StorageError."""
+    """Writes what the dataset is, and the resolved pipeline. Raises StorageError."""
     about = {
         "show1_ray_dataset": VERSION,
         **({"seeds": "mixed"} if origin.seed_rule == "mixed" else {}),

@@ -1,4 +1,4 @@
-"""What a dataset holds: which rows are backed by a whole file, which files have no row, what is broken."""
+"""What a dataset holds: rows with a complete file, files without a row, and what is broken."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Done:
     backed: np.ndarray
 
     def find(self, ids: list[bytes]) -> np.ndarray:
-        """The row of each id, -1 where it is not there."""
+        """The row of each id; -1 if there is none."""
         # Compared as arrays: numpy takes the zeros off the end of a single S16 value.
         wanted = np.array(ids, "S16")
         found = np.full(len(wanted), -1)

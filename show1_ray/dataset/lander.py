@@ -1,4 +1,4 @@
-"""Frames become a clip of the dataset: one file that carries its own row."""
+"""Landing: frames become a clip of the dataset, one file that carries its own row."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Lander:
 
 
 def row_of_file(data: bytes, recipe_hash: str) -> Row | None:
-    """The row that a landed file carries; None where it is not whole, or was not made with this recipe."""
+    """The row in a landed file; None if the file is incomplete or was made with another recipe."""
     try:
         row = json.loads(read_comment(data))
     except (BrokenVideoError, ValueError):
@@ -144,7 +144,7 @@ def row_of_file(data: bytes, recipe_hash: str) -> Row | None:
 
 @cache
 def software() -> dict[str, str]:
-    """The versions of what renders here."""
+    """The versions of the software that renders here."""
     versions = {"python": platform.python_version()}
     for name in SOFTWARE:
         try:

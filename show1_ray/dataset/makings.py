@@ -1,4 +1,4 @@
-"""What clips are made from, besides the recipe, as their rows tell it: prompt, negative prompt, seed and inputs."""
+"""What clips are made from besides the recipe, according to their rows: prompt, negative prompt, seed, inputs."""
 
 from __future__ import annotations
 

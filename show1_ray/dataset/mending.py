@@ -1,4 +1,4 @@
-"""What a dataset's writer removes: what interrupted writes have left, and clips that are not what was written."""
+"""What a dataset's writer removes: leftovers of interrupted writes, and clips that have changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A clip's row: as JSON in its video file, and as a row of Parquet."""
+"""A clip's row: JSON in its video file, and a row of Parquet."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ REJECTION_SCHEMA = pa.schema(
 
 
 def check_columns(fields: Iterable[pa.Field]) -> None:
-    """Refuse columns of a manifest that cannot be columns of the metadata. Raises UserError."""
+    """Refuses columns of a manifest that cannot be columns of the metadata. Raises UserError."""
     for field in fields:
         name = field.name
         if is_own(name):

@@ -24,9 +24,9 @@ COLUMNS = ["id", "prompt", "negative_prompt", "seed", "bytes", "shard", "shard_b
 CONTENTS = {"prompt", "negative_prompt", "seed"}
 NO_INPUTS = Makings()
 BROKEN = (pa.ArrowException, OSError, KeyError, UnicodeDecodeError)
-"""What pyarrow raises for a file that is cut, spoilt or no Parquet."""
+"""What pyarrow raises for a file that is truncated, damaged or not Parquet."""
 CONTENT = "S8"
-"""What is kept of a content's digest: it is only compared with that of one clip, the one of the same id."""
+"""How much of a content's digest is kept: it is compared only with that of the clip with the same id."""
 ARRAYS = ("ids", "contents", "files", "sizes", "shards")
 ROWS_AT_ONCE = 8192
 IN_MEMORY = 4 * 2**20
@@ -130,7 +130,7 @@ def metadata_parts(storage: Storage) -> list[str]:
 
 
 def read_part(storage: Storage, path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file, in batches. Raises one of BROKEN where it is not whole."""
+    """The rows of a Parquet file, in batches. Raises one of BROKEN if it is damaged."""
     with storage.local_copy(path) as local, pq.ParquetFile(local) as parquet:
         yield from all_rows(parquet, ROWS_AT_ONCE, columns, threads=False)
 
@@ -365,7 +365,9 @@ def read_all(storage: Storage, paths: Iterable[str], sizes: dict[str, int]) -> I
         try:
             return path, storage.read(path) if sizes.get(path, 0) <= IN_MEMORY else None
         except FileNotFoundError:
-            raise StorageError(f"cannot read {storage.url}/{path}: it was there a moment ago; run it again") from None
+            raise StorageError(
+                f"cannot read {storage.url}/{path}: it has just disappeared; rerun the command"
+            ) from None
 
     for path, data in storage.map(load, paths, weigh=lambda path: sizes.get(path, 0)):
         if data is None:

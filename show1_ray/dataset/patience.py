@@ -1,4 +1,4 @@
-"""How long storage is waited for: which errors may become good, how often it is asked, how long it may say nothing."""
+"""Patience with storage: which errors are retried, how often, and how long storage may be silent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from show1_ray.pipeline.passing import can_become_good
 T = TypeVar("T")
 
 NAMED_SECONDS = 15.0
-"""A store that says nothing for so long is named."""
+"""Storage that has not answered for this long is reported."""
 SILENT_SECONDS = 120.0
 """A call after which nothing came for so long has failed …"""
 SLOWEST = 500_000

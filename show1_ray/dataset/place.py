@@ -1,4 +1,4 @@
-"""Where a dataset may lie: what cannot be a folder of one is refused at once, before anything is written."""
+"""Where a dataset may lie: impossible places are refused at once, before anything is written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from show1_ray.errors import UserError, escaped, printable, shown
 READ_ONLY = ("http", "https", "zip", "tar", "libarchive", "github", "git", "data", "reference", "jupyter")
 """Filesystems of fsspec that files can only be read from."""
 BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "b2", "tos", "obs", "hf")
-"""Filesystems whose paths begin with a bucket (a container, a repository) that somebody has made."""
+"""Filesystems whose paths begin with an existing bucket (container, repository)."""
 UNSHARED = ("memory:",)
 """Filesystems that end with the process."""
 SHARED = "a folder or a URL that all processes of the job share"

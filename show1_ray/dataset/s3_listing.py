@@ -1,4 +1,4 @@
-"""Listings of S3 that take a small part of the time that botocore takes to read them.
+"""Listings of S3, parsed in a small part of the time that botocore takes.
 
 A page of a thousand keys costs botocore some 50 ms of CPU, because it parses the answer twice and makes a Python object
 of every value; a million clips, a minute. Here names and sizes are taken out of the answer before it sees them.

@@ -1,4 +1,4 @@
-"""How a dataset's clips are seeded: a rule that is part of its recipe, and that it keeps."""
+"""How a dataset's clips are seeded: a rule that is part of its recipe and never changes."""
 
 from __future__ import annotations
 

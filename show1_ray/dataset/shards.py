@@ -29,12 +29,12 @@ class Content:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it can be taken as it is."""
+        """Whether it can be kept as it is."""
         return self.is_whole and bool(self.rows)
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it is somebody else's."""
+        """Whether it is foreign."""
         return self.is_whole and not self.rows
 
 
@@ -66,7 +66,7 @@ def write_shard(storage: Storage, number: int, paths: Iterable[str], recipe_hash
 
 
 def read_shard(storage: Storage, path: str, recipe_hash: str) -> Content:
-    """What a shard holds, by the rows that its videos carry."""
+    """What a shard holds, according to the rows in its videos."""
     rows, others = [], 0
     with storage.local_copy(path) as local, local.open("rb") as file:
         size = local.stat().st_size
@@ -85,7 +85,7 @@ def read_shard(storage: Storage, path: str, recipe_hash: str) -> Content:
 
 
 def read_videos(storage: Storage, path: str) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of a shard's videos, as far as it can be read; none where it is gone."""
+    """Name and bytes of a shard's videos, as far as it can be read; none if it is gone."""
     with suppress(FileNotFoundError, tarfile.TarError), storage.local_copy(path) as local, tarfile.open(local) as tar:
         for member in tar:
             if member.name.endswith(".mp4"):

@@ -1,4 +1,4 @@
-"""How a dataset stands, told from its files alone; needs no lease."""
+"""The state of a dataset, from its files alone; needs no lease."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A clip that a stage did not let go on; `values` are its plain values, as JSON."""
+    """A clip that a stage rejected; `values` are its plain values, as JSON."""
 
     id: str
     prompt: str
@@ -40,7 +40,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Status:
-    """How a dataset stands.
+    """The state of a dataset.
 
     `done` clips have landed (of these `without_row` have no row in the metadata yet: the next run adopts them),
     `failures` have not, `rejections` were not let go on, `left` are none of these: together `count`, the clips of the
@@ -69,7 +69,7 @@ class Status:
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing of what is there is wrong; failures and what is left are no damage."""
+        """Whether nothing is wrong with the files; failures and clips left do not count as damage."""
         return not (self.lost or self.damaged or self.foreign)
 
 

@@ -1,4 +1,4 @@
-"""The one look at a dataset on which `status`, `render --dry-run` and `render` rest: what counts, what is wrong."""
+"""The survey of files that `status`, `render --dry-run` and `render` share: what counts, and what is wrong."""
 
 from __future__ import annotations
 

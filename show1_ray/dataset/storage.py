@@ -37,7 +37,7 @@ MEDIA_TYPE = {"s3": "ContentType", "gs": "content_type"}
 
 
 class StorageError(UserError):
-    """Storage that does not take or give a file, however often it is asked: one line."""
+    """Storage that still fails after all retries: one line."""
 
 
 def is_of_volume(name: str) -> bool:
@@ -130,7 +130,7 @@ class Storage:
 
     @contextmanager
     def local_copy(self, path: str) -> Iterator[Path]:
-        """The file on this machine: itself, or a copy that goes afterwards."""
+        """The file on this machine: itself, or a temporary copy."""
         if self.is_local:
             yield Path(self.full(path))
             return
@@ -157,25 +157,25 @@ class Storage:
             self._try("write", path, lambda fs, full: fs.put_file(str(local), full, **_piecewise(fs)), size)
 
     def upload_new(self, path: str, local: Path) -> bool:
-        """As `upload`, but only where there is no such file; whether it was so."""
+        """Like `upload`, but only if there is no such file; returns whether it was written."""
         return self._try(
             "write", path, lambda fs, full: conditional.put_new_file(fs, full, local), local.stat().st_size
         )
 
     def look(self, path: str) -> Seen | None:
-        """The file as it is now, for `replace` and `remove`; None where there is none."""
+        """The current file, for `replace` and `remove`; None if there is none."""
         return self._try("read", path, conditional.look)
 
     def create(self, path: str, data: bytes) -> Seen | None:
-        """Write a small file where there is none; None where there is one."""
+        """Writes a small file if there is none; returns None if there is one."""
         return self._try("write", path, lambda fs, full: conditional.create(fs, full, data))
 
     def replace(self, path: str, data: bytes, seen: Seen) -> Seen | None:
-        """Write a small file over what was seen; None where it is another one by now, or gone."""
+        """Replaces the file that was seen; returns None if it has changed or gone."""
         return self._try("write", path, lambda fs, full: conditional.replace(fs, full, data, seen))
 
     def remove(self, path: str, seen: Seen) -> bool:
-        """Delete what was seen; False where it is another one by now, or gone."""
+        """Deletes the file that was seen; returns False if it has changed or gone."""
         return self._try("delete", path, lambda fs, full: conditional.remove(fs, full, seen))
 
     def delete_many(self, paths: Sequence[str]) -> None:
@@ -229,7 +229,7 @@ class Storage:
         return files, sorted(folders)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Name → bytes of the files right in a folder; nothing where there is no such folder."""
+        """Name → bytes of the files directly in a folder; empty if there is no such folder."""
         return self.listing(folder)[0]
 
     def folders(self, folder: str) -> list[str]:
@@ -300,5 +300,5 @@ def _media_type(fs: AbstractFileSystem, path: str) -> dict[str, str]:
 
 
 def _piecewise(fs: AbstractFileSystem) -> dict[str, Any]:
-    """How s3fs is told not to read a file of a hundred megabytes whole, and ten pieces of 50 MB of a larger one."""
+    """Keeps s3fs from reading files of a hundred megabytes whole, and ten pieces of 50 MB of larger ones."""
     return {"chunksize": PIECE, "max_concurrency": 2} if "s3" in protocols(fs) else {}

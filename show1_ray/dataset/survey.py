@@ -32,7 +32,7 @@ SKIPPED = 100
 Sha256 = Callable[[Any], str | None]
 """What gives the SHA-256 of a file that a row names, or None where it is not at hand."""
 State = Literal["done", "rejected", "failed", "left"]
-"""How a manifest's clip stands; of what has happened to it, what comes first here."""
+"""The state of a manifest's clip: the first of these that applies."""
 
 
 def not_at_hand(given: Any) -> None:
@@ -118,7 +118,7 @@ class Contents:
         return Survey(counts["done"], skipped, left, others, other_failures, tuple(ids), counts["rejected"])
 
     def missing(self, entries: Iterable[Entry], retry_failed: bool = False) -> Iterator[Entry]:
-        """What is left to render, in order. Raises as `survey` does, but only when it gets there."""
+        """The clips left to render, in order. Raises as `survey` does, but only on reaching the fault."""
         for entry, state in self._compare(entries):
             if state == "left" or (state == "failed" and retry_failed):
                 yield entry

@@ -1,4 +1,4 @@
-"""A job that is refused leaves no dataset behind."""
+"""Undoing: a refused job leaves no dataset behind."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from show1_ray.dataset.storage import Storage, StorageError
 from show1_ray.errors import UserError
 
 WRITTEN = (REPORT, CARD, PIPELINE, DATASET)
-"""What a job writes before its first clip; the identity goes last, without which the rest would be something else."""
+"""What a job writes before its first clip. The identity is removed last: without it, the rest would look foreign."""
 
 
 class Undo:
-    """What was there before the job."""
+    """What existed before the job."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage

@@ -82,7 +82,7 @@ def is_carried(kind: pa.DataType) -> bool:
 
 
 def _reading(kind: pa.DataType) -> tuple[pa.DataType, Make | None]:
-    """The type that a column is made in before it is cast, and what is made of JSON's values first."""
+    """The type in which a column is built before it is cast, and how JSON's values are converted first."""
     if _is_any(kind, BYTES):
         return kind, base64.b64decode
     if is_type.is_date32(kind):

@@ -1,4 +1,4 @@
-"""Whether clips still are what was written: the bytes of their videos against the checksums in their rows."""
+"""Verifying clips: the bytes of their videos against the checksums in their rows."""
 
 from __future__ import annotations
 

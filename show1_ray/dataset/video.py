@@ -73,7 +73,7 @@ def decode_video(data: bytes, strict: bool = False) -> np.ndarray:
 
 
 def read_comment(data: bytes) -> str:
-    """The text that a video file carries. Raises BrokenVideoError where it is not whole; its frames are not decoded."""
+    """The text in a video file. Raises BrokenVideoError if the file is incomplete; frames are not decoded."""
     _check_boxes(data)
     try:
         with av.open(io.BytesIO(data)) as container:

@@ -1,1 +1,1 @@
-"""The web demo: a page where people type prompts and watch the cascade work. Needs the extra `demo`."""
+"""The web demo: a page where people type prompts and watch clips being made. Needs the extra `demo`."""

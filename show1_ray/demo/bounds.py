@@ -1,4 +1,4 @@
-"""How much a demo takes on, whoever asks: what comes above is answered with an HTTP status and a line of text."""
+"""Limits of a demo: requests beyond them get an HTTP status and one line of text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page: Gradio's components around what the studio knows."""
+"""The page: Gradio's components around the studio."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ THEME = gr.themes.Base(
     font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
     font_mono=["ui-monospace", "Menlo", "monospace"],
 )
-"""Fonts of the system: nothing is fetched from elsewhere."""
+"""System fonts, so that nothing is fetched from elsewhere."""
 
 MOST_COLUMNS = 6
-"""Stages beside one another; more are below them."""
+"""Stages in one row; more go below."""
 
 BEAT_SECONDS = 2.0
-"""How often an open page is heard of while its clips are in the making."""
+"""How often an open page reports while its clips are being made."""
 
 SCROLL = """(...inputs) => {
   let left = 50;
@@ -63,7 +63,7 @@ EXAMPLES = [
     "a yellow triangle moving up on a brown background",
     "a blue circle and a white square on a black background",
 ]
-"""Of the world that nano knows."""
+"""Prompts from the world that nano knows."""
 
 PUBLISHED_EXAMPLES = [
     "a panda riding a bicycle through a city at night",
@@ -71,7 +71,7 @@ PUBLISHED_EXAMPLES = [
     "a cup of coffee with a storm inside, close-up",
     "two foxes dancing in the snow",
 ]
-"""For the published weights, which know much of the world."""
+"""Prompts for the published weights, which know much of the world."""
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -220,7 +220,7 @@ async def follow(studio: Studio, visitor: Visitor, trouble: str) -> AsyncIterato
 
 
 def buttons(visitor: Visitor) -> list[Any]:
-    """The buttons to make and to stop, as they are to be."""
+    """The current states of the buttons that start and stop clips."""
     return [gr.update(interactive=not visitor.is_busy), gr.update(interactive=visitor.is_busy)]
 
 
@@ -262,7 +262,7 @@ def url(take: Take) -> str:
 
 
 def examples_for(pipeline: Pipeline) -> list[str]:
-    """Prompts that a pipeline's weights can do something with."""
+    """Example prompts that suit a pipeline's weights."""
     is_small = all(checkpoint.is_local for checkpoint in pipeline.checkpoints())
     return EXAMPLES if is_small else PUBLISHED_EXAMPLES
 

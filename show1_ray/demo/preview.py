@@ -1,4 +1,4 @@
-"""A stage's frames as a small picture that plays."""
+"""A stage's frames as a small animated picture."""
 
 from __future__ import annotations
 

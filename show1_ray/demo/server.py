@@ -1,4 +1,4 @@
-"""`show1-ray demo`: the line, warm, and the page that people use it with."""
+"""`show1-ray demo`: a warm line, and the page that people use."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def serve(
         os.environ["GRADIO_TEMP_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="show1-ray-uploads-"))
         line = stack.enter_context(open_line(loaded, address=address, max_waiting=QUEUE))
         asked_to_stop = stack.enter_context(stop_signals())  # after Ray, which sets handlers of its own
-        say(f"show1-ray: {loaded.name}: {line.stations} stations load their stages", sys.stderr)
+        say(f"show1-ray: {loaded.name}: {line.stations} stations are loading their stages", sys.stderr)
         while not line.warm.wait(0.2) and not asked_to_stop.is_set():
             continue
         lander = Lander(Storage.at(str(folder)), origin(loaded))

@@ -41,7 +41,7 @@ from show1_ray.planning.gpus import gauge, memory_for_stages
 
 
 class Control:
-    """Stops a job that runs: `stop()` lets what runs end and land, `stop(now=True)` does not."""
+    """Stops a running job: `stop()` lets running batches finish and land, `stop(now=True)` does not."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -49,7 +49,7 @@ class Control:
 
     @contextmanager
     def over(self, line: Running) -> Iterator[None]:
-        """`render` hands its line over as long as it runs."""
+        """`render` sets its line here while it runs."""
         self._line = line
         try:
             yield
@@ -94,45 +94,45 @@ def render(
     control: Control | None = None,
     line: LineSettings | None = None,
 ) -> Summary:
-    """Renders a manifest to a dataset; what is there already is not rendered again.
+    """Renders a manifest to a dataset. Clips that are already there are not rendered again.
 
     Args:
         manifest: Parquet, CSV, TSV, JSON or text (a file, a folder, a glob), at any fsspec URL; see `open_manifest`.
         out: the dataset, a folder at any fsspec URL; see `Dataset`.
         pipeline: a pipeline, its name, or a pipeline file.
         overrides: `stage.key=value` changes to the pipeline; see `Pipeline.load`.
-        columns: what the manifest calls columns that are read: {"prompt": "caption"}.
-        drop: columns of the manifest that are left out.
-        code: a Python file, a folder or a module, whose stages the pipeline may use; stations get it with their stages.
-        address: a Ray cluster, "auto" or HOST:PORT. None: what RAY_ADDRESS says, or this machine.
-        gpus: stations, a GPU each; (least, most): as many as the work that is left can use, asked of the cluster's
-            autoscaler and given back; None: all GPUs of the cluster, also those that join, or its CPU cores where
-            there are none.
-        limit: clips at most.
-        samples: clips for each row, with different seeds.
-        seed: rows without a seed get one derived from this one and their id.
-        format: single video files, or WebDataset shards.
-        save_stages: stages whose frames are saved too, under `__stages__/`: any that gives frames.
-        retry_failed: render again what failed in an earlier job.
-        max_failures: the job stops if this many clips fail before the first one is done.
-        verify: read all clips that are there and render again those whose checksum is wrong; else only their sizes are
-            compared, which tells truncated ones and costs a listing.
-        allow_private_urls: images and videos of the manifest may also lie at addresses that are not public, and in
-            local files outside the manifest's folder.
+        columns: names of columns in the manifest, where they differ: {"prompt": "caption"}.
+        drop: columns of the manifest to leave out.
+        code: a Python file, folder or module whose stages the pipeline may use. It is sent to the stations.
+        address: a Ray cluster, "auto" or HOST:PORT; None: RAY_ADDRESS, or else this machine.
+        gpus: the number of stations, one GPU each; (minimum, maximum): as many as the remaining work can use, requested
+            from the cluster's autoscaler and given back; None: all GPUs of the cluster, including those that join
+            later, or its CPU cores if it has no GPU.
+        limit: render at most this many clips.
+        samples: clips per row, with different seeds.
+        seed: rows without a seed get one derived from this seed and their id.
+        format: one video file per clip, or WebDataset shards.
+        save_stages: stages whose frames are saved as well, under `__stages__/`.
+        retry_failed: also render clips that failed in an earlier job.
+        max_failures: stop if this many clips fail before the first one is done.
+        verify: read all existing clips and render those with a wrong checksum again. Otherwise only sizes are compared,
+            which finds truncated files and costs a listing.
+        allow_private_urls: also read images and videos of the manifest at addresses that are not public, and from local
+            files outside the manifest's folder.
         strict_prompts: prompts are refused that are longer than what a text encoder takes; else it is said how many
             are cut.
-        dry_run: check everything, say what is left, render nothing.
-        observe: called with each of the line's events, in the line's thread, and first with the summary as it stands;
-            and, from any thread, with a `Notice` of what went wrong beside the rendering.
+        dry_run: check everything and report what is left, but render nothing.
+        observe: called first with the summary as it stands, then with each event of the line, in the line's thread;
+            and from any thread with a `Notice` when something besides the rendering goes wrong.
         control: stops the job.
-        line: how the line runs, for tests and experiments.
+        line: settings of the line, for tests and experiments.
 
     Returns:
-        What was done.
+        What the job did.
 
     Raises:
-        UserError: bad input, refused before anything is rendered; a dataset of another recipe or with another writer;
-            storage that fails.
+        UserError: bad input, refused before anything is rendered; a dataset with another recipe or another writer;
+            failing storage.
     """
     check_out(out, manifest)
     address = checked_address(address)
@@ -251,14 +251,14 @@ def fill(
 
 
 def orders_of(pipeline: Pipeline, entries: Iterable[Entry], prompts: Prompts | None = None) -> Iterator[Order]:
-    """What the line is given of each clip; `prompts` counts its tokens."""
+    """The line's order for each clip; `prompts` counts its tokens."""
     for entry in entries:
         counted = {} if prompts is None else prompts.columns(entry.clip.prompt)
         yield order(pipeline, entry.clip, {"extra": {**entry.extra, **counted}})
 
 
 def take_note(event: Event, dataset: Dataset, summary: Summary) -> None:
-    """Records how a clip has ended."""
+    """Records how a clip ended."""
     match event:
         case ClipDone():
             dataset.record(event.result["row"])
@@ -272,19 +272,19 @@ def take_note(event: Event, dataset: Dataset, summary: Summary) -> None:
 
 
 def seed_notes(entries: Manifest, seeds: Seeds) -> list[str]:
-    """What should be known of a manifest's seeds."""
+    """Notes about a manifest's seeds."""
     notes = []
     if seeds.rule == "low" and entries.has_large_seeds:
-        notes.append("seeds from 2**32 on: this dataset was begun when only their low 32 bits counted, and keeps to it")
+        notes.append("seeds from 2**32 on: this dataset uses only their low 32 bits, as the version that began it did")
     shared = entries.shared_seeds()
     if shared:
         about = "about " if entries.unseeded > COUNTED_SEEDS else ""
-        notes.append(f"{about}{shared:,} clips without a seed get the noise of another one: seeds have 32 bits")
+        notes.append(f"{about}{shared:,} clips without a seed share their noise with another clip: seeds have 32 bits")
     return notes
 
 
 def origin(pipeline: Pipeline, seeds: Seeds | None = None) -> Origin:
-    """What a dataset keeps of the pipeline that makes it; `pipeline` must be resolved."""
+    """What a dataset stores about its pipeline, which must be resolved."""
     seeds = seeds or Seeds()
     recipe = seeds.recipe(pipeline.recipe())
     weights = [Weights(one.name, one.revision or "", one.licence or "") for one in pipeline.checkpoints()]

@@ -1,4 +1,4 @@
-"""Where line and dataset meet: the stage behind all others, which makes files of clips."""
+"""Where line and dataset meet: the last stage, which writes clips to files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long prompts are for a pipeline's text encoders, which cut what is too long without a word."""
+"""How long prompts are for a pipeline's text encoders, which silently cut prompts that are too long."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ LISTED = 100
 
 @dataclass
 class Summary:
-    """What a job did. Counts are clips; `clips` is the folder that has them."""
+    """What a job did. Counts are clips; `clips` is the folder that holds them."""
 
     out: str
     clips: str = ""
@@ -32,36 +32,36 @@ class Summary:
     interrupted: bool = False
     stopped: str = ""
     failures: list[dict[str, str]] = field(default_factory=list)
-    """Of this run, at most LISTED."""
+    """Failures of this run, at most LISTED."""
     failures_before: list[dict[str, str]] = field(default_factory=list)
-    """Of earlier ones, skipped in this run, at most LISTED."""
+    """Failures of earlier runs that this run skipped, at most LISTED."""
     notes: list[str] = field(default_factory=list)
-    """What whoever starts the job should know, a line each."""
+    """What whoever starts the job should know, one line each."""
 
     @property
     def left(self) -> int:
-        """Clips to render, when the job began."""
+        """Clips that were left to render when the job began."""
         return self.total - self.done_before - self.skipped_failures - self.rejected_before
 
     def is_hopeless(self, max_failures: int) -> bool:
-        """Whether so many clips have failed, and none was done or judged."""
+        """Whether `max_failures` clips have failed before any was done or rejected."""
         return self.failed >= max_failures and not (self.rendered or self.rejected or self.stopped)
 
     @property
     def exit_code(self) -> int:
-        """0: all rendered or rejected; 1: some failed; 130: interrupted, and to be resumed by the same command."""
+        """0: all rendered or rejected; 1: some failed; 130: interrupted, rerun to resume."""
         if self.interrupted:
             return 130
         return 1 if self.failed or self.skipped_failures or self.stopped else 0
 
     def count_failure(self, event: ClipFailed) -> None:
-        """A clip could not be rendered."""
+        """Counts a clip that could not be rendered."""
         self.failed += 1
         if len(self.failures) < LISTED:
             self.failures.append({"id": event.clip.id, "stage": event.stage, "error": event.reason})
 
     def count_before(self, survey: Survey, storage: Storage) -> None:
-        """What is there already."""
+        """Counts what the dataset holds already."""
         self.done_before, self.skipped_failures, self.rejected_before = survey.done, survey.failed, survey.rejected
         if survey.skipped:
             known = {failure["id"]: failure for failure in read_endings(storage, FAILED)}

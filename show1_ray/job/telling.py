@@ -1,4 +1,4 @@
-"""Who is told of a job's events besides the dataset: its report, Prometheus, whoever looks on."""
+"""Who gets a job's events besides the dataset: its report, Prometheus, and the caller's `observe`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from show1_ray.line.spec import StageSpec
 from show1_ray.metrics import Metrics
 
 Told = Event | Summary | Notice
-"""What the `observe` of a job is told."""
+"""What a job's `observe` is called with."""
 
 
 def report_subject(
     origin: Origin, summary: Summary, manifest: str, format: str, stages: Sequence[StageSpec], began: float
 ) -> About:
-    """What the report is about; `began` is of the monotonic clock."""
+    """Facts for the report; `began` is a time of the monotonic clock."""
     return About(
         out=summary.out,
         manifest=without_secrets(manifest),
@@ -52,7 +52,7 @@ def report_subject(
 
 
 def measured(run: str, tell: Callable[[str], None]) -> Callable[[Event], None]:
-    """What counts the line's events for Prometheus. Where that does not work, it is said once and the job goes on."""
+    """Counts the line's events for Prometheus. If that fails, it is reported once and the job goes on."""
     aside = Aside("metrics", tell)
     metrics: Metrics | None = None
 

@@ -117,7 +117,7 @@ class Crew:
             self.fleet.ask(handle.slot, now)
             return
         pause = self.fleet.ask_later(handle.slot, node, now)
-        self._tell(events.StationLost(handle.number, f"{reason} (asked for again in {pause:.0f} s)", place))
+        self._tell(events.StationLost(handle.number, f"{reason} (requesting another in {pause:.0f} s)", place))
         if failure.cause == "death":
             self._prospects.died(f"a station did not start: {failure.last_line}", self.fleet.all_died)
 

@@ -94,7 +94,7 @@ class NodeAvoided:
     @property
     def text(self) -> str:
         """For people, in one line."""
-        return f"{self.stage} failed on node {self.node}, and is tried on another one: {self.reason}"
+        return f"{self.stage} failed on node {self.node}; trying another one: {self.reason}"
 
 
 @dataclass(frozen=True)

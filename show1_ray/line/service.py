@@ -35,19 +35,19 @@ class FullError(UserError):
 
 
 class StoppedError(UserError):
-    """The line has stopped, and with it all its clips."""
+    """The line has stopped, and all its clips with it."""
 
 
 @dataclass(frozen=True)
 class Queued:
-    """The clip waits for its first stage; `place` 1 is the next. Told again when the place changes."""
+    """The clip waits for its first stage; place 1 is next. Sent again when the place changes."""
 
     place: int
 
 
 @dataclass(frozen=True)
 class Began:
-    """A stage began. `seconds` it is expected to take, with its loading, for all `clips` of the batch."""
+    """A stage began a batch of `clips` clips. `seconds` is how long it is expected to take, including loading."""
 
     stage: str
     seconds: float
@@ -56,7 +56,7 @@ class Began:
 
 @dataclass(frozen=True)
 class Repeated:
-    """A stage did not come to its end (its station died, …) and will be done again."""
+    """A stage did not finish (its station died, …) and will run again."""
 
     stage: str
     reason: str
@@ -64,18 +64,18 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Ended:
-    """A stage is done. `tensors`: those that were asked for; one that was lost with its node is not there."""
+    """A stage is done. `tensors` are those that were requested, except any that were lost with their node."""
 
     stage: str
     seconds: float
     clips: int
     tensors: dict[str, Any] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
-    """Plain values that the stage gave."""
+    """Plain values from the stage."""
 
 
 ClipEvent = Queued | Began | Repeated | Ended | ClipDone | ClipFailed | ClipRejected
-"""What one clip's follower is told. The last one is `ClipDone`, `ClipFailed` or `ClipRejected`."""
+"""Events of one clip. The last one is `ClipDone`, `ClipFailed` or `ClipRejected`."""
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Follower:
 
 
 class Service:
-    """A line that stays open, in a thread of its own.
+    """A line that stays open, in its own thread.
 
         with Service(stages, settings) as line:
             async for event in line.render(Clip("a", "a red circle"), outputs=("keyframes",)):
@@ -106,22 +106,22 @@ class Service:
                     case ClipRejected():
                         print(event.reason)
 
-    Clips of all callers are in flight together and share batches; whoever submits many awaits `room` before each.
-    `show1_ray.open_line` makes the stages of a pipeline, and this of them. The loop is that of `Line`, in a thread;
-    `Running` runs it over a whole manifest.
+    Clips of all callers are in flight together and share batches. Await `room` before each clip when you submit many.
+    `show1_ray.open_line` makes one for a pipeline. Its thread runs the loop of `Line`; `Running` runs it over a whole
+    manifest.
 
     Ray has to be initialized. Raises UserError as `Line` does.
 
     Args:
-        stages: of the line, in their order.
+        stages: the stages of the line, in order.
         settings: of the line.
-        max_waiting: clips that may wait for their first stage; `math.inf`: any number, and their places are not told.
-        observe: is told everything that happens in the line, in its thread, before the clips' callers are. What it
-            raises stops the line.
-        total: how many clips will be submitted before `close`. The line lets batches wait until they are full, and
-            splits what is left at the end over its stations; with None, nobody knows, and what waits runs at once.
-        results: of the line.
-        order: what the line is given of a clip that is submitted by itself.
+        max_waiting: how many clips may wait for their first stage; `math.inf`: any number, without telling places.
+        observe: called with each event of the line, in its thread, before the clips' callers get theirs. An exception
+            stops the line.
+        total: how many clips will be submitted before `close`. The line then waits for full batches, and splits the
+            rest over its stations at the end. None: not known, so incomplete batches run at once.
+        results: values that come with `ClipDone`.
+        order: makes the line's order for a clip.
     """
 
     def __init__(
@@ -167,20 +167,20 @@ class Service:
             self.line.__exit__(kind, error, trace)
 
     def render(self, clip: Clip | Order, outputs: Collection[str] = ()) -> AsyncGenerator[ClipEvent]:
-        """Submit a clip, at once, and follow it to its end: `async for event in line.render(clip)`.
+        """Submits a clip and follows it to its end: `async for event in line.render(clip)`.
 
-        Leaving early cancels the clip, and so does cancelling the task that follows it. What waits of a cancelled clip
-        is taken out of the line. What runs of it, in a batch with others, goes on, and its result is dropped. To leave
-        with `break`, hold the iterator with `contextlib.aclosing`.
+        Leaving the loop early cancels the clip, and so does cancelling the task. A waiting clip is removed from the
+        line; a clip that runs in a batch with others finishes, and its result is dropped. To leave with `break`, hold
+        the iterator with `contextlib.aclosing`.
 
         Args:
-            clip: what to render, or an order for it. Its id is free again when nothing of it is in the line any more.
-            outputs: of a clip, names of tensors on the way, whose values come with `Ended`.
+            clip: what to render, or an order for it. Its id can be used again once nothing of it is left in the line.
+            outputs: names of intermediate tensors, whose values come with `Ended`.
 
         Raises:
-            FullError: `max_waiting` clips wait already.
-            StoppedError: the line stopped; raised where events are awaited, too.
-            ValueError: a clip of this id is in the line already.
+            FullError: `max_waiting` clips are already waiting.
+            StoppedError: the line has stopped; also raised while awaiting events.
+            ValueError: a clip with this id is already in the line.
         """
         order = clip if isinstance(clip, Order) else replace(self._order(clip), outputs=frozenset(outputs))
         return self._follow(order.clip, self._submit(order))
@@ -201,7 +201,7 @@ class Service:
                 self.cancel(clip.id)
 
     def cancel(self, clip_id: str) -> None:
-        """Take a clip out of the line, from any thread; nothing happens if it is not in it. See `render`."""
+        """Removes a clip from the line, if it is there. May be called from any thread. See `render`."""
         with self._lock:
             if self._in_line.get(clip_id) is None:
                 return
@@ -211,24 +211,24 @@ class Service:
                 del self._in_line[clip_id]
 
     async def room(self) -> None:
-        """Wait until the line has taken in most of what was submitted: before each clip, this keeps memory flat.
+        """Waits until the line has accepted most of what was submitted. Called before each clip, it keeps memory flat.
 
-        Raises StoppedError if the line stopped.
+        Raises StoppedError if the line has stopped.
         """
         while len(self._inbox) >= AHEAD and not self.ended.is_set():
             await asyncio.sleep(ROOM_SECONDS)
         self._raise_if_ended()
 
     def close(self) -> None:
-        """No more clips will be submitted: the line ends when those that were have ended."""
+        """Tells the line that no more clips will be submitted, so that it ends after the last one."""
         self._inbox.close()
 
     def stop(self, now: bool = False) -> None:
-        """Take in nothing more; what runs ends and lands, or, with `now`, does not. May be called from any thread."""
+        """Accepts no more clips. Running batches finish and land, unless `now`. May be called from any thread."""
         self.line.stop(now)
 
     def end(self, error: Exception) -> None:
-        """The line cannot go on, whatever its thread waits for: all clips' followers are told. From any thread."""
+        """Ends the line with an error, which all clips' followers get; may be called from any thread."""
         self.line.stop(now=True)
         self._end(error)
 

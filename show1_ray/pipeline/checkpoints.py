@@ -48,9 +48,9 @@ class Checkpoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    repo: str = Field(description="owner/name on the hub, or a folder, relative to the pipeline file")
-    revision: str | None = Field(None, description="commit or branch; needed for the hub")
-    licence: str | None = Field(None, description="of the weights")
+    repo: str = Field(description="owner/name on the hub, or a folder relative to the pipeline file")
+    revision: str | None = Field(None, description="commit or branch; required for the hub")
+    licence: str | None = Field(None, description="licence of the weights")
 
     @model_validator(mode="after")
     def _pinned(self) -> Checkpoint:

@@ -65,7 +65,7 @@ class Code:
         path = path.resolve()
         if path.is_file():
             if path.suffix != ".py" or not path.stem.isidentifier():
-                raise ConfigError(f"--code {given}: no Python module: its name would be that of a module, with .py")
+                raise ConfigError(f"--code {given}: not a Python module: give it a valid module name that ends in .py")
             return cls(str(given), str(path.parent), ((path.name, _read(given, path)),))
         root = path.parent if (path / "__init__.py").is_file() else path
         places = _modules_below(path)

@@ -1,4 +1,4 @@
-"""What the command line tells of pipelines and stages."""
+"""The commands that show pipelines and stages."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from show1_ray.pipeline.pipeline import Pipeline
 
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a setting of the pipeline."),
+    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a setting of the pipeline. Repeatable."),
 ]
 CodeOption = Annotated[
     str | None,
     typer.Option(
         "--code",
         metavar="FILE|FOLDER|MODULE",
-        help="Python code whose stages the pipeline may use (`uses: module:Class`); it is run, here and on stations.",
+        help="Python code with stages for the pipeline (`uses: module:Class`). It runs here and on stations.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def pipelines() -> None:
-    """The pipelines there are."""
+    """List the pipelines of the package."""
     table = Table("name", "what it renders", "frames", "size", "weights", box=None, pad_edge=False)
     for name in names():
         pipeline = Pipeline.load(name)
@@ -47,7 +47,7 @@ def pipelines() -> None:
 def fetch(
     pipeline: Annotated[str, typer.Argument(metavar="PIPELINE")], changes: SetOption = None, code: CodeOption = None
 ) -> None:
-    """Download everything that a pipeline needs, and print the commits that it is pinned to."""
+    """Download the weights of a pipeline, and print the commits to pin it to."""
     loaded = Pipeline.load(pipeline, changes or (), code)
     loaded.fetch()
     for checkpoint in loaded.checkpoints():
@@ -55,11 +55,11 @@ def fetch(
 
 
 def stages(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A stage; or MODULE:CLASS, with --code.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A stage; or MODULE:CLASS with --code.")] = None,
     code: CodeOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """The stages there are; of one: its settings, what it takes and what it gives."""
+    """List the stages, or show the settings, inputs and outputs of one."""
     from show1_ray.pipeline.code import Code
     from show1_ray.pipeline.describe import describe_stage, list_stages
 
@@ -82,7 +82,7 @@ def check(
     code: CodeOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Find every fault of a pipeline without loading a weight; show what passes from stage to stage."""
+    """Check a pipeline without loading weights, and show what passes between its stages."""
     from show1_ray.pipeline.describe import check as checked
 
     found = checked(Pipeline.load(pipeline, changes or (), code))
@@ -93,9 +93,11 @@ def check(
 
 
 def schema(
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="[default: standard output]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", show_default="standard output", help="Where to write it.")
+    ] = None,
 ) -> None:
-    """A JSON schema of pipeline files, with which editors complete keys and show what they mean."""
+    """Write a JSON schema of pipeline files, for completion and hints in editors."""
     from show1_ray.pipeline.describe import schema as pipeline_schema
 
     text = json.dumps(pipeline_schema(), indent=1)

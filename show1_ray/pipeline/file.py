@@ -115,7 +115,7 @@ def read(path: Path, below: tuple[Path, ...] = ()) -> Tree:
         ConfigError: no YAML, no mapping, or `extends` that leads nowhere or round.
     """
     if path.resolve() in below:
-        raise ConfigError(f"{path}: extends: goes round in a circle")
+        raise ConfigError(f"{path}: extends: leads back to itself")
     keys = _mapping(path)
     for node in mappings(keys):
         repo = node.get("repo")

@@ -1,1 +1,1 @@
-"""What stages cost and what a job takes, before it runs."""
+"""Costs of stages, and estimates of jobs, before they run."""

@@ -1,4 +1,4 @@
-"""What stages cost on a device, before a job measures it: from a profile or, without one, from operation counts."""
+"""Costs of stages on a device before a job measures them: from a profile or, without one, from operation counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from show1_ray.planning.gpus import GIB, Gpu
 from show1_ray.planning.profile import CPU, Profile, StageProfile, find_profile, local_gpu
 
 LAND_SECONDS = 0.05
-"""What it takes to write a clip's file, until the line has measured it."""
+"""Seconds to write a clip's file, until the line has measured it."""
 
 EFFICIENCY = 0.35
 """Share of a GPU's datasheet rate that networks are assumed to reach. The published demo reached 21 % of an A100's
@@ -28,18 +28,18 @@ EFFICIENCY = 0.35
 batches of convolutions and attention reach half and more. Not measured here: `show1-ray profile` measures it."""
 
 DISK_RATE = 1e9
-"""Bytes a second that weights are assumed to be loaded at from a local disk."""
+"""Assumed bytes per second of loading weights from a local disk."""
 
 HOST_RATE = 10e9
-"""Bytes a second between host memory that is not pinned and a GPU, assumed: less than half of PCIe 4."""
+"""Assumed bytes per second between unpinned host memory and a GPU: less than half of PCIe 4."""
 
 ALLOCATOR = 1.1
-"""What torch takes of a GPU as a multiple of the peak that it gave out: its cache has gaps."""
+"""Memory that torch reserves on a GPU, as a multiple of the peak that it allocated: its cache has gaps."""
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage: seconds a clip, bytes on the device with a full batch, seconds to load and to swap in."""
+    """One stage: seconds per clip, bytes on the device with a full batch, seconds to load and to swap in."""
 
     seconds: float
     memory: int
@@ -53,7 +53,7 @@ Costs = Mapping[str, StageCost]
 
 @dataclass(frozen=True)
 class StageCount:
-    """What one stage is made of: floating-point operations a clip, and bytes of its weights."""
+    """The size of one stage: floating-point operations per clip, and bytes of its weights."""
 
     operations: float
     weights: int
@@ -82,7 +82,7 @@ def count_stages(pipeline: Pipeline) -> dict[str, StageCount]:
 
 
 def costs_from_profile(pipeline: Pipeline, profile: Profile) -> dict[str, StageCost]:
-    """What was measured, at the pipeline's batch sizes; memory that the pipeline file gives goes before."""
+    """Measured costs at the pipeline's batch sizes; memory given in the pipeline file takes precedence."""
     costs = {}
     for wired in pipeline.wired():
         stage = profile.stages[wired.name]
@@ -153,10 +153,10 @@ def costs_of_job(pipeline: Pipeline, device: str | None) -> dict[str, StageCost]
 
 
 def weights_elsewhere(pipeline: Pipeline) -> dict[str, int | None]:
-    """`Pipeline.weights`, in a process of its own where this one has no torch yet: a job's driver does without it.
+    """`Pipeline.weights`, in another process if this one has not imported torch: a job's driver does without it.
 
     Raises:
-        UserError: a stage that cannot say it.
+        UserError: a stage that cannot tell.
     """
     if "torch" in sys.modules:
         return pipeline.weights()
@@ -192,7 +192,7 @@ def stage_memory(stage: Wired, weights: int) -> int:
 
 
 def job_device(address: str, settings: LineSettings) -> str | None:
-    """What the stations of a job compute on, as far as this machine knows: for `costs_of_job`."""
+    """The device of a job's stations, as far as this machine knows: for `costs_of_job`."""
     if settings.gpus is False:
         return CPU
     return local_gpu() or (CPU if address == "local" else None)

@@ -27,18 +27,18 @@ from show1_ray.planning.gpus import GIB, STAGES_SHARE, Gpu, find_gpu, known_gpu,
 from show1_ray.planning.profile import CPU, Profile, find_profile, mismatch
 
 IMPORT_SECONDS = 12.0
-"""A process imports torch and the networks' libraries: measured on 2 CPU cores; a profile has its machine's own."""
+"""Seconds in which a process imports torch and libraries, measured on 2 CPU cores; profiles have their own."""
 
 RAY_SECONDS = 8.0
-"""Ray starts, or is joined, and makes a process for each station: measured on 2 CPU cores."""
+"""Seconds to start or join Ray and start a process for each station, measured on 2 CPU cores."""
 
 STORE_BYTES = 8 * GIB
-"""Of the object store for clips in flight, for each GPU, assumed: about a sixth of 50 GB of host memory."""
+"""Assumed bytes of the object store for clips in flight, per GPU: about a sixth of 50 GB of host memory."""
 
 SIMULATED = 2000
-"""Clips that are simulated at most, and for large fleets as many as keep each station at work for a while …"""
+"""At most this many clips are simulated; for large fleets, enough to keep each station at work for a while …"""
 SIMULATED_A_STATION = 16
-"""… which is this many a station. Beyond that the steady state is extrapolated."""
+"""… namely this many per station. Beyond that, the steady state is extrapolated."""
 
 MOST_GPUS = 1024
 NEAR_LEAST = 1.1
@@ -47,7 +47,7 @@ NEAR_LEAST = 1.1
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One stage: seconds a clip, its share of the work, clips a batch, bytes on the device, seconds to load."""
+    """One stage: seconds per clip, share of the work, clips per batch, bytes on the device, seconds to load."""
 
     name: str
     seconds: float
@@ -177,7 +177,7 @@ def estimate(
 
 
 def counts_to_try(gpus: int, clips: int) -> list[int]:
-    """1, 2, 4, … as long as each station has a clip, and the number that was asked for; ascending."""
+    """1, 2, 4, … as long as each station has a clip, and the requested number; ascending."""
     counts = {gpus}
     count = 1
     while count <= min(max(1, clips), MOST_GPUS):
@@ -193,7 +193,7 @@ def best_number(choices: Sequence[Choice]) -> int:
 
 
 def find_basis(pipeline: Pipeline, gpu_type: str, profile: Profile | None = None) -> Basis:
-    """What is known of a pipeline on a device; see `estimate`."""
+    """The basis of an estimate for a pipeline on a device; see `estimate`."""
     gpu_type = CPU if gpu_type.lower() == CPU else gpu_type
     gpu = known_gpu(gpu_type)
     ignored: list[str] = []
@@ -267,7 +267,7 @@ def line_specs(pipeline: Pipeline, costs: Costs, cores: bool = False) -> list[St
 
 
 def predict(specs: Sequence[StageSpec], clips: int, gpus: int, basis: Basis, price: float | None = None) -> Choice:
-    """What a job takes on a number of GPUs."""
+    """What a job takes on this many GPUs."""
     seconds = basis.start_seconds + line_seconds(specs, clips, gpus, basis.room)
     work = clips * sum(spec.seconds for spec in specs if spec.on == "station")
     hours = seconds / 3600

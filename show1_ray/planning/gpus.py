@@ -1,4 +1,4 @@
-"""What datasheets say of GPUs, by the names that people and torch give them; and what a GPU has for stages."""
+"""Datasheets of GPUs, by the names that people and torch use; and the memory that a GPU has for stages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from show1_ray.errors import UserError
 
 GIB = 2**30
 STAGES_SHARE = 0.92
-"""The part of a GPU's memory that stages may take; the rest is CUDA's own."""
+"""The share of a GPU's memory that stages may use; the rest is CUDA's own."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Gpu:
         return int(self.gib * GIB)
 
     def rate(self, dtype: str) -> float:
-        """Operations a second in `dtype`."""
+        """Operations per second in `dtype`."""
         return (self.single if dtype == "float32" else self.half) * 1e12
 
 
@@ -131,7 +131,7 @@ class TorchGauge:
         return int(max(self._cuda.max_memory_allocated(self._device), self.used() + taken))
 
     def release(self) -> None:
-        """Give back what torch keeps for later."""
+        """Frees the memory that torch caches."""
         self._cuda.empty_cache()
 
 

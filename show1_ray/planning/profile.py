@@ -1,4 +1,4 @@
-"""What a pipeline's stages cost on one device, measured, and kept as JSON beside the pipeline file."""
+"""Measured costs of a pipeline's stages on one device, stored as JSON beside the pipeline file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Record(BaseModel):
 
 
 class BatchCost(_Record):
-    """A stage at one batch size: seconds a clip, and bytes on the device (see `Profile.memory`)."""
+    """A stage at one batch size: seconds per clip, and bytes on the device (see `Profile.memory`)."""
 
     size: int = Field(ge=1)
     seconds: float = Field(gt=0)
@@ -311,14 +311,14 @@ def local_gpu() -> str | None:
 
 
 def profile_path(pipeline: Pipeline, device: str) -> Path:
-    """Where the profile of a pipeline on a device is kept: in `profiles/` beside the pipeline file."""
+    """Where the profile of a pipeline on a device is stored: in `profiles/` beside the pipeline file."""
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     folder = pipeline.file.parent if pipeline.file else Path()
     return folder / FOLDER / f"{pipeline.name}.{slug}.json"
 
 
 def kept_profiles(pipeline: Pipeline) -> list[Path]:
-    """The files of all profiles that are kept of a pipeline, of whatever recipe."""
+    """The files of all stored profiles of a pipeline, with any recipe."""
     return sorted(profile_path(pipeline, "").parent.glob(f"{pipeline.name}.*.json"))
 
 
@@ -336,7 +336,7 @@ def save_profile(profile: Profile, path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raises UserError where a profile would take the place of a file that is none."""
+    """Raises UserError if a profile would overwrite a file that is not one."""
     if path.is_dir():
         raise UserError(f"--out {path}: a folder; name a file")
     if path.exists() and path.stat().st_size:
@@ -395,7 +395,7 @@ def find_profile(pipeline: Pipeline, device: str | None) -> tuple[Profile | None
 
 
 def mismatch(pipeline: Pipeline, profile: Profile) -> str | None:
-    """Why a profile says nothing of a pipeline; None if it does."""
+    """Why a profile does not apply to a pipeline; None if it does."""
     try:
         recipe = pipeline.resolved().recipe_hash()
     except CheckpointError as error:

@@ -35,13 +35,13 @@ def profile_report(profile: Profile) -> Iterator[RenderableType]:
 
 
 def plan_report(plan: Estimate) -> Iterator[RenderableType]:
-    """What was asked, what it rests on, which stage is where, and what other numbers of GPUs would take."""
+    """The requested estimate, its basis, where stages are pinned, and what other numbers of GPUs would take."""
     unit, asked = plan.unit, plan.asked
     yield (
         f"{plan.pipeline}, {plan.clips:,} clips on {asked.gpus} x {plan.device}: {_hours(asked.hours)} "
         f"({asked.gpu_hours:,.1f} {unit}-hours"
         + (f", cost {asked.cost:,.2f}" if asked.cost is not None else "")
-        + f"), {asked.clips_an_hour:,.0f} clips an hour, {unit}s busy {asked.busy_share:.0%}"
+        + f"), {asked.clips_an_hour:,.0f} clips per hour, {unit}s busy {asked.busy_share:.0%}"
     )
     yield f"from {plan.source}"
     for assumption in plan.assumptions:

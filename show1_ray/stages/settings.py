@@ -21,23 +21,23 @@ Compile = Annotated[
 class SchedulerChanges(Settings):
     """Changes to the checkpoint's scheduler configuration; names and values are diffusers'."""
 
-    solver_order: Literal[1, 2, 3] | None = Field(None, description="of the solver")
-    solver_type: Literal["midpoint", "heun"] | None = Field(None, description="of a solver of second order")
+    solver_order: Literal[1, 2, 3] | None = Field(None, description="order of the solver")
+    solver_type: Literal["midpoint", "heun"] | None = Field(None, description="kind of second-order solver")
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = Field(
-        None, description="where on the training steps its own lie"
+        None, description="how its steps are spaced over the training steps"
     )
     final_sigmas_type: Literal["sigma_min", "zero"] | None = Field(None, description="noise after the last step")
-    use_karras_sigmas: bool | None = Field(None, description="noise levels as of Karras et al.")
-    lower_order_final: bool | None = Field(None, description="a solver of lower order at the last steps")
-    thresholding: bool | None = Field(None, description="dynamic thresholding, for pixels")
+    use_karras_sigmas: bool | None = Field(None, description="use the noise levels of Karras et al.")
+    lower_order_final: bool | None = Field(None, description="use a lower order for the last steps")
+    thresholding: bool | None = Field(None, description="use dynamic thresholding, for pixels")
     dynamic_thresholding_ratio: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="the part of the values below the threshold"
+        None, description="share of the values below the threshold"
     )
     sample_max_value: Annotated[float, Field(ge=1, le=1e6)] | None = Field(
-        None, description="the most that a threshold is"
+        None, description="upper bound of the threshold"
     )
     lambda_min_clipped: Annotated[float, Field(allow_inf_nan=True, lt=float("inf"))] | None = Field(
-        None, description="the least log signal-to-noise ratio that is begun at"
+        None, description="lower bound of the log signal-to-noise ratio to start from"
     )
 
 
@@ -46,8 +46,8 @@ class Reuse(Settings):
     2312.00858): there the `levels` highest resolutions alone are computed.
     """
 
-    every: int = Field(ge=2, le=1000, description="steps from one whole computation to the next")
-    levels: Count = Field(1, description="resolutions that are computed at every step, the highest first")
+    every: int = Field(ge=2, le=1000, description="compute the whole network at every this many steps")
+    levels: Count = Field(1, description="how many of the highest resolutions to compute at every step")
 
 
 class Denoising(Settings):
@@ -61,13 +61,13 @@ class Denoising(Settings):
     later: ClassVar[frozenset[str]] = frozenset({"guidance_interval", "reuse"})
 
     checkpoint: Checkpoint
-    steps: int = Field(ge=1, le=1000, description="of the scheduler")
-    guidance: Guidance = Field(description="strength of the prompt; 1: none")
+    steps: int = Field(ge=1, le=1000, description="denoising steps")
+    guidance: Guidance = Field(description="guidance scale; 1: no guidance")
     scheduler: SchedulerChanges = SchedulerChanges()
     guidance_interval: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = Field(
-        None, description="the part of the steps that is guided, such as [0.2, 0.8]; none: all"
+        None, description="share of the steps that is guided, such as [0.2, 0.8]; null: all"
     )
-    reuse: Reuse | None = Field(None, description="deep features that are computed at some steps only")
+    reuse: Reuse | None = Field(None, description="compute deep features at some steps only")
 
     @model_validator(mode="after")
     def _interval_has_a_length(self) -> Self:
@@ -80,6 +80,6 @@ class TorchExecution(StageExecution):
     """How a stage of torch's networks is computed: changes speed and memory, not what a clip is."""
 
     compile: Compile = Field(
-        "off", description="torch.compile for all but text encoders: repeated blocks, or UNets whole, as CUDA graphs"
+        "off", description="torch.compile, except for text encoders: repeated blocks, or whole UNets as CUDA graphs"
     )
-    channels_last: bool = Field(False, description="lay the networks' convolutions out with channels last")
+    channels_last: bool = Field(False, description="lay out convolutions with channels last")

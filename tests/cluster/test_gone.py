@@ -111,7 +111,9 @@ def test_a_cluster_that_goes_ends_a_job_with_one_line_and_exit_code_3(head, tmp_
             head.start()
         out, errors = process.communicate(timeout=100)
     assert process.returncode == 3, errors
-    assert re.fullmatch(rf"show1-ray: cluster {head.address} is gone: {why}; run the same command again\n", errors)
+    assert re.fullmatch(
+        rf"show1-ray: cluster {head.address} is gone: {why}; rerun the same command to resume\n", errors
+    )
     assert set(out.splitlines()) <= {"a clip"}, "what raylets complain of is not for standard output"
 
 
@@ -158,7 +160,7 @@ def test_a_ray_of_this_machine_that_goes_ends_a_job_in_the_same_way(tmp_path, wh
         with suppress(psutil.Error):
             child.kill()
     assert process.returncode == 3, errors
-    assert re.fullmatch(rf"show1-ray: Ray on this machine is gone: {why}; run the same command again\n", errors)
+    assert re.fullmatch(rf"show1-ray: Ray on this machine is gone: {why}; rerun the same command to resume\n", errors)
     assert set(out.splitlines()) <= {"a clip"}
 
 
@@ -287,5 +289,5 @@ def test_a_driver_that_ray_ends_without_a_word_is_spoken_for(tmp_path):
     job, environment = [sys.executable, "-c", ENDED_BY_RAY], {**os.environ, "RAY_ADDRESS": ""}
     result = subprocess.run(job, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert result.returncode == 3, result.stderr
-    assert re.fullmatch("show1-ray: Ray on this machine [^\n]*; run the same command again\n", result.stderr)
+    assert re.fullmatch("show1-ray: Ray on this machine [^\n]*; rerun the same command to resume\n", result.stderr)
     assert result.stdout == "3\n", "what stations need stands in the environment of a Ray that is begun for them"

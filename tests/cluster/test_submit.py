@@ -400,7 +400,7 @@ def test_a_dropped_connection_is_taken_up_again_and_a_stopped_job_ends_with_130(
         log = follower.communicate(timeout=600)[0]
     assert follower.returncode == 130
     assert "to render" not in log, "what was shown before the cut is not shown again"
-    assert "interrupted; run the same command again to go on" in log
+    assert "interrupted; rerun the same command to resume" in log
 
 
 @pytest.mark.parametrize(

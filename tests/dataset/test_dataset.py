@@ -716,7 +716,7 @@ def test_clips_that_vanish_under_a_job_are_told_at_its_end_and_rendered_again(jo
         for entry in dataset.missing(entries(3)):
             land(dataset, entry)
         video(job, "clip-1").unlink()
-        with pytest.raises(UserError, match=r"1 clips that had landed are not there any more; the same command"):
+        with pytest.raises(UserError, match=r"1 clips that had landed are gone; rerun the same command"):
             dataset.finish()
     assert job.run(3) == ["clip-1"]
     assert_complete(job, 3)

@@ -292,7 +292,7 @@ def test_a_resumed_job_tells_what_is_there_in_all_and_what_it_did_itself():
     assert "Clips done 90 of 100; 60 of them before this run" in words
     assert "Failed 3 2 of them before, and skipped" in words
     assert "Left 7" in words
-    assert "Clips an hour 30.0" in words
+    assert "Clips per hour 30.0" in words
     assert "about 14:00 more" in words
 
 

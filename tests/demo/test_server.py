@@ -56,7 +56,7 @@ def test_ctrl_c_while_stations_load_ends_it_and_all_that_it_started(tiny: Path) 
     said = "http://"
     while "http://" in said:  # the stations were quicker than the signal
         with begun(command("--pipeline", str(tiny), "--port", "0")) as process:
-            said_until(process, "stations load their stages")
+            said_until(process, "stations are loading their stages")
             process.send_signal(signal.SIGINT)
             code, said, left = end_of(process)
     assert (code, said, left) == (0, "", [])

@@ -160,7 +160,7 @@ def test_a_card_whose_stations_die_at_once_is_asked_again_after_growing_pauses()
     [node] = ray.nodes()
     named = f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]})"
     assert {lost.place for lost in outcome.lost} == {named}
-    pauses = [int(re.findall(r"asked for again in (\d+) s", lost.reason)[0]) for lost in outcome.lost]
+    pauses = [int(re.findall(r"requesting another in (\d+) s", lost.reason)[0]) for lost in outcome.lost]
     assert pauses == [2**number for number in range(len(pauses))]
 
 

@@ -249,4 +249,4 @@ def test_nodes_that_go_before_the_first_batch_do_not_end_a_job_whenever_they_go(
     # Where the station is not made yet, Ray may find it another place by itself.
     assert len(outcome.lost) >= 2
     assert {lost.place.rpartition("(")[2].rstrip(")") for lost in outcome.lost} <= named
-    assert not [lost.reason for lost in outcome.lost if "asked for again" in lost.reason]
+    assert not [lost.reason for lost in outcome.lost if "requesting another" in lost.reason]

@@ -201,7 +201,7 @@ def test_without_memory_and_profile_a_gpu_counts_on_a_multiple_of_the_weights(pi
 def test_the_command_shows_what_it_measured_and_where_it_is_kept(profiled):
     out, printed = profiled
     assert all(name in printed for name in STAGES)
-    assert f"kept in {out}" in printed
+    assert f"saved to {out}" in printed
 
 
 def test_batch_sizes_that_are_no_numbers_are_refused(pipeline):

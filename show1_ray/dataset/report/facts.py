@@ -1,4 +1,4 @@
-"""What a report tells: counted while the job runs, in memory that does not grow with it."""
+"""The facts of a report, counted while the job runs, in bounded memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class About:
 
 @dataclass
 class StageTimes:
-    """What a stage did in this run. `sample`: seconds a clip of a random choice of its batches, at most SAMPLE."""
+    """What a stage did in this run. `sample`: seconds per clip of at most SAMPLE random batches."""
 
     on_stations: bool = True
     clips: int = 0
@@ -142,7 +142,7 @@ class RejectedClip:
 
 
 class Facts:
-    """Everything that a report shows. Times are seconds since the epoch, unless it says otherwise."""
+    """Everything that a report shows. Times are seconds since the epoch unless stated otherwise."""
 
     def __init__(self, about: About) -> None:
         self.about = about
@@ -208,7 +208,7 @@ class Facts:
         self.timeline.batch(stage, station, begin, end, min(load_seconds, begin), len(clips))
 
     def clip_failed(self, clip: Clip, stage: str, attempts: int, error: str) -> None:
-        """A clip could not be rendered."""
+        """Counts a clip that could not be rendered."""
         self.failed += 1
         if len(self.failures) < MOST_FAILURES:
             text = error.strip()

@@ -71,7 +71,7 @@ class StageRow:
 
 
 def stage_rows(facts: Facts, up_seconds: float) -> list[StageRow]:
-    """What each stage that has run did."""
+    """What each stage did."""
     kinds = _kinds(facts)
     return [
         StageRow(
@@ -103,7 +103,7 @@ def rest_of_time(facts: Facts, up_seconds: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of the picture: place and width in percent, the class that colours it, what it says."""
+    """A rectangle of the chart: position and width in percent, CSS class, tooltip."""
 
     x: float
     width: float
@@ -135,7 +135,7 @@ class Picture:
 
 
 def picture(facts: Facts, seconds: float) -> Picture:
-    """What the stations did in these seconds."""
+    """What the stations did during these seconds."""
     timeline, gantt, kinds = facts.timeline, facts.timeline.gantt, _kinds(facts)
     shares = timeline.shares(seconds)
     end = max(seconds, shares.width / 10)
@@ -200,7 +200,7 @@ def sheet(clips: list[Shown], format: str) -> list[SheetClip]:
 
 
 def clock(seconds: float) -> str:
-    """1:02:03 or 2:03, with tenths where it is less than ten seconds."""
+    """1:02:03 or 2:03, with tenths below ten seconds."""
     if seconds < 10 and round(seconds, 1) % 1:
         return f"0:{seconds:04.1f}"
     minutes, rest = divmod(round(seconds), 60)

@@ -123,7 +123,7 @@ class Report:
         self._tell(self._facts.clip_rejected, clip, stage, reason, values)
 
     def end(self, *, interrupted: bool = False, stopped: str = "") -> None:
-        """How the job ended, where it did not with an error and not all is done; `stopped` says why."""
+        """How a job ended that was interrupted or stopped; `stopped` says why."""
         if interrupted or stopped:
             self._ended = True
             self._tell(self._facts.end, "stopped" if stopped else "interrupted", stopped)

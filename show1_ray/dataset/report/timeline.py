@@ -67,7 +67,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Span:
-    """The time that a station was up. `end` is None as long as it is; `lost`: it did not end by itself."""
+    """The time that a station was up. `end` is None while it is; `lost`: it did not end by itself."""
 
     station: int
     begin: float
