@@ -1,4 +1,4 @@
-"""Errors that people are shown as one line, without a traceback; and how text from outside is shown."""
+"""Errors that are shown as one line without a traceback, and how text from outside is shown."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ SECRETS = re.compile(
     r"|(?-i:\bhf_[A-Za-z0-9]{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b)",
     re.IGNORECASE,
 )
-"""What is secret by its place or its form."""
+"""What is secret by its position or form."""
 JOINERS = "\u200c\u200d"
-"""Hidden, too, but parts of words and of emoji."""
+"""Invisible, but parts of words and emoji, so they stay."""
 
 
 class UserError(Exception):
@@ -58,8 +58,8 @@ class Notice:
 
 
 class Aside:
-    """Something that a job does besides rendering (its report, its metrics): where it fails, that is said once, and the
-    job goes on.
+    """Something that a job does besides rendering (its report, its metrics). A failure is reported once, and the job
+    goes on.
     """
 
     def __init__(self, what: str, tell: Callable[[str], None]) -> None:
@@ -88,7 +88,7 @@ def escaped(text: str, keep: str = "\n") -> str:
 
 
 def printable(text: object) -> str:
-    """Text from outside as it may be printed: `escaped`, and without secrets. Line breaks stay."""
+    """Text from outside, safe to print: `escaped`, and without secrets. Line breaks stay."""
     return escaped(without_secrets(str(text)))
 
 
@@ -120,7 +120,7 @@ def hidden(value: Any) -> Any:
 
 
 def keep_secret(secret: str) -> None:
-    """Let this process hide what is neither in its environment nor in a file that it knows."""
+    """Makes this process hide a secret that is neither in its environment nor in a file that it knows."""
     _KEPT.add(secret)
 
 
@@ -154,12 +154,12 @@ def _content(file: str) -> str:
 
 
 def one_line(error: object) -> str:
-    """An error's message on one line, as it may be printed; its class where it has none."""
+    """An error's message on one line, safe to print; its class if it has no message."""
     return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def last_line(text: str) -> str:
-    """The last line that says something: of a traceback what Python says the error is."""
+    """The last non-empty line; of a traceback, the error itself."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else ""
 

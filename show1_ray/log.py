@@ -1,4 +1,4 @@
-"""A job's log for machines: a JSON object a line, with the job and the clips that it is about."""
+"""A job's log for machines: one JSON object per line, with the job and the clips that it concerns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the program prints, all of it: text from outside is shown escaped, and no secret is.
+"""Everything that the program prints: text from outside is escaped, and secrets are hidden.
 
 Foreign are values of manifests and pipeline files, names of files, answers of the hub, of storage and of clusters, and
 what stages of somebody's own raise. A test sees that nothing in the package prints beside this module.

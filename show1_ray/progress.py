@@ -1,4 +1,4 @@
-"""How a job looks while it runs: a live table in a terminal, a line every half minute elsewhere."""
+"""A job's progress: a live table in a terminal, one line every half minute elsewhere."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,30 @@ from torch import Tensor
 from show1_ray.clip import Clip
 from show1_ray.pipeline.checkpoints import Checkpoint
 from show1_ray.show1 import VideoUNet
-from show1_ray.stages.noise import Noise, seeded_noise, stored_noise
+from show1_ray.stages.noise import Noise, seeded_noise
 from show1_ray.stages.sampling import Scheduler, make_scheduler
 
 ANY = Checkpoint(repo="/")
 TEXT = ("prompt_embeds", "negative_prompt_embeds")
+
+
+def stored_noise(draws: Iterable[Tensor]) -> Noise:
+    """Hands out `draws` one after the other, to repeat what was drawn elsewhere.
+
+    The function that it returns raises ValueError when a draw has another shape than the one asked for (axes of length
+    1 in front do not count), or when there is none left.
+    """
+    remaining = iter(draws)
+
+    def noise(shape: Sequence[int]) -> Tensor:
+        draw = next(remaining, None)
+        if draw is None:
+            raise ValueError(f"no stored noise left for shape {tuple(shape)}")
+        if draw.shape[-len(shape) :] != tuple(shape) or draw.numel() != torch.Size(shape).numel():
+            raise ValueError(f"stored noise has shape {tuple(draw.shape)}; wanted {tuple(shape)}")
+        return draw.reshape(tuple(shape))
+
+    return noise
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the line waits for without waiting: answers of threads, and results of clips on their way to the driver."""
+"""Pending answers: of threads, and results of clips on their way to the driver. The line polls them."""
 
 from __future__ import annotations
 

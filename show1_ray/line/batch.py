@@ -1,4 +1,4 @@
-"""A batch: handed to a station or to a Ray task, and what came of it."""
+"""A batch, handed to a station or to a Ray task, and its outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What came of a batch, as a station tells it."""
+"""A station's report of a batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from show1_ray.line.faults import Failure
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What a station says of a batch: small, and the only thing that the driver fetches."""
+    """A station's report of a batch: small, and the only thing that the driver fetches."""
 
     started: float = 0.0
     """Seconds since the epoch when the batch itself began."""
@@ -18,14 +18,14 @@ class BatchReport:
     load_seconds: float = 0.0
     from_host: bool = False
     output_bytes: int = 0
-    """Of the clip that gave most."""
+    """Of the clip with the largest outputs."""
     failure: Failure | None = None
     lost: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Values that are gone, by clip: the batch was not run."""
+    """Lost values, by clip: the batch did not run."""
     plain: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Plain values that the stage gave, by clip and name."""
+    """Plain values from the stage, by clip and name."""
     rejected: dict[str, str] = field(default_factory=dict)
-    """Why clips shall not go on, by clip."""
+    """Why clips were rejected, by clip."""
     left: tuple[int, ...] = ()
     """Stages that had to leave the device for host memory, because there was too little room with them there."""
     dropped: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""What is done about stations that fail: held, recycled, shut out, tried again. No Ray: the line carries it out."""
+"""What to do about failing stations: hold, recycle, shut out, try again. No Ray: the line carries it out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who works on the line: stations are asked for, come up, are lost and replaced, and the floor knows of it."""
+"""The crew: stations are requested, come up, are lost and replaced, and the floor is kept informed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from show1_ray.line.prospects import Prospects
 from show1_ray.line.spec import LineSettings
 
 SCALING_SECONDS = 1.0
-"""How often the line asks itself how many stations it should have."""
+"""How often the line reconsiders how many stations it should have."""
 COMING_SECONDS = 60.0
 """A station that was asked for so long ago is not waited for any more by what has failed on all others."""
 ANY_MEMORY = 1 << 60
@@ -44,7 +44,7 @@ class Crew:
         floor.limit(fleet.size, self.store_bytes)
 
     def scale(self, now: float) -> None:
-        """Have as many stations as the work that is left can use, if it is time to think of that again."""
+        """Adjusts the number of stations to the remaining work, if it is time to."""
         if now < self._next_scaling:
             return
         self._next_scaling = now + SCALING_SECONDS
@@ -68,7 +68,7 @@ class Crew:
             self.limit()
 
     def limit(self) -> None:
-        """Bound the clips in flight, by what they take now."""
+        """Bounds the clips in flight by their current size."""
         self.floor.limit(self.fleet.size, self.store_bytes)
 
     def _store_bytes(self) -> int:
@@ -122,7 +122,7 @@ class Crew:
             self._prospects.died(f"a station did not start: {failure.last_line}", self.fleet.all_died)
 
     def heed(self, now: float) -> None:
-        """Do what is to be done about stations that fail, and tell of it."""
+        """Acts on failing stations, and reports it."""
         care = self.floor.care
         for number, reason in list(care.to_replace.items()):
             self.replace(number, reason, True, now)
@@ -131,7 +131,7 @@ class Crew:
         care.news.clear()
 
     def replace(self, number: int, reason: str, troubled: bool, now: float, after_a_pause: bool = False) -> None:
-        """End a station and ask for another one: at once, or, if it died before it did anything, after a while."""
+        """Ends a station and requests another: at once, or after a pause if it died before doing anything."""
         self.floor.care.leave(number, troubled)
         handle: StationHandle = self.fleet.lose(number, now)
         if after_a_pause or (troubled and not handle.has_worked):
@@ -142,6 +142,6 @@ class Crew:
         self._tell(events.StationLost(number, reason, handle.place.name))
 
     def watch(self, now: float) -> None:
-        """See whether there are stations at all. Raises FatalError if there have been none for too long."""
+        """Checks that there are stations. Raises FatalError if there have been none for too long."""
         if text := self._prospects.alone(self.fleet.lonely, self.fleet.awaited, now):
             self._tell(events.StationsAwaited(text))

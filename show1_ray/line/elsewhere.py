@@ -1,4 +1,4 @@
-"""CPU tasks that fail on a node for the node's sake are tried on others. Pure: what happened goes in, time too."""
+"""CPU tasks that fail because of a node are tried on others. Pure: events and time are passed in."""
 
 from __future__ import annotations
 

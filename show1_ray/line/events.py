@@ -1,4 +1,4 @@
-"""What the line tells while it runs. Times are seconds since the epoch, durations are seconds."""
+"""Events of the line. Times are seconds since the epoch, durations are seconds."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ class StationUp:
     pid: int
     memory: int
     stage: str | None = None
-    """The only stage that it is for: one that runs on CPUs beside the GPUs."""
+    """The only stage that it runs, if that is one on CPUs beside the GPUs."""
 
 
 @dataclass(frozen=True)
 class StationLost:
-    """A station is gone; the line asks for another one."""
+    """A station is gone; the line requests another one."""
 
     station: int
     reason: str
     place: str = ""
-    """Its GPU and node, or what is known of them, for people."""
+    """Its GPU and node, as far as they are known, for people."""
 
     @property
     def text(self) -> str:
-        """For people, in one line."""
+        """One line for people."""
         return f"{self.place}: {self.reason}" if self.place else self.reason
 
 
 @dataclass(frozen=True)
 class StationsAwaited:
-    """For a while now no station has been up, and the cluster has no place for those that are asked for."""
+    """No station has been up for a while, and the cluster has no room for the requested ones."""
 
     text: str
-    """For people, in one line."""
+    """One line for people."""
 
 
 @dataclass(frozen=True)
 class StationEnded:
-    """A station had no work left and was given back."""
+    """A station had no work left and was released."""
 
     station: int
 
 
 @dataclass(frozen=True)
 class StationShutOut:
-    """A station failed where others did not, also with a new process: it gets no work for a time.
+    """A station failed where others did not, even after a restart: it gets no work for a while.
 
     `place` names its GPU and node for people; `stage` None: in no stage.
     """
@@ -68,14 +68,14 @@ class StationShutOut:
 
     @property
     def text(self) -> str:
-        """For people, in one line."""
+        """One line for people."""
         what = "all stages" if self.stage is None else self.stage
         return f"{self.place} is shut out of {what} for {self.seconds:.0f} s: {self.reason}"
 
 
 @dataclass(frozen=True)
 class StationTriedAgain:
-    """A station that was shut out (of `stage`; None: of all) gets work again."""
+    """A station that was shut out (of `stage`; None: of all stages) gets work again."""
 
     station: int
     place: str
@@ -84,7 +84,7 @@ class StationTriedAgain:
 
 @dataclass(frozen=True)
 class NodeAvoided:
-    """A CPU task of a stage failed on a node, and will be tried on another one; this one gets none for a while."""
+    """A CPU task of a stage failed on a node and will run on another; this node gets none for a while."""
 
     node: str
     """Its address."""
@@ -93,13 +93,13 @@ class NodeAvoided:
 
     @property
     def text(self) -> str:
-        """For people, in one line."""
+        """One line for people."""
         return f"{self.stage} failed on node {self.node}; trying another one: {self.reason}"
 
 
 @dataclass(frozen=True)
 class StageBegan:
-    """A batch begins. `seconds` is what it is expected to take, `load_seconds` what the stage's loading is before."""
+    """A batch begins. It is expected to take `seconds`, after `load_seconds` of loading the stage."""
 
     clips: tuple[str, ...]
     stage: str
@@ -110,7 +110,7 @@ class StageBegan:
 
 @dataclass(frozen=True)
 class StageRepeated:
-    """A batch did not come to its end; its clips wait before the stage again (of a failed batch, by halves)."""
+    """A batch did not finish; its clips wait before the stage again (after a failure, in halves)."""
 
     clips: tuple[str, ...]
     stage: str
@@ -128,9 +128,9 @@ class StageDone:
     load_seconds: float
     started: float
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """References to what the stage gave, by clip and name, for clips whose `Order` asks for it."""
+    """References to the stage's outputs, by clip and name, for clips whose `Order` requests them."""
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Plain values that the stage gave, by clip and name."""
+    """Plain values from the stage, by clip and name."""
 
     @property
     def batch_size(self) -> int:
@@ -140,7 +140,7 @@ class StageDone:
 
 @dataclass(frozen=True)
 class ClipDone:
-    """A clip has left the line. `result` holds the line's results (by default what the last stage gave), by name."""
+    """A clip is done. `result` holds the line's results by name; by default, the last stage's outputs."""
 
     clip: Clip
     result: dict[str, Any]
@@ -148,9 +148,9 @@ class ClipDone:
     """Seconds in each stage: its share of the batch."""
     batch_sizes: dict[str, int]
     attempts: int
-    """1, and one more for each time that it failed alone in its batch."""
+    """1, plus 1 for each time that it failed alone in its batch."""
     values: dict[str, Any] = field(default_factory=dict)
-    """All plain values that the clip got, by name."""
+    """All plain values of the clip, by name."""
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,13 @@ class ClipFailed:
 
 @dataclass(frozen=True)
 class ClipRejected:
-    """A stage said that the clip shall not go on: no fault, and nothing behind that stage was paid for it."""
+    """A stage rejected the clip. That is not a failure, and later stages never saw it."""
 
     clip: Clip
     stage: str
     reason: str
     values: dict[str, Any]
-    """As in `ClipDone`; those of the verdict are among them."""
+    """As in `ClipDone`, including those of the `Reject`."""
     seconds: dict[str, float]
     """Seconds in each stage: its share of the batch."""
     batch_sizes: dict[str, int]
@@ -186,7 +186,7 @@ class ClipRejected:
 
 @dataclass(frozen=True)
 class ClipCancelled:
-    """A clip was cancelled, and nothing of it is in the line any more."""
+    """A clip was cancelled, and nothing of it is left in the line."""
 
     clip: Clip
 
@@ -213,7 +213,7 @@ class StationView:
     doing: str | None
     clips: int
     shut_out: bool = False
-    """It gets no work for a time, because it failed where others did not."""
+    """It gets no work for a while, because it failed where others did not."""
 
 
 @dataclass(frozen=True)
@@ -224,15 +224,15 @@ class Snapshot:
     stages: tuple[StageView, ...]
     stations: tuple[StationView, ...]
     starting: int
-    """Stations that were asked for and are not up yet."""
+    """Requested stations that are not up yet."""
     in_flight: int
     done: int
     failed: int
     total: int | None
     busy_share: float
-    """Share of the stations' time that went into batches since the first one was up."""
+    """Share of the stations' time spent in batches since the first one was up."""
     clips_an_hour: float
-    """Clips done, by the time since the run began; what is told anywhere of a job's speed is this."""
+    """Clips done divided by the time since the run began: the speed of a job wherever one is shown."""
     seconds_left: float | None = None
     rejected: int = 0
 

@@ -1,4 +1,4 @@
-"""The stations that a line has: started, replaced, ended; how long they were up and busy."""
+"""The stations of a line: started, replaced, ended; how long they were up and busy."""
 
 from __future__ import annotations
 

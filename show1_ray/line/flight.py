@@ -1,4 +1,4 @@
-"""A clip's life in the line: the table of its transitions, and where it goes on after a fault."""
+"""A clip's life in the line: its table of transitions, and where it resumes after a fault."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Flight:
     losses: int = 0
     """Times that a tensor of it was lost."""
     outputs: frozenset[str] = frozenset()
-    """Values that are shown to who follows it."""
+    """Values for its follower."""
     unwanted: bool = False
     """It was cancelled while it ran: it leaves when its batch is over."""
 
@@ -62,7 +62,7 @@ class Flight:
         return tensors | {name: values[name] for name in spec.values}
 
     def begin_stage(self) -> None:
-        """It is at another stage: where it failed before does not matter there."""
+        """Moves it to another stage, where earlier failures do not matter."""
         self.tries = 0
         self.sound.clear()
         self.alone.clear()
@@ -77,7 +77,7 @@ class Flight:
 
 
 def halves(batch: Sequence[Flight]) -> list[list[Flight]]:
-    """A batch that failed, in two: repeated, this leaves the clip at fault alone."""
+    """Splits a failed batch in two; repeated, this isolates the clip at fault."""
     middle = (len(batch) + 1) // 2
     return [half for half in (list(batch[:middle]), list(batch[middle:])) if half]
 

@@ -1,4 +1,4 @@
-"""Whose fault is it, the clip's or the card's? Pure: what happened goes in, what to do with a card comes out.
+"""Whose fault is it, the clip's or the card's? Pure: events go in, what to do with a card comes out.
 
 A card is what a station stands on: a GPU of a node, whatever process runs there. When a batch fails, its clips are on
 trial, and so is the card. If all of them are done by other cards, the card is to blame; if one of them fails on another

@@ -1,4 +1,4 @@
-"""The stations that have nothing to do, in groups: a decision looks at groups, never at all stations."""
+"""Idle stations in groups, so that a decision looks at groups and never at all stations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Orders for a line that stays open: put in by any thread, taken by the line's own."""
+"""Orders for an open line: put in by any thread, taken out by the line's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips that share batches only with their like: counted by key before a stage, and let in together."""
+"""Clips that share batches only with clips of the same key: counted by key before a stage, and admitted together."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from show1_ray.line.spec import FatalError, LineSettings, Order, StageSpec, chec
 from show1_ray.line.traffic import GivenUp
 
 POLL_SECONDS = 0.05
-"""How soon an open line that waits for a batch notices that a clip has come: `ray.wait` cannot be woken."""
+"""How soon an open line that waits for a batch notices a new clip: `ray.wait` cannot be woken."""
 
 
 class Line:
@@ -139,7 +139,7 @@ class Line:
             self._abandon()
 
     def wait_for_stations(self) -> None:
-        """Block until every station is up. `run` does not need it: it begins with the first one."""
+        """Blocks until every station is up. `run` does not need this: it begins with the first one."""
         while self.fleet.starting or self.fleet.later:
             done, _ = ray.wait(list(self.fleet.starting), timeout=1.0)
             for ref in done:
@@ -150,12 +150,12 @@ class Line:
     # From the manifest to the stations.
 
     def _take_back(self) -> None:
-        """Cancel what is not wanted any more."""
+        """Cancels clips that are no longer wanted."""
         for clip_id in self._inbox.cancellations() if self._inbox is not None else ():
             self.traffic.cancel(clip_id)
 
     def _admit(self, source: Iterator[Clip | Order]) -> None:
-        """Pull clips as there is room. That the source of an open line ends says nothing: the inbox does."""
+        """Pulls clips while there is room. For an open line, the inbox, not the source, says when no more will come."""
         self._expect()
         if len(self._arrivals.results) < self.schedule.stages[-1].limit:
             self.traffic.admit(source)
@@ -219,7 +219,7 @@ class Line:
                 self.crew.up(ref, time.monotonic())
 
     def _settle(self, batch: Batch) -> None:
-        """A batch has ended by itself: read its report, or let it be found out why there is none."""
+        """A batch has ended by itself: reads its report, or starts finding out why there is none."""
         try:
             report = batch.read()
         except ray.exceptions.RayError as error:
@@ -235,7 +235,7 @@ class Line:
             self._finish(result)
 
     def _expire(self) -> None:
-        """End what has passed its deadline, and give up if there has been no station for too long."""
+        """Ends batches past their deadline, and gives up if there has been no station for too long."""
         now = time.monotonic()
         for ref in [ref for ref, batch in self.batches.items() if batch.deadline < now]:
             batch = self.batches.pop(ref)
@@ -247,7 +247,7 @@ class Line:
         self._conclude(batch, BatchReport(failure=failure))
 
     def _conclude(self, batch: Batch, report: BatchReport) -> None:
-        """A batch is over: its clips go on, or back, and its station is idle, or replaced."""
+        """A batch is over: its clips go on or back, and its station is idle or replaced."""
         assignment, failure, now = batch.assignment, report.failure, time.monotonic()
         self.floor.made_room(assignment, report)
         if failure is not None and failure.node:
@@ -335,7 +335,7 @@ class Line:
         )
 
     def _await_result(self, flight: Flight) -> None:
-        """A clip is done: its results come to the driver, which goes on with other things."""
+        """A clip is done: its results are fetched while the driver goes on."""
         if flight.unwanted:
             self.traffic.drop(flight)
             return
@@ -418,7 +418,7 @@ class Line:
             yield self.counts.snapshot(self.schedule, self.fleet, running, now, self.care.benched)
 
     def _abandon(self) -> None:
-        """Forget what still runs: tasks are cancelled here, stations end when the line does."""
+        """Forgets what still runs: tasks are cancelled here, stations end with the line."""
         for batch in self.batches.values():
             batch.cancel()
         self.batches.clear()

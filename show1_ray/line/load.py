@@ -1,4 +1,4 @@
-"""The state that the schedule decides on: stages and stations as plain counts, and what it hands out."""
+"""The state that the schedule decides on: stages and stations as plain counts, and assignments."""
 
 from __future__ import annotations
 

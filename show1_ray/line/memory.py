@@ -1,4 +1,4 @@
-"""Memory of devices: how it is measured, and how large batches may be where it has not sufficed."""
+"""Memory of devices: how it is measured, and how large batches may be after running out of it."""
 
 from __future__ import annotations
 

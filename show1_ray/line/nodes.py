@@ -1,4 +1,4 @@
-"""What is known of the cluster's nodes. Asked in threads: an answer may take long, and the line never waits."""
+"""The cluster's nodes, asked about in threads: an answer may take long, and the line never waits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from show1_ray.line import gcs
 
 LOOK_SECONDS = 1.0
-"""How often the cluster is looked at."""
+"""How often the cluster is checked."""
 PROBE_SECONDS = 5.0
-"""A node that does not answer for so long is not there, whatever Ray says: that takes a while to notice."""
+"""A node that has not answered for this long is gone, even if Ray has not noticed yet."""
 GONE_LATELY = 60.0
 """Seconds within which tasks die, or are noticed to have died, of a node that went away."""
 

@@ -23,15 +23,15 @@ from show1_ray.line.spec import LineSettings, Order, StageSpec
 from show1_ray.line.station import FETCH_SECONDS
 
 AHEAD = 64
-"""Clips that wait at the line's door, so that it never waits for one."""
+"""Clips ready to enter the line, so that it never waits for one."""
 LEFT_SECONDS = 5.0
-"""For the thread of a line that has ended to notice it."""
+"""Seconds for the thread of an ended line to notice."""
 ROOM_SECONDS = 0.02
 """How often `room` looks; at most AHEAD clips for each."""
 
 
 class FullError(UserError):
-    """Too many clips wait already."""
+    """Too many clips are already waiting."""
 
 
 class StoppedError(UserError):
@@ -80,7 +80,7 @@ ClipEvent = Queued | Began | Repeated | Ended | ClipDone | ClipFailed | ClipReje
 
 @dataclass
 class Follower:
-    """Who follows a clip: an asyncio queue, and the loop that it belongs to. An exception ends it."""
+    """The follower of a clip: an asyncio queue and its loop. An exception in the queue ends it."""
 
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[ClipEvent | Exception] = field(default_factory=asyncio.Queue)
@@ -234,7 +234,7 @@ class Service:
 
     @property
     def stations(self) -> int:
-        """How many stations the line has, those included that are starting."""
+        """How many stations the line has, including starting ones."""
         return self.line.fleet.size
 
     @property
@@ -244,7 +244,7 @@ class Service:
 
     @property
     def in_line(self) -> int:
-        """Clips that are anywhere in the line, the cancelled ones included that still run."""
+        """Clips anywhere in the line, including cancelled ones that still run."""
         return len(self._in_line)
 
     def _submit(self, order: Order) -> Follower:
@@ -279,7 +279,7 @@ class Service:
             self._end(None)
 
     def _end(self, error: BaseException | None) -> None:
-        """What ended the line first counts."""
+        """The first cause counts."""
         with self._lock:
             if self.ended.is_set():
                 return
@@ -323,7 +323,7 @@ class Service:
                 follower.tell(event)
 
     def _begin_or_leave(self, clip_ids: Collection[str]) -> None:
-        """These clips do not wait for their first stage any more: the others move up."""
+        """These clips no longer wait for their first stage, so the others move up."""
         places = list(self._waiting) if self.max_waiting < math.inf else []
         for clip_id in clip_ids:
             self._waiting.pop(clip_id, None)
@@ -335,7 +335,7 @@ class Service:
 
 
 async def _values(refs: dict[str, Any]) -> dict[str, Any]:
-    """What references stand for, but for those that were lost."""
+    """The values of references, without lost ones."""
     values = {}
     for name, ref in refs.items():
         with suppress(ray.exceptions.RayError, TimeoutError):

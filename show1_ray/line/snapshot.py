@@ -1,4 +1,4 @@
-"""How far the line is: counts, and the snapshot that a progress display shows."""
+"""Progress of the line: counts, and the snapshot for a progress display."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the line is told: its stages, and how it is to run them."""
+"""Specifications of the line: its stages, and how to run them."""
 
 from __future__ import annotations
 
@@ -60,31 +60,31 @@ class PlaceError(FatalError):
 class StageSpec:
     """One stage of the line: how it is built, what it costs, what it takes and gives.
 
-    Seconds and bytes are guesses: measurements replace them as they come.
+    Seconds and bytes are guesses that measurements replace.
     """
 
     name: str
     build: Callable[[str], StageObject]
     """Device ("cuda:0" or "cpu") -> stage. Runs on the station and loads the weights."""
     takes: tuple[str, ...] = ()
-    """Names of the tensors that it needs of each clip, given by stages before it."""
+    """Names of the tensors that it needs for each clip, given by earlier stages."""
     values: tuple[str, ...] = ()
-    """Names of values that it takes besides: of the clip's `Order`, plain ones of stages before it, `RENDERING`, or
+    """Names of further values that it takes: from the clip's `Order`, plain values of earlier stages, `RENDERING`, or
     `ALL_PLAIN`."""
     gives: tuple[str, ...] = ()
     plain: tuple[str, ...] = ()
-    """Names of small values (text, numbers) that it gives besides: they stay with the driver and cost no fetch."""
+    """Names of small values (text, numbers) that it also gives: they stay with the driver and need no fetch."""
     batch_size: int = 1
     seconds: float = 1.0
-    """Seconds a clip."""
+    """Seconds per clip."""
     load_seconds: float = 1.0
     """Seconds of the first build on a station (from disk)."""
     swap_seconds: float = 1.0
     """Seconds to bring it back from host memory."""
     memory: int = 0
-    """Bytes on the device: the weights, and the working set of a full batch. 0: not known until it is measured."""
+    """Bytes on the device: weights and the working set of a full batch. 0: not known until measured."""
     output_bytes: int = 0
-    """Bytes in the object store of what it gives for one clip. 0: not known until it is measured."""
+    """Bytes of its outputs for one clip in the object store. 0: not known until measured."""
     on: Literal["station", "cpu", "cpus"] = "station"
     """"cpu": a stateless Ray task, which keeps no station waiting; built anew for each batch. "cpus": stations of its
     own, of `cpus` CPUs each, beside those that own GPUs; where stations are CPU cores, it runs on those."""
@@ -97,47 +97,46 @@ class LineSettings:
     """How the line runs its stages."""
 
     stations: int | tuple[int, int] | None = None
-    """How many; or at least and at most so many, as the work that is left can use; None: one for each GPU of the
-    cluster, as they come and go, or, without GPUs, one for each `threads` CPUs."""
+    """How many; or a minimum and a maximum, as the remaining work can use; None: one for each GPU of the cluster, as
+    they come and go, or, without GPUs, one for each `threads` CPUs."""
     gpus: bool | None = None
-    """Whether each station owns a GPU; None: if the cluster has any."""
+    """Whether each station owns a GPU; None: yes, if the cluster has any."""
     threads: int = 1
-    """CPU threads of a station; without GPUs also the CPUs that it reserves."""
+    """CPU threads of a station; without GPUs, also the CPUs that it reserves."""
     station_memory: int | None = None
-    """Bytes of stages that a station holds on its device; None: what `measure_memory` says."""
+    """Bytes that stages may take on a station's device; None: ask `measure_memory`."""
     measure_memory: Callable[[str], int] | None = None
-    """Device -> bytes for stages, asked on each station; None: stages always fit."""
+    """Device -> bytes for stages, called on each station; None: stages always fit."""
     gauge: Callable[[str], Gauge | None] | None = None
-    """Device -> what measures its memory, on each station: what stages take replaces `StageSpec.memory`."""
+    """Device -> a gauge of its memory, on each station; measurements replace `StageSpec.memory`."""
     host_memory: int | None = None
-    """Bytes of stages that a station keeps in host memory besides; None: its share of the node."""
+    """Bytes of stages that a station may also keep in host memory; None: its share of the node."""
     store_bytes: int | None = None
-    """Bytes of the object store for clips in flight; None: half of what the cluster has."""
+    """Bytes of the object store for clips in flight; None: half of the cluster's."""
     warm: bool = False
-    """Let stations load all stages that fit as soon as they are idle, before any clip needs them."""
+    """Let idle stations load all stages that fit before any clip needs them."""
     pinned: bool = False
-    """Keep every stage where the plan puts it, whatever the queues look like (for comparison)."""
+    """Keep every stage where the plan puts it, whatever the queues look like; for comparison."""
     cpu_tasks: int = 4
-    """Batches of "cpu" stages that run at the same time, at least; as many as there are stations if these are more."""
+    """How many batches of "cpu" stages may run at the same time; the number of stations, if that is larger."""
     max_attempts: int = 3
-    """Times that a clip may fail alone in its batch, on different stations where there are several, before it is given
-    up."""
+    """How often a clip may fail alone in its batch, on different stations if possible, before it is given up."""
     shut_out_seconds: float = 60.0
-    """A card that fails where others do not, also with a new process, gets no work for so long, and twice as long each
-    time that it fails again."""
+    """How long a card that fails where others do not, even after a restart, gets no work; doubled each time that it
+    fails again."""
     deadline_factor: float = 10.0
     """A batch may take this many times the stage's usual time …"""
     deadline_floor: float = 60.0
     """… or this many seconds, whichever is more …"""
     first_deadline: float = 1800.0
-    """… plus this many where the stage is loaded first, has not been measured yet, or may have to be compiled, for a
-    batch size that the station has not had."""
+    """… plus this many if the stage must be loaded first, has not been measured, or may have to compile for a batch
+    size that is new to the station."""
     idle_seconds: float = 10.0
-    """A station that has had no work for so long ends, if there are more than the work that is left can use."""
+    """A station that has been idle this long ends, if there are more than the remaining work can use."""
     start_deadline: float = 1800.0
-    """Seconds that the line goes on without any station before it gives up."""
+    """Seconds without any station after which the line gives up."""
     max_dead_starts: int = 5
-    """Stations in a row that die or fail to load a stage, with no batch done in between, while no other does well."""
+    """The line gives up after this many stations in a row die or fail to load a stage, with no batch done anywhere."""
     snapshot_seconds: float = 0.5
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the stations."""

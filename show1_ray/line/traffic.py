@@ -1,4 +1,4 @@
-"""Where each clip of the line stands: the queues before the stages, and what becomes of a batch's clips."""
+"""Where each clip of the line is: the queues before the stages, and what becomes of a batch's clips."""
 
 from __future__ import annotations
 

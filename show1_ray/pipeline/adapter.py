@@ -1,4 +1,4 @@
-"""A stage as a station of the line runs it: values come and go under the line's names, as arrays."""
+"""A stage as a station runs it: values go in and out as arrays, under the line's names."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from show1_ray.pipeline.settings import changed
 from show1_ray.stage import PLAIN, Axes, Context, NonFiniteError, Reject, Stage, StageError
 
 MOST_TEXT = 65_536
-"""Characters of a plain value."""
+"""Most characters of a plain value."""
 MOST_REASON = 2_000
-"""Characters of a rejection's reason."""
+"""Most characters of a rejection's reason."""
 
 
 class Later:

@@ -1,4 +1,4 @@
-"""YAML from outside: read within bounds, so that no file makes a job hang or fill memory."""
+"""Untrusted YAML, read within bounds, so that no file can make a job hang or fill memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where weights come from: a local folder in the hub's layout, or the hub at a pinned revision. Knows no torch."""
+"""Checkpoints: a local folder in the hub's layout, or the hub at a pinned revision. No torch."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ PUBLISHED = Path(__file__).parent.parent / "show1" / "published"
 CONFIG_FILES = {"scheduler": "scheduler_config.json", "image_noising_scheduler": "scheduler_config.json"}
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 NETWORKS = ("unet", "vae", "text_encoder")
-"""Components that are networks also where their configuration is missing."""
+"""Components that are networks even if their configuration is missing."""
 TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
-"""Files beside the weights that components are read from."""
+"""Files besides the weights from which components are loaded."""
 MOST_FILES = 10_000  # of a checkpoint: somebody's home or / is none
 WHOLE_FILE = 64 * 2**20  # larger files are identified by their size and both ends
 
 
 KEPT = "local"
-"""The `repo` that a dataset keeps of a folder: where it was is nobody's business; its fingerprint says what it held."""
+"""The `repo` that a dataset stores for a local folder: its path is private, and its fingerprint identifies it."""
 
 
 class CheckpointError(UserError):
-    """Weights that are not there, not to be had, or not what they should be."""
+    """Weights that are missing, not accessible, or not what they should be."""
 
 
 class Checkpoint(BaseModel):

@@ -1,4 +1,4 @@
-"""Code of one's own (`--code`): imported from what was given, here and on stations, and from nowhere else.
+"""The user's code (`--code`), imported here and on stations from what was given, and from nowhere else.
 
 Its Python files travel with the stages that use them, so that nodes need not have them, and are imported from memory
 under the paths that they have on the machine where they were given: a traceback names the user's own file and line.
@@ -26,7 +26,7 @@ from show1_ray.errors import ConfigError, one_line, shown
 MOST_FILES = 2000
 MOST_BYTES = 16 * 2**20
 LEFT_OUT = {"__pycache__", "node_modules", "venv"}
-"""Folders that are left out, and so are those whose names begin with a dot."""
+"""Folders that are skipped, as are those whose names begin with a dot."""
 
 
 @dataclass(frozen=True)

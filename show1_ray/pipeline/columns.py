@@ -9,13 +9,13 @@ OWN = (
     *("width", "height", "sha256", "bytes", "attempts", "execution", "versions", "landed"),
     *("shard", "shard_bytes", "prompt_tokens", "prompt_truncated"),
 )
-"""Columns that a dataset's metadata has itself."""
+"""A dataset's own metadata columns."""
 READERS = ("video", "videos", "file_names", "label")
-"""Columns that `datasets` takes for its own."""
+"""Columns with a special meaning for `datasets`."""
 BY_STAGE = ("seconds_", "batch_size_")
 """Beginnings of columns, each followed by a stage's name."""
 FILES = ("_file_name", "_file_names")
-"""Endings that `datasets` takes for names of files."""
+"""Endings of columns that `datasets` takes for file names."""
 
 
 def is_own(column: str) -> bool:

@@ -20,7 +20,7 @@ PIPELINE_FOLDERS = [_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT]
 
 Key = tuple[str, ...]
 LONGEST_SHOWN = 120
-"""Characters of an override in an error."""
+"""Characters of an override that an error shows."""
 
 
 @dataclass

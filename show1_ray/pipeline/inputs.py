@@ -1,4 +1,4 @@
-"""What a manifest's rows bring besides prompt and seed: a pipeline's `inputs`."""
+"""A pipeline's `inputs`: what a manifest's rows bring besides prompt and seed."""
 
 from __future__ import annotations
 

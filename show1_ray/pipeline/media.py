@@ -1,4 +1,4 @@
-"""Images and videos of somebody else's, as arrays: what they are is seen from their first bytes, and bounded."""
+"""Untrusted images and videos as arrays: recognised by their first bytes, and bounded in size."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ IMAGES = {
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
 }
-"""First bytes of what is read as an image; WebP besides. Pillow knows more, some of which run other programs."""
+"""First bytes of images that are read, besides WebP. Pillow reads more formats, some by running other programs."""
 IMAGE_NAMES = "PNG, JPEG, WebP, GIF, BMP or TIFF"
 VIDEO_NAMES = "MP4, MOV, WebM, Matroska, AVI or GIF"
-"""FFmpeg knows more, such as playlists, which would make it read other files."""
+"""Video formats that are read. FFmpeg knows more, such as playlists, which would make it read other files."""
 
 
 def read_image(data: bytes) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which errors of files, stores and servers may become good: those after which it is worth asking again."""
+"""Transient errors of files, stores and servers: those after which a retry may succeed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ HOPELESS_ERRNOS = frozenset(
         *(errno.EINVAL, errno.EFBIG, errno.EMSGSIZE, errno.EILSEQ, errno.ENOSYS, errno.EOPNOTSUPP, errno.EEXIST),
     }
 )
-"""What the next attempt would meet again. A full disk (ENOSPC, EDQUOT) is not among them: somebody may make room."""
+"""Permanent errors. A full disk (ENOSPC, EDQUOT) is not among them: somebody may make room."""
 HOPELESS_CLASSES = (ValueError, TypeError, NotImplementedError, ImportError, AttributeError)
-"""Names and arguments that a store or its client cannot take."""
+"""Errors about names and arguments that a store or its client cannot accept."""
 HOPELESS_NAMES = frozenset(
     {
         *("ParamValidationError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoRegionError"),
@@ -32,7 +32,7 @@ PASSING_CODES = frozenset(
         *("LimitExceededException", "TooManyRequestsException", "Throttling", "ThrottlingException"),
     }
 )
-"""S3's codes that come with a status as of a bad request, and pass."""
+"""Transient error codes of S3 that come with the status of a bad request."""
 PASSING_STATUS = frozenset({408, 409, 423, 425, 429})
 
 

@@ -1,4 +1,4 @@
-"""The line's first stage where rows bring images and videos: it reads them, near the work, as tasks on CPUs."""
+"""The line's first stage if rows bring images and videos: reads them near the work, in tasks on CPUs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from show1_ray.pipeline.wiring import INPUTS
 from show1_ray.stage import StageError
 
 READ_SECONDS = 0.1
-"""What it takes to read a file, until the line has measured it."""
+"""Seconds to read a file, until the line has measured it."""
 
 
 def reading_stage(pipeline: Pipeline, sources: Sources) -> StageSpec | None:

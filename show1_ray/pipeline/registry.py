@@ -1,4 +1,4 @@
-"""Stages by name: of the package, of installed packages, or `module:Class` of code of one's own.
+"""Stages by name: of the package, of installed packages, or `module:Class` of the user's code.
 
 Listing names imports nothing; a class is imported when it is asked for.
 """
@@ -35,7 +35,7 @@ GROUP = "show1_ray.stages"
 """Of the entry points of installed packages: `name = "module:Class"`."""
 
 RESERVED = ("uses", "before", "after", "takes")
-"""Keys of a stage in a pipeline file that are not its settings."""
+"""Keys of a stage in a pipeline file besides its settings."""
 
 _NAME = re.compile(r"[A-Za-z]\w*")
 _AXES = re.compile(r"[A-Za-z]\w*( [A-Za-z]\w*)*")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from show1_ray.pipeline.pipeline import Pipeline
 
 KEPT = 1024
-"""Combinations of settings that are remembered; rows tend to repeat a few."""
+"""How many combinations of settings are remembered; rows tend to repeat a few."""
 
 
 class RowSettings:

@@ -1,4 +1,4 @@
-"""Where files of a manifest come from: which places are read, and that they are not too large."""
+"""Files that a manifest names: which places may be read, and how large files may be."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ATTEMPTS, FIRST_WAIT = 3, 1.0
 """How often a place is asked whose answer may be another one later, and the seconds of the first wait; each wait is
 twice the one before."""
 _OLD_IPV4 = ipaddress.ip_network("::/96")
-"""IPv6 addresses that stand for IPv4 ones, from before `::ffff:0:0/96`."""
+"""IPv6 prefixes that embed IPv4 addresses, from before `::ffff:0:0/96`."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 

@@ -1,4 +1,4 @@
-"""The stages of a pipeline, loaded, and run one after the other in one process: without Ray."""
+"""The stages of a pipeline, loaded and run one after the other in one process, without Ray."""
 
 from __future__ import annotations
 

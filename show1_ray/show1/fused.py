@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 WIDE = 8192
-"""Pixels a frame from which on cuDNN has only slow kernels for convolutions over frames (H200, cuDNN 9)."""
+"""Pixels per frame from which cuDNN has only slow kernels for convolutions over frames (H200, cuDNN 9)."""
 ACTIVATIONS = {nn.SiLU: "silu", nn.GELU: "gelu"}
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "": lambda x: x}
 

@@ -38,7 +38,7 @@ FOLDERS: dict[str, str] = {
     "T5EncoderModel": "text_encoder",
     "CLIPTextModel": "text_encoder",
 }
-"""The networks of the cascade by their classes' names, and where they lie in a checkpoint."""
+"""The networks of the cascade by class name, and their folders in a checkpoint."""
 
 LATENT_HEAD_DIM = 64
 LACKS, WRONG_SHAPES = "lacks weights", "has weights of another shape than its configuration"

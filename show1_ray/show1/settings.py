@@ -1,4 +1,4 @@
-"""What a pipeline file may say of its stages: settings of the recipe, and of the execution."""
+"""The settings of the stages in pipeline files: of the recipe, and of the execution."""
 
 from __future__ import annotations
 
@@ -89,13 +89,3 @@ class LatentExecution(Execution):
     """How latent super-resolution is computed."""
 
     vae_frames: Count = Field(8, description="frames that the VAE encodes or decodes at a time")
-
-
-class StagesExecution(Settings):
-    """Execution settings by stage."""
-
-    text: Execution = Execution()
-    keyframes: Execution = Execution()
-    interpolation: Execution = Execution()
-    super_resolution: Execution = Execution()
-    latent_super_resolution: LatentExecution = LatentExecution()

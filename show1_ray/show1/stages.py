@@ -17,7 +17,7 @@ from show1_ray.stage import FLOAT_FRAMES, FRAMES, Axes, Context, Fault, Needs, P
 LOOP = ("steps", "guidance", "guidance_interval", "reuse")
 """Settings of a denoising loop that may differ from row to row: its scheduler is made when a stage is loaded."""
 TEXTS = {"prompt_embeds": "l d", "negative_prompt_embeds": "l d"}
-"""What T5 gives, for all pixel stages."""
+"""T5's outputs, for all pixel stages."""
 COLOURS = 3
 CLIP_TOKENS = 77
 

@@ -1,4 +1,4 @@
-"""Compilation of a network's repeated blocks, and where what was compiled is kept."""
+"""Compilation of a network's repeated blocks, and the cache of compiled code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 REGIONS = ("ResnetBlock2D", "TemporalConvLayer", "Attention", "Transformer2DModel", "TransformerTemporalModel")
-"""Classes that a network repeats, large enough to fuse and small enough to compile soon."""
+"""Classes that networks repeat: large enough to fuse, small enough to compile quickly."""
 
 VARIANTS = 256
 """Shapes of one class that are compiled at most. torch's default, 8, is less than one UNet has, and beyond it torch

@@ -1,4 +1,4 @@
-"""Networks that leave a GPU and come back: their weights stay in pinned host memory, in one piece."""
+"""Networks that leave a GPU and come back: their weights stay in pinned host memory, in one block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 ALIGNMENT = 256
-"""Bytes: where a tensor may begin in the block, as CUDA's own allocations do."""
+"""Alignment of tensors in the block, in bytes, as in CUDA's own allocations."""
 
 
 class HostCopy:

@@ -1,9 +1,9 @@
-"""Where a clip's noise comes from: a generator of its own, so that its frames do not depend on its batch."""
+"""A clip's noise: it comes from the clip's own generator, so that frames do not depend on the batch."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -15,7 +15,7 @@ Noise = Callable[[Sequence[int]], Tensor]
 """Takes a shape, returns the clip's next standard normal draw of that shape, on the CPU."""
 
 AHEAD = 2
-"""Draws that `draw_ahead` has ready: one is in use while the next is drawn."""
+"""How many draws `draw_ahead` keeps ready: one is in use while the next is drawn."""
 
 
 def seeded_noise(seed: int, dtype: torch.dtype) -> Noise:
@@ -28,25 +28,6 @@ def seeded_noise(seed: int, dtype: torch.dtype) -> Noise:
     """
     generator = torch.Generator("cpu").manual_seed(mixed_seed(seed))
     return lambda shape: torch.randn(tuple(shape), generator=generator, dtype=dtype)
-
-
-def stored_noise(draws: Iterable[Tensor]) -> Noise:
-    """Hands out `draws` one after the other, to repeat what was drawn elsewhere.
-
-    The function that it returns raises ValueError when a draw has another shape than the one asked for (axes of length
-    1 in front do not count), or when there is none left.
-    """
-    remaining = iter(draws)
-
-    def noise(shape: Sequence[int]) -> Tensor:
-        draw = next(remaining, None)
-        if draw is None:
-            raise ValueError(f"no stored noise left for shape {tuple(shape)}")
-        if draw.shape[-len(shape) :] != tuple(shape) or draw.numel() != torch.Size(shape).numel():
-            raise ValueError(f"stored noise has shape {tuple(draw.shape)}; wanted {tuple(shape)}")
-        return draw.reshape(tuple(shape))
-
-    return noise
 
 
 def draw_batch(noises: Sequence[Noise], shape: Sequence[int], like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Small networks in loops: their kernels are launched as one."""
+"""Small networks in loops: all their kernels are launched at once."""
 
 from __future__ import annotations
 

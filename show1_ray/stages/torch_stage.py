@@ -1,4 +1,4 @@
-"""What every stage is: a batch of clips' tensors in, a batch of clips' tensors out."""
+"""The base of stages on torch: a batch of clips' tensors in, a batch of clips' tensors out."""
 
 from __future__ import annotations
 

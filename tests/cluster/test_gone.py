@@ -289,5 +289,5 @@ def test_a_driver_that_ray_ends_without_a_word_is_spoken_for(tmp_path):
     job, environment = [sys.executable, "-c", ENDED_BY_RAY], {**os.environ, "RAY_ADDRESS": ""}
     result = subprocess.run(job, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert result.returncode == 3, result.stderr
-    assert re.fullmatch("show1-ray: Ray on this machine [^\n]*; rerun the same command to resume\n", result.stderr)
+    assert re.fullmatch("show1-ray: Ray ended this job, [^\n]*; rerun the same command to resume\n", result.stderr)
     assert result.stdout == "3\n", "what stations need stands in the environment of a Ray that is begun for them"

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,10 @@ def test_a_line_with_one_station_and_memory_for_one_stage_swaps() -> None:
     stages = [spec(number, memory=10) for number in range(3)]
     outcome = render([*stages, land()], batch, stations=1, station_memory=10, host_memory=20)
     outcome.assert_done(batch)
+    ran = [one.stage for one in outcome.batches if one.station is not None]
+    swapped_in = [two for one, two in pairwise(ran) if one != two]
+    assert ran[0] == "stage0"
+    assert {"stage1", "stage2"} <= set(swapped_in), "the one station held one stage after the other"
 
 
 def test_more_stations_than_clips_split_what_there_is() -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from show1_ray.errors import ConfigError
-from show1_ray.stages.noise import draw_ahead, draw_batch, seeded_noise, stored_noise
+from show1_ray.stages.noise import draw_ahead, draw_batch, seeded_noise
 from show1_ray.stages.sampling import NoiseSchedule, denoise, make_scheduler
+from tests.goldens import stored_noise
 
 CASES = [
     "base_75",

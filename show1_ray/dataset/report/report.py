@@ -72,7 +72,7 @@ class Report:
         self._tell(self._facts.station_up, station, self._clock())
 
     def station_ended(self, station: int) -> None:
-        """A station had no work left and was given back."""
+        """A station had no work left and was released."""
         self._tell(self._facts.station_ended, station, self._clock())
 
     def station_lost(self, station: int, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""What goes over frames: attention and convolution."""
+"""Operations over frames: attention and convolution."""
 
 from __future__ import annotations
 

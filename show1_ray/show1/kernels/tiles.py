@@ -1,4 +1,4 @@
-"""What the kernels share: activations, and how channels are cut into tiles."""
+"""Shared by the kernels: activations, and how channels are cut into tiles."""
 
 from __future__ import annotations
 
