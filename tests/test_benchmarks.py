@@ -109,6 +109,17 @@ def test_the_fast_benchmark_counts_operations_without_weights(tmp_path, monkeypa
     assert [shares["keyframes"], shares["interpolation"], shares["all"]] == ["33.3%", "100.0%", "95.1%"]
 
 
+def test_the_split_benchmark_tells_where_a_card_cannot(monkeypatch, capsys):
+    split = load_benchmark("split")
+    monkeypatch.setattr(sys, "argv", ["split.py"])
+    monkeypatch.setattr(split, "CLIPS", 16)
+    split.main()
+    rows = [line.split()[-5:] for line in capsys.readouterr().out.splitlines() if line.startswith("Wan 2.2 A14B")]
+    assert [row[-1] for row in rows[:2]] == ["cannot", rows[1][-1]]
+    assert rows[1][0] == rows[1][3] == "cannot"  # whole, or both experts in one stage, on 48 GB
+    assert float(rows[-1][-1]) > float(rows[-1][1])  # apart against offloaded, with little host memory
+
+
 def test_a_paired_difference_is_that_of_the_clips_that_changed():
     fast = load_benchmark("fast")
     outcomes = [([True, True], [True, False]), ([False], [True]), ([True], [False]), ([True], [False])]

@@ -41,12 +41,12 @@ from show1_ray.manifest import Entry
 from show1_ray.pipeline.inputs import noted
 
 WAITING = 4
-"""Writes that may wait for the one that is going on."""
+"""How many writes may wait for the current one."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a dataset is written: when rows become a part, how large shards are, how often storage is asked."""
+    """How a dataset is written: when rows become a part, how large shards are, how often storage is retried."""
 
     part_rows: int = 1000
     part_seconds: float = 30
@@ -104,24 +104,24 @@ class Dataset:
         settings: Settings | None = None,
         sha256: Sha256 = not_at_hand,
     ) -> Self:
-        """Begin a dataset at `url`, or continue the one that is there.
+        """Begins a dataset at `url`, or continues an existing one.
 
-        Takes the lease, adopts clips that landed without a row, and drops rows whose clip is not there whole.
+        Takes the lease, adopts clips that landed without a row, and drops rows without a complete clip.
 
         Args:
             url: a folder, on any fsspec filesystem.
             origin: the pipeline.
             format: video files or WebDataset shards.
             columns: the manifest's other columns.
-            manifest: what `status` should know of the manifest: `url`, `count`, `fingerprint`.
-            job: the job's name, for whoever is refused meanwhile.
-            verify: read all clips, and remove those whose checksum is not their row's; else sizes are compared.
-            settings: when what is written.
-            sha256: of an image or video that a row names; None where it is not at hand.
+            manifest: what `status` should know about the manifest: `url`, `count`, `fingerprint`.
+            job: the job's name, shown to other jobs that are refused meanwhile.
+            verify: read all clips and remove those with a wrong checksum; otherwise only sizes are compared.
+            settings: when to write what.
+            sha256: gives the SHA-256 of an image or video that a row names; None if it is not available.
 
         Raises:
-            UserError: a column's name or type that metadata cannot have; a folder that holds something else;
-                another recipe or format than the dataset's; another writer (LeaseError); StorageError.
+            UserError: a column name or type that metadata cannot have; a folder that holds something else; a dataset
+                with another recipe, format or writer (LeaseError); failing storage (StorageError).
         """
         check_columns(columns)
         settings = settings or Settings()
@@ -131,7 +131,9 @@ class Dataset:
         dataset = cls(storage, lease, origin, format, settings)
         dataset._columns, dataset._about, dataset._sha256 = list(columns), dict(manifest or {}), sha256
         try:
-            check_identity(storage, origin, format)  # the one that had the lease may have begun it
+            check_identity(
+                storage, origin, format
+            )  # again: the previous holder of the lease may have begun the dataset
             write_identity(storage, origin, format, dataset._about)
             dataset._recover(verify)
         except BaseException:

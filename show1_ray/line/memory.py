@@ -50,7 +50,7 @@ class Cap:
         self.scout = ""
 
     def did(self, card: str, clips: int) -> None:
-        """A batch went well."""
+        """A batch succeeded."""
         if clips > self.clips:
             self.clips, self.good, self.scout = clips, 0, ""
         elif clips == self.clips:
@@ -71,7 +71,7 @@ class Caps:
         """By stage, kind, and card; "": of all cards of the kind."""
 
     def most(self, stage: int, kind: str, card: str, full: int) -> int:
-        """Clips of a batch that a card has room for, as far as is known."""
+        """The largest batch that a card has room for, as far as is known."""
         found = (self._caps.get((stage, kind, whose)) for whose in ("", card))
         return min((cap.most(card) for cap in found if cap is not None), default=full)
 
@@ -88,7 +88,7 @@ class Caps:
         cap.failed(card, clips)
 
     def did(self, stage: int, kind: str, card: str, clips: int) -> None:
-        """A batch went well."""
+        """A batch succeeded."""
         for whose in ("", card):
             cap = self._caps.get((stage, kind, whose))
             if cap is not None:

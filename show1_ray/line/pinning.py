@@ -65,9 +65,9 @@ def stations_of_stages(
 def pin(seconds: Sequence[float], memory: Sequence[int], stations: Sequence[int]) -> list[tuple[int, ...]]:
     """The stages (numbers, ascending) of each station, given the stations' memory in bytes.
 
-    A station that has room for every stage gets every stage. Otherwise each stage gets a station, the
-    slowest ones get more, and what memory is left over is filled the same way. With too little memory for
-    that, stations have more pins than they can hold at once, and swap.
+    A station with room for every stage gets every stage. Otherwise each stage gets a station, the slowest
+    ones get more, and leftover memory is filled the same way. If memory is too small for that, stations have
+    more pins than they can hold at once, and swap.
     """
     if all(sum(memory) <= room for room in stations):
         return [tuple(range(len(seconds)))] * len(stations)

@@ -22,11 +22,10 @@ class Rejected:
 
 
 StageObject = Callable[[list[Clip], list[Values]], Sequence[Values | Rejected]]
-"""`stage(clips, tensors) -> tensors`: one dict a clip, or a `Rejected`, in the order of the clips.
+"""`stage(clips, tensors) -> tensors`: one dict or one `Rejected` per clip, in the order of the clips.
 
-It may have a method `to(device)`: `to("cpu")` gives the device back and keeps the weights in host
-memory, `to("cuda:0")` comes back. A stage without it is dropped when it has to make room, and built
-again.
+It may have a method `to(device)`: `to("cpu")` frees the device and keeps the weights in host memory,
+`to("cuda:0")` moves them back. A stage without it is dropped when it has to make room, and built again later.
 """
 
 
@@ -37,23 +36,23 @@ class Order:
     clip: Clip
     given: dict[str, Any] = field(default_factory=dict)
     outputs: frozenset[str] = frozenset()
-    """Values on the way whose references come with `StageDone`, for who follows the clip."""
+    """Intermediate values whose references come with `StageDone`, for the clip's follower."""
     keys: Mapping[str, Hashable] = field(default_factory=dict)
-    """By a stage's name: only clips whose keys are equal there share a batch of it."""
+    """By stage: only clips with equal keys share a batch there."""
 
 
 RENDERING = "rendering"
-"""A value that any stage may take: how the clip was rendered so far, `{"seconds", "batch_sizes", "attempts"}`."""
+"""A value that any stage may take: how the clip has been rendered, `{"seconds", "batch_sizes", "attempts"}`."""
 ALL_PLAIN = "plain"
-"""A value that any stage may take: all plain values that stages before it gave for the clip, by name."""
+"""A value that any stage may take: all plain values of the clip from earlier stages, by name."""
 
 
 class FatalError(Exception):
-    """Raised by a stage when no clip can be rendered any more (the disk is full): the line stops."""
+    """Raised by a stage when no more clips can be rendered (the disk is full): the line stops."""
 
 
 class PlaceError(FatalError):
-    """Raised by a "cpu" stage for what may be this node's fault alone (it has no network): others are tried first."""
+    """Raised by a "cpu" stage for what may be this node's fault (no network): other nodes are tried first."""
 
 
 @dataclass(frozen=True)

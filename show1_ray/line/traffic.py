@@ -262,7 +262,7 @@ class Traffic:
         return []
 
     def _lose(self, flight: Flight, failure: Failure) -> list[GivenUp]:
-        """The node had too little memory: not the clip's fault, but not for ever either."""
+        """The node ran out of memory: not the clip's fault, but tolerated only so often."""
         flight.losses += 1
         if flight.losses > MAX_LOSSES:
             return [self._give_up(flight, failure)]

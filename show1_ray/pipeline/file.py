@@ -100,7 +100,8 @@ def find(name: str | Path) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    candidates = [Path(name)] if Path(name).suffix else [folder / f"{name}.yaml" for folder in PIPELINE_FOLDERS]
+    packaged = [folder / f"{name}.yaml" for folder in PIPELINE_FOLDERS]  # names may have a dot: wan2.2-14b
+    candidates = [Path(name), *packaged] if Path(name).suffix else packaged
     for path in candidates:
         if os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for names that no file can have
             return path

@@ -27,6 +27,7 @@ PACKAGED = {
     "super_resolution": "show1_ray.show1.stages:SuperResolution",
     "latent_super_resolution": "show1_ray.show1.stages:LatentSuperResolution",
     "diffusers": "show1_ray.stages.diffusers:Diffusers",
+    "resize": "show1_ray.stages.resize:Resize",
 }
 """The package's stages."""
 

@@ -69,9 +69,10 @@ def count_stages(pipeline: Pipeline) -> dict[str, StageCount]:
     all_operations, all_weights = pipeline.operations(), pipeline.weights()
     for stage in pipeline.wired():
         operations, weights = all_operations[stage.name], all_weights[stage.name]
-        if operations is None or weights is None or stage.execution.device == "cpu":
+        is_elsewhere = stage.execution.device == "cpu" and operations != 0
+        if operations is None or weights is None or is_elsewhere:
             what = "operations" if weights is not None else "weights"
-            what = "seconds" if stage.execution.device == "cpu" else what
+            what = "seconds" if is_elsewhere else what
             raise UserError(
                 f"{pipeline.name}: the {what} of its stage {stage.name} are not known before it runs: measure the "
                 f"pipeline with `show1-ray profile {pipeline.as_arguments}`"

@@ -140,6 +140,9 @@ def estimate(
         UserError: a GPU that is not known; a stage that does not fit it; a CPU without a profile; a profile of another
             recipe.
     """
+    for part in pipeline.parts:  # at the small files that what they say of themselves rests on
+        part.cls.look(part.settings)
+    pipeline = replace(pipeline)
     basis = find_basis(pipeline, gpu_type, profile)
     check_memory(pipeline, basis)
     specs = line_specs(pipeline, basis.costs, cores=basis.room == sys.maxsize)

@@ -5,7 +5,7 @@ classes, read from its source), `layout` (a checkpoint's JSON files), `families`
 `checks` (what cannot be), `stage` (the declaration), `pieces` (those of a pipeline that is cut). With torch, on
 stations: `loading` (a pipeline with its scheduler, low-rank weights, quantisation, caches), `prompts` (prompts that are
 cut), `outputs` (8-bit frames of what a pipeline gives), `whole` (a batch of clips through a pipeline), `split` (through
-a part of it).
+a part of it), `frames` (an image pipeline over the frames of clips).
 """
 
 from show1_ray.stages.diffusers.stage import Diffusers

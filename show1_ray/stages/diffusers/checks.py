@@ -8,7 +8,7 @@ from typing import Any
 
 from show1_ray.pipeline.checkpoints import CheckpointError
 from show1_ray.pipeline.registry import RegistryError
-from show1_ray.stage import Context, Fault, Shape
+from show1_ray.stage import FRAMES, Context, Fault, Shape
 from show1_ray.stages.diffusers import families, signatures
 from show1_ray.stages.diffusers.layout import Layout, layout, signature
 from show1_ray.stages.diffusers.signatures import Signature, UnknownClassError, near
@@ -145,13 +145,72 @@ def _numbers(settings: Any, pipeline: Signature, found: Layout | None, given: Ma
         elif value % step:
             best = families.nearest(value, step, 0)
             yield f"call.{side}", f"{who} needs multiples of {step}, not {value}; the nearest is {best}"
-    steps = settings.call.get("num_inference_steps")
-    if isinstance(steps, int) and not isinstance(steps, bool):
-        strength = settings.call.get("strength", 1)
-        if steps < 1:
-            yield "call.num_inference_steps", f"{steps}: give 1 or more"
-        elif isinstance(strength, int | float) and "strength" in settings.call and int(steps * strength) < 1:
-            yield "call.strength", f"{strength} of {steps} steps is not one step"
+    yield from _steps(settings, pipeline)
+    yield from _limits(settings, found)
+    if settings.over is not None:
+        yield from _over_frames(settings, pipeline, found, given)
+
+
+def _steps(settings: Any, pipeline: Signature) -> Iterator[Fault]:
+    steps = families.default_of(pipeline, settings.call, "num_inference_steps")
+    strength = families.default_of(pipeline, settings.call, "strength")
+    if not isinstance(steps, int) or isinstance(steps, bool):
+        return
+    if steps < 1:
+        yield "call.num_inference_steps", f"{steps}: give 1 or more"
+    elif isinstance(strength, int | float) and not isinstance(strength, bool):
+        is_said = settings.call.get("denoising_start") is None and pipeline.cuts_strength
+        if strength <= 0 or (is_said and int(steps * strength) < 1):
+            key = "strength" if "strength" in settings.call else "num_inference_steps"
+            yield f"call.{key}", f"{strength} of {steps} steps is not one step"
+
+
+def _limits(settings: Any, found: Layout | None) -> Iterator[Fault]:
+    """Arguments for which the checkpoint's index has a limit, such as `max_noise_level`."""
+    for name, value in settings.call.items():
+        most = None if found is None else found.index.get(f"max_{name}")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(most, int | float) and is_number and not 0 <= value <= most:
+            yield f"call.{name}", f"{value}: the checkpoint takes 0 to {most}"
+
+
+def picture_arguments(pipeline: Signature) -> list[str]:
+    """Arguments of its call that take images, and that a pipeline file may give."""
+    return [name for name in free_arguments(pipeline) if _is_picture(name) and "embeds" not in name]
+
+
+def _over_frames(
+    settings: Any, pipeline: Signature, found: Layout | None, given: Mapping[str, Shape]
+) -> Iterator[Fault]:
+    pictures = picture_arguments(pipeline)
+    if families.frames_argument(pipeline) is not None or "video" in pipeline.call:
+        yield "over", f"{pipeline.name} gives video; only pipelines that give images go over frames"
+        return
+    if not pictures:
+        yield "over", f"{pipeline.name} takes no image: there is nothing to go over"
+        return
+    frames = {name: shape for name, shape in given.items() if shape.axes == FRAMES}
+    if not frames:
+        yield (
+            "over",
+            f"there are no frames to go over: give takes: {{{pictures[0]}: STAGE}}, of a stage that gives some",
+        )
+    counts = {name: shape.size("f") for name, shape in frames.items() if shape.sizes}
+    if len(set(counts.values()) - {None}) > 1:
+        each = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        yield "over", f"as many frames of each are needed, and there are {each}"
+    if any(name in settings.call for name in ("height", "width")):
+        return  # it resizes to what is asked for
+    for name, shape in frames.items():
+        sides = [("height", "h"), ("width", "w")]
+        sizes = {side: shape.size(axis) if shape.sizes else None for side, axis in sides}
+        if settings.resize is not None:
+            sizes = settings.resize.model_dump()
+        best = families.cut_size(pipeline, found, sizes)
+        if best is not None:
+            what = f"{pipeline.name} would cut frames of {sizes['width']}x{sizes['height']} without a word"
+            near = f"resize: {{height: {best['height']}, width: {best['width']}}}"
+            yield ("resize" if settings.resize is not None else f"takes.{name}"), f"{what}; give {near}"
 
 
 def _batches(settings: Any, pipeline: Signature, context: Context) -> Iterator[Fault]:

@@ -66,6 +66,7 @@ class Family:
         alone: why a batch would change a clip, or cannot be computed; "" where batches are fine.
         vae: a setting `vae` without which it cannot decode.
         lists: whether it takes a generator for each clip where its scheduler draws noise.
+        scale: how many times larger than the image that it takes its image is; None: not known, or asked for.
         split: how pipeline classes of it are cut in three; others run whole.
     """
 
@@ -75,6 +76,7 @@ class Family:
     alone: str = ""
     vae: str = ""
     lists: bool = True
+    scale: Number | None = None
     split: Mapping[str, Split] = field(default_factory=dict)
 
 
@@ -116,6 +118,8 @@ def _ltx_time(layout: Layout) -> int:
 
 _WAN_TIME = _of("vae", "scale_factor_temporal", default=4)
 _WAN_SPACE = _patched(_of("vae", "scale_factor_spatial", default=8))
+
+_IMAGES = Family("Stable Diffusion", size=_levels(), scale=lambda _: 1)
 
 WAN = Family("Wan", _WAN_TIME, _WAN_SPACE, split={"WanPipeline": Split(TWO, experts=True)})
 UNKNOWN = Family("")
@@ -173,6 +177,8 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "allegro": Family("Allegro", vae="tiling"),
     "animatediff": Family("AnimateDiff", lists=False, split={"AnimateDiffPipeline": Split(TWO)}),
+    "stable_diffusion": _IMAGES,
+    "stable_diffusion_xl": _IMAGES,
 }
 """By diffusers' folder or class."""
 
@@ -181,6 +187,8 @@ CLASSES: Mapping[str, Family] = {
         "ModelScope", size=_levels(), lists=False, split={"TextToVideoSDPipeline": Split(TWO)}
     ),
     "VideoToVideoSDPipeline": Family("ModelScope", size=_levels(), lists=False, alone="it takes one video at a time"),
+    "StableDiffusionUpscalePipeline": Family("Stable Diffusion", size=_levels(), scale=_levels()),
+    "StableDiffusionLatentUpscalePipeline": Family("Stable Diffusion", size=_levels(), scale=lambda _: 2),
 }
 """Classes that differ from what lies in their folder."""
 
@@ -223,6 +231,21 @@ def size_step(pipeline: Signature, layout: Layout | None, side: str) -> int:
     """What "height" or "width" is a multiple of."""
     rule = family_of(pipeline).size
     return lcm(pipeline.divisors.get(side, 1), 1 if rule is None or layout is None else rule(layout))
+
+
+def image_scale(pipeline: Signature, layout: Layout | None) -> int | None:
+    """How many times larger than the image that it takes its image is; None: not known."""
+    rule = family_of(pipeline).scale
+    return None if rule is None or layout is None else rule(layout)
+
+
+def cut_size(pipeline: Signature, layout: Layout | None, sizes: Mapping[str, int | None]) -> dict[str, int] | None:
+    """Where a pipeline would cut images of a size ("height", "width"), the nearest size that it takes as it is."""
+    steps = {side: size_step(pipeline, layout, side) for side in sizes}
+    known = {side: size for side, size in sizes.items() if size is not None}
+    if len(known) < len(sizes) or not any(size % steps[side] for side, size in known.items()):
+        return None
+    return {side: nearest(size, steps[side], 0) for side, size in known.items()}
 
 
 def nearest(value: int, step: int, rest: int) -> int:

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from show1_ray.errors import shown
-from show1_ray.pipeline.checkpoints import PUBLISHED, Checkpoint, CheckpointError, one_form, read_json
+from show1_ray.pipeline.checkpoints import Checkpoint, CheckpointError, one_form, read_json
 from show1_ray.pipeline.registry import RegistryError
 from show1_ray.stages.diffusers import signatures
 from show1_ray.stages.diffusers.signatures import Signature, UnknownClassError
 
 INDEX = "model_index.json"
+COPIES = Path(__file__).parent / "published"
+"""Configurations of the checkpoints that the package's pipelines name, as diffusers' conversion scripts and classes
+have them: for plans and checks where there is no network. What renders goes by the checkpoint's own."""
 CONFIGS = ("config.json", "scheduler_config.json", "guider_config.json")
 
 
@@ -66,6 +69,11 @@ class Layout:
         return tuple(name for name, (library, _) in self.components.items() if library is not None)
 
     @property
+    def is_copy(self) -> bool:
+        """Whether it is what the package brings in place of the checkpoint."""
+        return self.place.is_relative_to(COPIES)
+
+    @property
     def networks(self) -> tuple[str, ...]:
         """Components that are networks, and have weights."""
         return tuple(name for name in self.present if (self.place / name / "config.json").is_file())
@@ -102,7 +110,7 @@ def layout(checkpoint: Checkpoint) -> Layout | None:
         if not (place / INDEX).is_file():
             raise CheckpointError(f"{place}: no {INDEX}: give a folder that `save_pretrained` of a pipeline wrote")
     else:
-        candidates = [PUBLISHED / checkpoint.repo, *_cached(checkpoint)]
+        candidates = [*_cached(checkpoint), COPIES / checkpoint.repo]
         place = next((one for one in candidates if (one / INDEX).is_file()), Path())
         if place == Path():
             return None

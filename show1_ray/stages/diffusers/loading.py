@@ -111,7 +111,7 @@ def fetched(settings: Settings, networks: Collection[str] | None = None) -> tupl
     """The checkpoint's folder, with (some of) its networks and all else. Raises CheckpointError."""
     variants = ("",) if settings.variant is None else (settings.variant, "")
     found = layout(settings.checkpoint)
-    if found is None:
+    if found is None or found.is_copy:
         hub.fetch_configurations(settings.checkpoint, INDEX)
         found = layout(settings.checkpoint)
     assert found is not None

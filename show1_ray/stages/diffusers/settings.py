@@ -26,6 +26,13 @@ class Lora(Checkpoint):
     )
 
 
+class Size(StageSettings):
+    """Of frames, in pixels."""
+
+    height: int = Field(ge=1, le=16384)
+    width: int = Field(ge=1, le=16384)
+
+
 class PartExecution(StageSettings):
     """How a part of a pipeline that is cut is computed, where that differs from the whole."""
 
@@ -53,7 +60,7 @@ class Settings(StageSettings):
     later: ClassVar[frozenset[str]] = frozenset(
         {
             *("pipeline", "negative_prompt", "long_prompts", "scheduler", "lora", "variant", "vae", "quantize"),
-            *("attention", "cache"),
+            *("attention", "cache", "over", "noise", "resize"),
         }
     )
     unrecorded: ClassVar[frozenset[str]] = frozenset({"split"})
@@ -78,6 +85,13 @@ class Settings(StageSettings):
     )
     attention: str | None = Field(None, description="backend of attention, such as flash or sage")
     cache: Named | None = Field(None, description="`class` of a cache of diffusers, such as FirstBlock, and its values")
+    over: Literal["frames"] | None = Field(
+        None, description="frames: an image pipeline is called for each frame of the frames that it takes"
+    )
+    noise: Literal["same", "each"] = Field(
+        "same", description="with over: frames, the noise of frames: the clip's for all, or each its own"
+    )
+    resize: Size | None = Field(None, description="with over: frames, to what frames are resized before (Lanczos)")
     split: bool | Literal["experts"] = Field(
         False, description="text, denoising and decoding as three stages; experts: Wan 2.2's two transformers apart too"
     )
@@ -102,6 +116,16 @@ class Settings(StageSettings):
         return value
 
     @model_validator(mode="after")
+    def _frames_are_gone_over(self) -> Self:
+        if self.over is None:
+            for key in ("noise", "resize"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: goes with over: frames only")
+        elif self.split:
+            raise ValueError("over: frames does not go with split: images are computed whole")
+        return self
+
+    @model_validator(mode="after")
     def _classes_are_named(self) -> Self:
         for key, word in (("scheduler", None), ("cache", "class"), ("quantize", "backend")):
             said = getattr(self, key)
@@ -115,6 +139,7 @@ class Settings(StageSettings):
 class Execution(StageExecution):
     """How it is computed; of a pipeline that is cut, each part may be computed in its own way."""
 
+    frames: Count = Field(8, description="with over: frames, frames that are computed together, of one clip or several")
     text: PartExecution | None = Field(None, description="of a pipeline that is cut: of encoding texts")
     denoise: PartExecution | None = Field(None, description="of denoising (with split: experts of both transformers)")
     decode: PartExecution | None = Field(None, description="of decoding")

@@ -73,6 +73,7 @@ class Signature:
         folder: the package of diffusers that it lies in, such as "wan".
         divisors: numbers by which its `check_inputs` wants "height" and "width" to be divisible, if it says so.
         gives_audio: whether its output is sound alone.
+        cuts_strength: whether it walks `int(num_inference_steps * strength)` steps; others walk one at least.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Signature:
     folder: str
     divisors: Mapping[str, int]
     gives_audio: bool = False
+    cuts_strength: bool = False
 
 
 @cache
@@ -179,7 +181,7 @@ def _signature(name: str, kind: str, what: str) -> Signature:
     if not found:
         raise UnknownClassError(f"{what} {name!r} of diffusers has no source here")
     call, init = _method(found, "__call__"), _method(found, "__init__")
-    check = _method(found, "check_inputs")
+    check, steps = _method(found, "check_inputs"), _method(found, "get_timesteps")
     answer = "" if call is None or call.returns is None else ast.unparse(call.returns)
     returned = {ast.unparse(one.func) for one in ast.walk(call or found[0]) if isinstance(one, ast.Call)}
     return Signature(
@@ -189,6 +191,7 @@ def _signature(name: str, kind: str, what: str) -> Signature:
         table[name].partition(".")[0],
         {} if check is None else dict(_divisors(check)),
         "AudioPipelineOutput" in {answer, *returned},
+        steps is not None and "int(num_inference_steps * strength)" in ast.unparse(steps),
     )
 
 

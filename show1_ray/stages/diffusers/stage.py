@@ -54,12 +54,19 @@ class DiffusersStage(Stage):
 
     @classmethod
     def weights(cls, settings: recipe.Settings, context: Context) -> int | None:
-        """Bytes of its networks' weights, if they are on this machine; quantised ones are not known."""
+        """Bytes of its networks' weights, by their files or, where these are not here, their configurations; quantised
+        ones are not known. May import torch.
+        """
         _, found = known(settings)
         if found is None or settings.quantize is not None:
             return None
         own = [name for name in found.networks if cls.holds(name)]
-        return found.weights(own, settings.variant, 4 if context.dtype == "float32" else 2)
+        known_here = found.weights(own, settings.variant, 4 if context.dtype == "float32" else 2)
+        if known_here is not None:
+            return known_here
+        from show1_ray.stages.diffusers import works
+
+        return works.weights(settings, context, found, own)
 
     @classmethod
     def faults(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> Iterable[Fault]:
@@ -79,6 +86,18 @@ class DiffusersStage(Stage):
             from show1_ray.pipeline import hub
 
             hub.fetch_configurations(settings.checkpoint, INDEX)
+
+    @classmethod
+    def operations(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> float | None:
+        """Those of its networks for all steps of a clip; None where configurations are not here. Imports torch."""
+        pipeline, found = known(settings)
+        if pipeline is None or found is None:
+            return None
+        from show1_ray.stages.diffusers import works
+
+        takes, _ = cls.signature(settings)
+        own = {name: shape for name, shape in given.items() if name not in takes}
+        return works.operations(settings, context, own, pipeline, found, list(filter(cls.holds, found.networks)))
 
     def loaded_bytes(self) -> int | None:
         """See `Stage`."""
@@ -104,7 +123,8 @@ class Diffusers(DiffusersStage):
 
     A clip is what `pipeline(prompt, …, generator=torch.Generator("cpu").manual_seed(seed))` gives, in 8 bits as
     `output_type="pil"` rounds; an image is a clip of one frame. Values of earlier stages, and inputs, are arguments of
-    the call: `takes: {image: keyframes[0]}`.
+    the call: `takes: {image: keyframes[0]}`. With `over: frames` an image pipeline is called for each frame that it
+    takes: `takes: {image: super_resolution}`.
     """
 
     gives: ClassVar[Mapping[str, Axes]] = {"video": FRAMES}
@@ -138,7 +158,10 @@ class Diffusers(DiffusersStage):
         Raises:
             CheckpointError: weights that are not to be had or do not fit.
         """
-        from show1_ray.stages.diffusers.whole import Whole
+        if self.settings.over is not None:
+            from show1_ray.stages.diffusers.frames import OverFrames as Whole
+        else:
+            from show1_ray.stages.diffusers.whole import Whole  # type: ignore[assignment]
 
         self.work = Whole(self.settings, self.context, device)
         self.device = device
@@ -161,9 +184,12 @@ def shape_of(settings: recipe.Settings, given: Mapping[str, Shape]) -> Shape:
 
     What the class has as a default counts where nothing is taken from elsewhere, such as an image whose size decides.
     """
-    pipeline, _ = known(settings)
-    count, sides = None, [None, None]
-    if pipeline is not None:
+    pipeline, found = known(settings)
+    count: int | None = None
+    sides: list[int | None] = [None, None]
+    if pipeline is not None and settings.over is not None:
+        count, *sides = _sizes_over_frames(settings, families.image_scale(pipeline, found), given)
+    elif pipeline is not None:
         pictures = any(shape.axes.endswith("h w c") for shape in given.values())
         defaults = {} if pictures else {name: families.default_of(pipeline, {}, name) for name in ("height", "width")}
         frames = families.frames_argument(pipeline)
@@ -171,3 +197,15 @@ def shape_of(settings: recipe.Settings, given: Mapping[str, Shape]) -> Shape:
         sides = [settings.call.get(name, defaults.get(name)) for name in ("height", "width")]
     sizes = [one if isinstance(one, int) and one > 0 else None for one in (count, *sides)]
     return Shape(FRAMES, (*sizes, COLOURS), "uint8")
+
+
+def _sizes_over_frames(
+    settings: recipe.Settings, scale: int | None, given: Mapping[str, Shape]
+) -> tuple[int | None, int | None, int | None]:
+    """As many frames as there are; larger by what the pipeline makes of an image, or as large as was asked for."""
+    frames = next((shape for shape in given.values() if shape.axes == FRAMES and shape.sizes), None)
+    count, height, width = (None, None, None) if frames is None else map(frames.size, "fhw")
+    if settings.resize is not None:
+        height, width = settings.resize.height, settings.resize.width
+    height, width = (None if scale is None or side is None else side * scale for side in (height, width))
+    return count, settings.call.get("height", height), settings.call.get("width", width)
