@@ -125,7 +125,7 @@ def test_a_gpu_that_is_not_known_is_refused(pipeline):
 
 
 def test_a_cpu_needs_a_profile(pipeline):
-    with pytest.raises(UserError, match=r"^no profile of tiny on a CPU: .*`show1-ray profile tiny"):
+    with pytest.raises(UserError, match=r"^no profile of tiny on a CPU: .*`show1-ray profile \S*tiny"):
         estimate(pipeline, 10, 1, "cpu")
 
 
