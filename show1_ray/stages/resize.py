@@ -19,8 +19,8 @@ class Resize(Stage):
     class Settings(StageSettings):
         """The size."""
 
-        height: int = Field(ge=1, le=16384, description="pixels")
-        width: int = Field(ge=1, le=16384, description="pixels")
+        height: int = Field(ge=1, le=16384, description="in pixels")
+        width: int = Field(ge=1, le=16384, description="in pixels")
 
     takes: ClassVar[Mapping[str, Axes]] = {"frames": FRAMES}
     gives: ClassVar[Mapping[str, Axes]] = {"frames": FRAMES}

@@ -148,7 +148,8 @@ class OverFrames(Whole):
         call |= {n: v for n, v in (("output_type", "pil"), ("return_dict", True)) if n in self.signature.call}
         self.batch = [frame.clip for frame in frames]
         try:
-            output = self.pipe(**call)
+            with self.attention():
+                output = self.pipe(**call)
             self.refuse_cut_prompts()
         finally:
             self.batch = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers import attention_backend
+from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
 from torch import nn
 
 from show1_ray.errors import one_line
@@ -133,9 +136,18 @@ def change(pipe: Any, settings: Settings) -> None:
         getattr(vae, f"enable_{way}")()
     for network in denoisers(pipe).values():
         if settings.attention is not None:
-            network.set_attention_backend(settings.attention)
+            with attention_of(settings):
+                network.set_attention_backend(settings.attention)
         if settings.cache is not None:
             enable_cache(network, cache_config(pipe, settings.cache))
+
+
+def attention_of(settings: Settings) -> AbstractContextManager[None]:
+    """What a pipeline is to be called in. `set_attention_backend` of a network also sets, for all networks of the
+    process, what those compute with that were told nothing; this takes it back in the end
+    (`findings/attention_backend.sh`).
+    """
+    return attention_backend(AttentionBackendName((settings.attention or DIFFUSERS_ATTN_BACKEND).lower()))
 
 
 def denoisers(pipe: Any) -> dict[str, Any]:

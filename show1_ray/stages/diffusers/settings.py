@@ -29,8 +29,8 @@ class Lora(Checkpoint):
 class Size(StageSettings):
     """Of frames, in pixels."""
 
-    height: int = Field(ge=1, le=16384)
-    width: int = Field(ge=1, le=16384)
+    height: int = Field(ge=1, le=16384, description="in pixels")
+    width: int = Field(ge=1, le=16384, description="in pixels")
 
 
 class PartExecution(StageSettings):

@@ -58,7 +58,8 @@ class Part(Loaded):
         own = {*self.split.texts, "latents", "generator", "solver"}
         given = {name: value for name, value in values[0].items() if name not in own}
         try:
-            return self.pipe(**self.arguments(clips, given) | more)
+            with self.attention():
+                return self.pipe(**self.arguments(clips, given) | more)
         finally:
             self.batch = ()
             self.pipe.maybe_free_model_hooks()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -71,6 +72,10 @@ class Loaded:
             self._load()
         else:
             self._host.enter(device)
+
+    def attention(self) -> AbstractContextManager[None]:
+        """See `loading.attention_of`."""
+        return loading.attention_of(self.settings)
 
     def refuse_cut_prompts(self) -> None:
         """Raises RefusedError if a prompt of the batch was cut."""
@@ -184,7 +189,8 @@ class Whole(Loaded):
         self.batch = clips
         self.watch.begin()
         try:
-            output = self.pipe(**call)
+            with self.attention():
+                output = self.pipe(**call)
             self.refuse_cut_prompts()
             return outputs.clips_of(output, len(clips))
         except outputs.NotFiniteError:

@@ -122,13 +122,23 @@ def test_a_negative_prompt_that_the_family_does_not_have_is_refused(place: Path)
 )
 def test_what_changes_a_pipeline_leaves_nothing_for_the_next_clip(place: Path, changes: dict[str, Any]) -> None:
     call = {**tiny.CALLS["wan"], "num_inference_steps": 8}
+    first = tiny.rendered(load(place, {"video": stage(place, "wan", call=call)}), CLIPS)
     forth = tiny.rendered(load(place, {"video": stage(place, "wan", call=call, **changes)}), CLIPS)
     split = load(place, {"video": stage(place, "wan", call=call, split=True, **changes)})
     back = tiny.rendered(split, CLIPS[::-1])
     plain = tiny.rendered(load(place, {"video": stage(place, "wan", call=call)}), CLIPS)
-    for one, other, without in zip(forth, reversed(back), plain, strict=True):
+    for one, other, without, before in zip(forth, reversed(back), plain, first, strict=True):
         assert np.array_equal(one, other)
         assert not np.array_equal(one, without)
+        assert np.array_equal(without, before), "another pipeline of the same process is what it was"
+
+
+def test_a_backend_of_attention_is_one_pipeline_s_alone(place: Path) -> None:
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as registry
+
+    before = registry.get_active_backend()
+    tiny.rendered(load(place, {"video": stage(place, "wan", attention="_native_math")}), CLIPS[:1])
+    assert registry.get_active_backend() == before
 
 
 def test_frames_of_another_number_than_asked_are_refused_where_nobody_knew(place: Path) -> None:
