@@ -392,7 +392,7 @@ def test_a_second_ctrl_c_waits_for_nothing(tiny, manifest, tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
-        while "once more to stop at once" not in process.stderr.readline():
+        while "press Ctrl-C again to stop now" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=240)
