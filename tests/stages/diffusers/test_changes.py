@@ -100,15 +100,13 @@ def test_low_rank_weights_and_their_strength_are_a_part_of_the_recipe(place: Pat
 
 
 def test_quantised_networks_are_those_of_the_direct_call(place: Path) -> None:
-    """With torchao 0.18 and torch 2.13, on a CPU. It is not installed for the tests: diffusers' import then prints lines
-    about its libraries for GPUs to the standard error of every process.
+    """With torchao 0.18 and torch 2.13, on a CPU. It is not installed for the tests: where it is, importing diffusers
+    prints lines about torchao's libraries for GPUs to the standard error of every process.
     """
-    Int8WeightOnlyConfig = pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig
+    int8 = pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig
     said = {"backend": "torchao", "quant_type": "Int8WeightOnlyConfig"}
     tiny.folder("wan", place)
-    config = diffusers.PipelineQuantizationConfig(
-        quant_mapping={"transformer": diffusers.TorchAoConfig(Int8WeightOnlyConfig())}
-    )
+    config = diffusers.PipelineQuantizationConfig(quant_mapping={"transformer": diffusers.TorchAoConfig(int8())})
     pipe = diffusers.WanPipeline.from_pretrained(place / "wan", dtype=torch.bfloat16, quantization_config=config)
     generator = torch.Generator("cpu").manual_seed(CLIP.seed)
     call = tiny.CALLS["wan"] | {"negative_prompt": CLIP.negative_prompt, "generator": generator}
