@@ -15,6 +15,7 @@ import yaml
 import show1_ray
 from show1_ray.errors import UserError, shown
 from show1_ray.manifest import AS_THEY_ARE, Columns, open_manifest
+from show1_ray.manifest.files import is_local
 from show1_ray.manifest.places import GLOB, find_tables
 from show1_ray.manifest.table import UnreadableError
 from show1_ray.pipeline import PIPELINE_FOLDERS, Pipeline, names
@@ -82,7 +83,7 @@ def _ship_manifest(manifest: str, folder: Path) -> str:
     if "::" in manifest:
         return _ship_archive(manifest, folder)
     filesystem, path = fsspec.core.url_to_fs(manifest)
-    if not _is_local(filesystem):
+    if not is_local(filesystem):
         return manifest
     whole = Path(path)
     try:
@@ -104,7 +105,7 @@ def _ship_archive(manifest: str, folder: Path) -> str:
     """Like `_ship_manifest`, for a file in an archive: ships the archive if it is local."""
     *chain, last = manifest.split("::")
     filesystem, path = fsspec.core.url_to_fs(last)
-    if not _is_local(filesystem):
+    if not is_local(filesystem):
         return manifest
     archive = Path(path)
     if not archive.is_file():
@@ -113,10 +114,6 @@ def _ship_archive(manifest: str, folder: Path) -> str:
     (folder / "manifest").mkdir()
     shutil.copy(archive, folder / "manifest" / archive.name)
     return "::".join([*chain, f"manifest/{archive.name}"])
-
-
-def _is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
-    return "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
 
 
 def _files_of(manifest: str, pipeline: Pipeline, files: Files) -> dict[str, Path]:

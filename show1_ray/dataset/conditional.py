@@ -21,6 +21,8 @@ from typing import Any, cast
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
 
+from show1_ray.manifest.files import is_local, protocols
+
 TEMPORARY = ".tmp"
 LOCK_SECONDS = 2.0
 """How long to wait for a file that is being changed right now."""
@@ -37,7 +39,7 @@ class Seen:
 
 def is_exact(fs: AbstractFileSystem) -> bool:
     """Whether conditions are kept by the filesystem itself."""
-    return _is_local(fs) or _is_s3(fs)
+    return is_local(fs) or _is_s3(fs)
 
 
 def look(fs: AbstractFileSystem, full: str) -> Seen | None:
@@ -57,7 +59,7 @@ def read(fs: AbstractFileSystem, full: str) -> bytes:
 
 def create(fs: AbstractFileSystem, full: str, data: bytes) -> Seen | None:
     """Writes a file if there is none; returns None if there is one with other content."""
-    if _is_local(fs):
+    if is_local(fs):
         written = create_local(Path(full), lambda path: write_synced(path, data))
         return Seen(data) if written or _holds(fs, full, data) else None
     if _is_s3(fs):
@@ -77,7 +79,7 @@ def replace(fs: AbstractFileSystem, full: str, data: bytes, seen: Seen) -> Seen 
             return _put(fs, full, data, IfMatch=seen.version)
     with _locked(fs, full) as here:
         if here and _holds(fs, full, seen.data):
-            if _is_local(fs):
+            if is_local(fs):
                 write_local(Path(full), lambda path: write_synced(path, data))
             else:
                 fs.pipe_file(full, data)
@@ -172,7 +174,7 @@ def _locked(fs: AbstractFileSystem, full: str) -> Iterator[bool]:
 
     A process that stops in here keeps the lock, and with it what it is about to replace.
     """
-    if not _is_local(fs):
+    if not is_local(fs):
         yield True
         return
     try:
@@ -264,7 +266,7 @@ def put_new_file(fs: AbstractFileSystem, full: str, local: Path) -> bool:
 
     On S3 it is one put, which takes 5 GB at most: uploads in parts drop the condition.
     """
-    if _is_local(fs):
+    if is_local(fs):
         return create_local(Path(full), lambda path: copy_synced(local, path))
     if _is_s3(fs):
         with suppress(_UnsupportedError), local.open("rb") as file:
@@ -282,14 +284,5 @@ def _holds(fs: AbstractFileSystem, full: str, data: bytes) -> bool:
         return False
 
 
-def _is_local(fs: AbstractFileSystem) -> bool:
-    return "file" in protocols(fs)
-
-
 def _is_s3(fs: AbstractFileSystem) -> bool:
     return "s3" in protocols(fs) and hasattr(fs, "call_s3")
-
-
-def protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
-    """The name of a filesystem in URLs."""
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

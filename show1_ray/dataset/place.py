@@ -11,6 +11,7 @@ from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
 from show1_ray.errors import UserError, escaped, printable, shown
+from show1_ray.manifest.files import is_local, protocols
 
 READ_ONLY = ("http", "https", "zip", "tar", "libarchive", "github", "git", "data", "reference", "jupyter")
 """Filesystems of fsspec that files can only be read from."""
@@ -48,7 +49,7 @@ def check_out(url: str, manifest: str) -> None:
         fs, path = url_to_fs(url, use_listings_cache=False)
     except Exception as error:  # each filesystem has errors of its own
         raise UserError(f"--out {printable(url)}: cannot be opened: {' '.join(str(error).split())}") from None
-    reason = _unusable_folder(Path(path)) if _is_local(fs) else _unusable_bucket(fs, path)
+    reason = _unusable_folder(Path(path)) if is_local(fs) else _unusable_bucket(fs, path)
     if reason:
         raise UserError(f"--out {printable(url)}: {reason}; give another folder")
     reason = _mixed_up(fs, path, manifest)
@@ -127,8 +128,7 @@ def _unusable_folder(path: Path) -> str:
 
 def _unusable_bucket(fs: fsspec.AbstractFileSystem, path: str) -> str:
     """Why nothing can be written there; "" where that is not known before."""
-    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
-    if "hf" not in protocols:
+    if "hf" not in protocols(fs):
         return ""
     try:
         fs.resolve_path(path)
@@ -152,7 +152,7 @@ def _mixed_up(fs: fsspec.AbstractFileSystem, path: str, manifest: str) -> str:
     if type(other) is not type(fs):
         return ""
     pattern = GLOB.search(place)
-    if _is_local(fs):
+    if is_local(fs):
         path, place = os.path.realpath(path), place if pattern else os.path.realpath(place)
     out, source = PurePosixPath(path), PurePosixPath(place)
     if pattern and not _exists(fs, place):
@@ -173,7 +173,3 @@ def _exists(fs: fsspec.AbstractFileSystem, path: str) -> bool:
         return bool(fs.exists(path))
     except Exception:
         return False
-
-
-def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol))

@@ -17,9 +17,10 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from show1_ray.dataset import conditional, s3_listing
-from show1_ray.dataset.conditional import TEMPORARY, Seen, copy_synced, protocols, write_local, write_synced
+from show1_ray.dataset.conditional import TEMPORARY, Seen, copy_synced, write_local, write_synced
 from show1_ray.dataset.patience import Retries, patiently
 from show1_ray.errors import UserError, one_line
+from show1_ray.manifest.files import is_local, protocols
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -113,7 +114,7 @@ class Storage:
     @property
     def is_local(self) -> bool:
         """Whether this is a folder of this machine's file tree."""
-        return "file" in protocols(self._place[0])
+        return is_local(self._place[0])
 
     @property
     def is_exact(self) -> bool:

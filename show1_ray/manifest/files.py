@@ -18,6 +18,7 @@ from typing import IO, Any, BinaryIO, TextIO
 
 import fsspec
 import pyarrow as pa
+from fsspec import AbstractFileSystem
 
 SUFFIXES = {
     ".parquet": "parquet",
@@ -101,6 +102,16 @@ def why_not(url: str) -> str:
     if name.suffix in (".zip", ".tar") or name.name.endswith((".tar.gz", ".tgz")):
         return f"an archive: give what is in it, such as zip://prompts.csv::{name.name}"
     return f"not a {KINDS} file"
+
+
+def protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+    """What URLs call a filesystem."""
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def is_local(fs: AbstractFileSystem) -> bool:
+    """Whether a filesystem is this machine's."""
+    return "file" in protocols(fs)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from show1_ray.errors import one_line, shown
-from show1_ray.manifest.files import KINDS, TABLES, format_of, name_in, why_not
+from show1_ray.manifest.files import KINDS, TABLES, format_of, is_local, name_in, why_not
 from show1_ray.manifest.table import Table, UnreadableError
 from show1_ray.manifest.types import INTEGER
 
@@ -120,8 +120,7 @@ def _url(fs: AbstractFileSystem, url: str, path: str) -> str:
         scheme, is_url, _ = parts[place].partition("://")
         parts[place] = f"{scheme}://{path}" if is_url else path
         return "::".join(parts)
-    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
-    return path if "file" in protocols else str(fs.unstrip_protocol(path))
+    return path if is_local(fs) else str(fs.unstrip_protocol(path))
 
 
 def _is_about(path: str) -> bool:
