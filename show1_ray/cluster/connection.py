@@ -10,9 +10,10 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, MappingProxyType
+from typing import Any
 
 import ray
 from ray._private import ray_constants, services
@@ -157,46 +158,40 @@ def connect(address: str) -> None:
 
 
 @contextmanager
-def on_loopback() -> Iterator[None]:
+def instead(owner: Any, **values: Any) -> Iterator[None]:
+    """Attributes of Ray's own are these within the block."""
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+def on_loopback() -> AbstractContextManager[None]:
     """A Ray of this machine's own that is begun within this block listens on 127.0.0.1 alone, all processes of it.
 
     Otherwise they listen on all interfaces, where only Ray's token keeps others from running code here. Ray has no
     option for this (it replaces a loopback `_node_ip_address` by another), but knows the case: on macOS and Windows a
     local Ray is on loopback, by this constant. It must not be so where any other cluster is joined.
     """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+    return instead(ray_constants, ENABLE_RAY_CLUSTER=False)
 
 
-@contextmanager
-def bare() -> Iterator[None]:
+def bare() -> AbstractContextManager[None]:
     """A Ray that is begun within this block has neither an API server, nor what asks for nodes and what shows logs: a
     job's own has no use for them, and waits two seconds for them (`benchmarks/start.py`).
     """
     unused = [name for name in ("start_api_server", "start_monitor", "start_log_monitor") if hasattr(Node, name)]
-    before = {name: getattr(Node, name) for name in unused}
-    try:
-        for name in unused:
-            setattr(Node, name, lambda self, **options: None)
-        yield
-    finally:
-        for name, method in before.items():
-            setattr(Node, name, method)
+    return instead(Node, **dict.fromkeys(unused, lambda self, **options: None))
 
 
-@contextmanager
-def entrypoint_without_secrets() -> Iterator[None]:
+def entrypoint_without_secrets() -> AbstractContextManager[None]:
     """Ray keeps this process's command line, for all who see the cluster: without passwords and signatures of URLs."""
     said = ray._private.utils.get_entrypoint_name
-    ray._private.utils.get_entrypoint_name = lambda: without_secrets(said())
-    try:
-        yield
-    finally:
-        ray._private.utils.get_entrypoint_name = said
+    return instead(ray._private.utils, get_entrypoint_name=lambda: without_secrets(said()))
 
 
 def _is_on_loopback(address: str) -> bool:
@@ -220,13 +215,11 @@ def _found(address: str) -> str:
     return str(services.canonicalize_bootstrap_address_or_die(address))
 
 
-@contextmanager
-def patient() -> Iterator[None]:
+def patient() -> AbstractContextManager[None]:
     """Ray's C++ part, begun within this block, leaves it to the watch to say that the head is gone: by itself it ends
     the process after 60 s, exit code 1, also while a slow storage is still being written to.
     """
-    with in_environment({} if PATIENCE in os.environ else {PATIENCE: "600"}):
-        yield
+    return in_environment({} if PATIENCE in os.environ else {PATIENCE: "600"})
 
 
 @contextmanager
@@ -238,11 +231,13 @@ def only_what_is_fatal() -> Iterator[None]:
     if LEVEL in os.environ:
         yield
         return
-    os.environ[LEVEL] = "fatal"
     kept = os.dup(2)
     try:
         command = ["grep", "--line-buffered", "--invert-match", f"environment variable {LEVEL}"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=kept) as sieve:
+        with (
+            in_environment({LEVEL: "fatal"}),
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=kept) as sieve,
+        ):
             assert sieve.stdin is not None
             os.dup2(sieve.stdin.fileno(), 2)
             try:
@@ -251,7 +246,6 @@ def only_what_is_fatal() -> Iterator[None]:
                 os.dup2(kept, 2)
     finally:
         os.close(kept)
-        del os.environ[LEVEL]
 
 
 def _keep_quiet() -> None:
