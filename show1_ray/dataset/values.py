@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import types as is_type
 
-from show1_ray.manifest.types import UNITS, duration_text
+from show1_ray.manifest.types import UNITS, Make, duration_text, made
 
 DURATION = re.compile(r"(-?)PT(\d+)(?:\.(\d{1,9}))?S", re.ASCII)
 TIME = re.compile(r"(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?", re.ASCII)
@@ -28,8 +28,6 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 AS_TEXT = (is_type.is_timestamp, is_type.is_date32, is_type.is_time, is_type.is_duration, is_type.is_decimal)
 BYTES = (is_type.is_binary, is_type.is_large_binary, is_type.is_fixed_size_binary)
 LISTS = (is_type.is_list, is_type.is_large_list, is_type.is_fixed_size_list)
-
-Make = Callable[[Any], Any]
 
 
 def to_json(value: Any) -> Any:
@@ -98,14 +96,14 @@ def _reading(kind: pa.DataType) -> tuple[pa.DataType, Make | None]:
     if _is_any(kind, LISTS):
         wire, make = _reading(kind.value_type)
         whole = kind if wire == kind.value_type else pa.list_(wire)
-        return whole, None if make is None else lambda values: [_made(make, value) for value in values]
+        return whole, None if make is None else lambda values: [made(make, value) for value in values]
     if is_type.is_struct(kind):
         read = {field.name: _reading(field.type) for field in kind}
         makes = {name: make for name, (_, make) in read.items() if make is not None}
         whole = pa.struct([(name, wire) for name, (wire, _) in read.items()])
         if not makes:
             return whole, None
-        return whole, lambda value: {name: _made(makes.get(name), inner) for name, inner in value.items()}
+        return whole, lambda value: {name: made(makes.get(name), inner) for name, inner in value.items()}
     return kind, None
 
 
@@ -139,10 +137,6 @@ def _decimal(text: str) -> Decimal:
         return Decimal(text)
     except InvalidOperation:
         raise ValueError(f"{text!r} is no decimal") from None
-
-
-def _made(make: Make | None, value: Any) -> Any:
-    return value if make is None or value is None else make(value)
 
 
 def _is_any(kind: pa.DataType, tests: tuple[Callable[[pa.DataType], bool], ...]) -> bool:

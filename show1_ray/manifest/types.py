@@ -99,26 +99,27 @@ def _reading(kind: pa.DataType) -> tuple[pa.DataType, Make | None]:
         key_wire, key = _reading(kind.key_type)
         item_wire, item = _reading(kind.item_type)
         return pa.map_(key_wire, item_wire), lambda pairs: [
-            {"key": _made(key, name), "value": _made(item, value)} for name, value in pairs
+            {"key": made(key, name), "value": made(item, value)} for name, value in pairs
         ]
     if _is_list(kind):
         wire, make = _reading(kind.value_type)
         if make is None:
             return kind, None
         whole = kind if wire == kind.value_type else pa.list_(wire)
-        return whole, lambda values: [_made(make, value) for value in values]
+        return whole, lambda values: [made(make, value) for value in values]
     if is_type.is_struct(kind):
         read = [(field.name, *_reading(field.type)) for field in kind]
         makes = {name: make for name, _, make in read if make is not None}
         if not makes:
             return kind, None
         return pa.struct([(name, wire) for name, wire, _ in read]), lambda value: {
-            name: _made(makes.get(name), inner) for name, inner in value.items()
+            name: made(makes.get(name), inner) for name, inner in value.items()
         }
     return kind, None
 
 
-def _made(make: Make | None, value: Any) -> Any:
+def made(make: Make | None, value: Any) -> Any:
+    """What is made of a value; None stays, and so does any where nothing is to be made."""
     return value if make is None or value is None else make(value)
 
 
