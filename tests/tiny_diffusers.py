@@ -352,9 +352,9 @@ def sana() -> Any:
     )
 
 
-def animatediff() -> Any:
-    """AnimateDiff."""
-    unet = diffusers.UNet2DConditionModel(
+def unet_2d() -> Any:
+    """Of images."""
+    return diffusers.UNet2DConditionModel(
         block_out_channels=(8, 16),
         layers_per_block=1,
         sample_size=16,
@@ -364,6 +364,10 @@ def animatediff() -> Any:
         norm_num_groups=2,
         attention_head_dim=4,
     )
+
+
+def animatediff() -> Any:
+    """AnimateDiff."""
     adapter = diffusers.MotionAdapter(
         block_out_channels=(8, 16), motion_layers_per_block=1, motion_norm_num_groups=2, motion_num_attention_heads=2
     )
@@ -371,7 +375,7 @@ def animatediff() -> Any:
         vae=vae_2d(),
         text_encoder=clip_text(),
         tokenizer=tokenizer(77),
-        unet=unet,
+        unet=unet_2d(),
         motion_adapter=adapter,
         scheduler=ddim(),
     )
@@ -396,21 +400,11 @@ def modelscope() -> Any:
 
 def stable_diffusion() -> Any:
     """An image pipeline."""
-    unet = diffusers.UNet2DConditionModel(
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        sample_size=16,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=WIDTH,
-        norm_num_groups=2,
-        attention_head_dim=4,
-    )
     return diffusers.StableDiffusionPipeline(
         vae=vae_2d(),
         text_encoder=clip_text(),
         tokenizer=tokenizer(77),
-        unet=unet,
+        unet=unet_2d(),
         scheduler=diffusers.PNDMScheduler(skip_prk_steps=True),
         safety_checker=None,
         feature_extractor=None,

@@ -7,20 +7,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
 
 from show1_ray.clip import Clip
-from show1_ray.stage import FRAMES, Axes, Context, Shape, Stage, StageSettings
+from show1_ray.stage import FRAMES, Axes, Context, Shape, Stage
+from show1_ray.stages.settings import Size
 
 
 class Resize(Stage):
     """Frames are resized, with Lanczos' filter."""
 
-    class Settings(StageSettings):
-        """The size."""
-
-        height: int = Field(ge=1, le=16384, description="in pixels")
-        width: int = Field(ge=1, le=16384, description="in pixels")
+    Settings = Size
 
     takes: ClassVar[Mapping[str, Axes]] = {"frames": FRAMES}
     gives: ClassVar[Mapping[str, Axes]] = {"frames": FRAMES}
@@ -28,7 +24,7 @@ class Resize(Stage):
     row_settings = frozenset({"height", "width"})
 
     @classmethod
-    def shapes(cls, settings: Settings, context: Context, given: Mapping[str, Shape]) -> Mapping[str, Shape]:
+    def shapes(cls, settings: Size, context: Context, given: Mapping[str, Shape]) -> Mapping[str, Shape]:
         """See `Stage`."""
         count = given["frames"].size("f") if given["frames"].sizes else None
         return {"frames": Shape(FRAMES, (count, settings.height, settings.width, 3), "uint8")}
@@ -41,10 +37,14 @@ class Resize(Stage):
     def run(self, clips: Sequence[Clip], values: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """See `Stage`."""
         size = (self.settings.width, self.settings.height)
-        return [{"frames": np.stack([resized(frame, size) for frame in value["frames"]])} for value in values]
+        return [{"frames": np.stack([_resized(frame, size) for frame in value["frames"]])} for value in values]
 
 
-def resized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image, h w c in 8 bits, of another size (width, height)."""
-    image = Image.fromarray(np.ascontiguousarray(frame))
-    return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An image of another size (width, height)."""
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _resized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The same of an array, h w c in 8 bits."""
+    return np.asarray(resized(Image.fromarray(np.ascontiguousarray(frame)), size))

@@ -18,6 +18,13 @@ Compile = Annotated[
 ]
 
 
+class Size(Settings):
+    """The size of frames."""
+
+    height: int = Field(ge=1, le=16384, description="in pixels")
+    width: int = Field(ge=1, le=16384, description="in pixels")
+
+
 class SchedulerChanges(Settings):
     """Changes to the checkpoint's scheduler configuration; names and values are diffusers'."""
 

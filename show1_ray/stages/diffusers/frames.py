@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from itertools import islice
 from typing import Any
 
@@ -17,7 +16,9 @@ from show1_ray.clip import Clip
 from show1_ray.stage import NonFiniteError
 from show1_ray.stages.diffusers import families, outputs
 from show1_ray.stages.diffusers.layout import layout
+from show1_ray.stages.diffusers.remember import Kept, remembering
 from show1_ray.stages.diffusers.whole import RefusedError, Whole
+from show1_ray.stages.resize import resized
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class OverFrames(Whole):
 
     def _load(self) -> None:
         super()._load()
-        self._texts: dict[str, Any] = {}
+        self._texts = Kept()
         if hasattr(self.pipe, "encode_prompt"):
-            self.pipe.encode_prompt = self._remembering(self.pipe.encode_prompt)
+            self.pipe.encode_prompt = remembering(self.pipe.encode_prompt, self._texts)
 
     def __call__(self, clips: Sequence[Clip], values: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
         """Frames of each clip, f h w c.
@@ -86,9 +87,7 @@ class OverFrames(Whole):
     def _picture(self, array: np.ndarray) -> Image.Image:
         image: Image.Image = outputs.as_argument(array)
         size = self.settings.resize
-        if size is not None and image.size != (size.width, size.height):
-            return image.resize((size.width, size.height), Image.Resampling.LANCZOS)
-        return image
+        return image if size is None else resized(image, (size.width, size.height))
 
     def _refuse_cut_frames(self, frame: Frame) -> None:
         if self._asks_for_size:
@@ -144,16 +143,10 @@ class OverFrames(Whole):
         if len(frames) > 1:
             pictures = {name: [frame.pictures[name] for frame in frames] for name in pictures}
         call = self.arguments([frame.clip for frame in frames], {**frames[0].others, **pictures})
-        call |= self.as_argument(generators)
-        call |= {n: v for n, v in (("output_type", "pil"), ("return_dict", True)) if n in self.signature.call}
-        self.batch = [frame.clip for frame in frames]
-        try:
-            with self.attention():
-                output = self.pipe(**call)
+        call |= self.as_argument(generators) | self.as_pictures()
+        with self.calling([frame.clip for frame in frames]):
+            output = self.pipe(**call)
             self.refuse_cut_prompts()
-        finally:
-            self.batch = ()
-            self.pipe.maybe_free_model_hooks()  # caches of a call that did not end
         return output
 
     def seed(self, frame: Frame) -> int:
@@ -174,17 +167,3 @@ class OverFrames(Whole):
         if got_height % height or got_width % width or got_height // height != got_width // width:
             what = f"of frames of {width}x{height} {name} makes {got_width}x{got_height}"
             raise RefusedError(frame.clip.id, self.context.name, f"{what}: give resize, a size that it takes as it is")
-
-    def _remembering(self, encode: Any) -> Any:
-        """Encodes the texts of a clip once for all its frames."""
-
-        @wraps(encode)
-        def remembering(*given: Any, **named: Any) -> Any:
-            if any(isinstance(value, torch.Tensor) for value in (*given, *named.values())):
-                return encode(*given, **named)
-            key = repr((given, sorted(named.items())))
-            if key not in self._texts:
-                self._texts[key] = encode(*given, **named)
-            return self._texts[key]
-
-        return remembering

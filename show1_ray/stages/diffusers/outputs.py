@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -85,8 +85,3 @@ def as_argument(value: Any) -> Any:
     if value.dtype == np.uint8 and value.ndim == 4:
         return [Image.fromarray(np.ascontiguousarray(frame)) for frame in value]
     return torch.from_numpy(np.array(value))
-
-
-def same(values: Sequence[Any]) -> bool:
-    """Whether plain values are all alike."""
-    return all(value == values[0] for value in values)

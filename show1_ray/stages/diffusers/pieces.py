@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from show1_ray.clip import Clip
 from show1_ray.stage import FRAMES, Axes, Context, Fault, Piece, Shape
@@ -18,14 +18,11 @@ STATE = "byte"
 
 
 class DiffusersPiece(DiffusersStage):
-    """What the pieces share: torch tensors, and a pipeline with some of its networks.
-
-    Attributes:
-        part: its class in `split`.
+    """What the pieces share: torch tensors, and a pipeline with some of its networks. What each does is the class of
+    its name in `split`.
     """
 
     tensors = "torch"
-    part: ClassVar[str]
 
     def load(self, device: str) -> None:
         """See `Stage`.
@@ -35,7 +32,7 @@ class DiffusersPiece(DiffusersStage):
         """
         from show1_ray.stages.diffusers import split
 
-        self.work = getattr(split, self.part)(self.settings, self.context, device, self.holds)
+        self.work = getattr(split, type(self).__name__)(self.settings, self.context, device, self.holds)
         self.device = device
 
     def run(self, clips: Sequence[Clip], values: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -47,6 +44,11 @@ class DiffusersPiece(DiffusersStage):
         """See `checks`; what comes from the piece before is none of the user's."""
         takes, _ = cls.signature(settings)
         return super().faults(settings, context, {name: one for name, one in given.items() if name not in takes})
+
+    @classmethod
+    def shapes(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> Mapping[str, Shape]:
+        """Not known before."""
+        return {}
 
     @classmethod
     def texts(cls, settings: recipe.Settings) -> dict[str, Axes]:
@@ -62,61 +64,45 @@ class DiffusersPiece(DiffusersStage):
 class Text(DiffusersPiece):
     """Prompt and negative prompt become embeddings."""
 
-    part = "Text"
+    relative_seconds = 0.05
+    working_set = 1.2
 
     @classmethod
     def holds(cls, network: str) -> bool:
         """See `DiffusersStage`."""
         return network.startswith(TEXTS)
 
-    relative_seconds = 0.05
-    working_set = 1.2
-
     @classmethod
     def signature(cls, settings: recipe.Settings) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
         """See `Stage`."""
         return {}, cls.texts(settings)
 
-    @classmethod
-    def shapes(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> Mapping[str, Shape]:
-        """Not known before."""
-        return {}
-
 
 class Denoise(DiffusersPiece):
     """Embeddings become latents."""
 
-    part = "Denoise"
+    relative_seconds = 1.0
 
     @classmethod
     def holds(cls, network: str) -> bool:
         """See `DiffusersStage`."""
         return not network.startswith((*TEXTS, *DECODERS))
 
-    relative_seconds = 1.0
-
     @classmethod
     def signature(cls, settings: recipe.Settings) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
         """See `Stage`."""
         return cls.texts(settings), cls.latents(settings)
 
-    @classmethod
-    def shapes(cls, settings: recipe.Settings, context: Context, given: Mapping[str, Shape]) -> Mapping[str, Shape]:
-        """Not known before."""
-        return {}
-
 
 class HighNoise(Denoise):
     """Embeddings become latents of which the noise is taken until `boundary_ratio`; with the solver's state."""
 
-    part = "HighNoise"
+    relative_seconds = 0.5
 
     @classmethod
     def holds(cls, network: str) -> bool:
         """See `DiffusersStage`."""
         return super().holds(network) and network != "transformer_2"
-
-    relative_seconds = 0.5
 
     @classmethod
     def signature(cls, settings: recipe.Settings) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
@@ -127,14 +113,12 @@ class HighNoise(Denoise):
 class LowNoise(Denoise):
     """The other transformer goes on where the first one stopped."""
 
-    part = "LowNoise"
+    relative_seconds = 0.5
 
     @classmethod
     def holds(cls, network: str) -> bool:
         """See `DiffusersStage`."""
         return super().holds(network) and network != "transformer"
-
-    relative_seconds = 0.5
 
     @classmethod
     def signature(cls, settings: recipe.Settings) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
@@ -145,15 +129,13 @@ class LowNoise(Denoise):
 class Decode(DiffusersPiece):
     """Latents become 8-bit frames."""
 
-    part = "Decode"
+    relative_seconds = 0.1
+    working_set = 8.0
 
     @classmethod
     def holds(cls, network: str) -> bool:
         """See `DiffusersStage`."""
         return network.startswith(DECODERS)
-
-    relative_seconds = 0.1
-    working_set = 8.0
 
     @classmethod
     def signature(cls, settings: recipe.Settings) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from show1_ray.errors import shown
 from show1_ray.pipeline.checkpoints import Checkpoint
 from show1_ray.stage import Count, StageExecution, StageSettings
+from show1_ray.stages.settings import Size
 
 REMOTE = ("custom_pipeline", "custom_revision", "trust_remote_code", "remote_code")
 """Arguments of diffusers that run code of a model repository."""
@@ -24,13 +25,6 @@ class Lora(Checkpoint):
     component: str | None = Field(
         None, description="the network that they are added to, where the file does not tell it: Wan 2.2's transformer_2"
     )
-
-
-class Size(StageSettings):
-    """Of frames, in pixels."""
-
-    height: int = Field(ge=1, le=16384, description="in pixels")
-    width: int = Field(ge=1, le=16384, description="in pixels")
 
 
 class PartExecution(StageSettings):

@@ -9,7 +9,6 @@ is equal to the whole, bit for bit.
 from __future__ import annotations
 
 import io
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
@@ -21,10 +20,8 @@ from torch import Tensor
 from show1_ray.clip import Clip
 from show1_ray.stage import NonFiniteError
 from show1_ray.stages.diffusers import families, loading, outputs
+from show1_ray.stages.diffusers.remember import Kept, remembering
 from show1_ray.stages.diffusers.whole import Loaded
-
-KEPT = 64
-"""Texts of which a station keeps what was encoded."""
 
 Values = Mapping[str, Any]
 
@@ -51,23 +48,17 @@ class Part(Loaded):
         split = families.split_of(self.signature)
         assert split is not None
         self.split = split
+        self.own = {*split.texts, "latents", "generator", "solver"}
 
     def call(self, clips: Sequence[Clip], values: Sequence[Values], **more: Any) -> Any:
         """The pipeline's call for a batch that goes through together."""
-        self.batch = clips
-        own = {*self.split.texts, "latents", "generator", "solver"}
-        given = {name: value for name, value in values[0].items() if name not in own}
-        try:
-            with self.attention():
-                return self.pipe(**self.arguments(clips, given) | more)
-        finally:
-            self.batch = ()
-            self.pipe.maybe_free_model_hooks()
+        given = {name: value for name, value in values[0].items() if name not in self.own}
+        with self.calling(clips):
+            return self.pipe(**self.arguments(clips, given) | more)
 
     def batches(self, clips: Sequence[Clip], values: Sequence[Values]) -> Iterator[tuple[list[Clip], list[Values]]]:
         """Clips that go through one call; see `Whole`."""
-        own = {*self.split.texts, "latents", "generator", "solver"}
-        extra = [{name for name in value if name not in own} for value in values]
+        extra = [value.keys() - self.own for value in values]
         for batch in self.together(clips, extra, [_shapes(value) for value in values]):
             yield list(clips[batch]), list(values[batch])
 
@@ -77,8 +68,7 @@ class Text(Part):
 
     def _load(self) -> None:
         super()._load()
-        self.kept: OrderedDict[Any, dict[str, Tensor]] = OrderedDict()
-        self.halves: OrderedDict[Any, Any] = OrderedDict()
+        self.kept, self.halves = Kept(), Kept()
         self.encoded: list[Any] = []
         encode = self.pipe.encode_prompt
 
@@ -95,7 +85,7 @@ class Text(Part):
         self.pipe.scheduler.set_timesteps = wraps(self.pipe.scheduler.set_timesteps)(stop)
         for name in dir(type(self.pipe)):
             if name.startswith("_get_") and name.endswith("prompt_embeds"):
-                setattr(self.pipe, name, _remembering(getattr(self.pipe, name), self.halves))
+                setattr(self.pipe, name, remembering(getattr(self.pipe, name), self.halves))
 
     def __call__(self, clips: Sequence[Clip], values: Sequence[Values]) -> list[dict[str, Tensor]]:
         """Of each clip, what its texts become; equal texts are encoded once.
@@ -106,21 +96,24 @@ class Text(Part):
         return [self._text(clip, value) for clip, value in zip(clips, values, strict=True)]
 
     def _text(self, clip: Clip, value: Values) -> dict[str, Tensor]:
+        if any(isinstance(one, Tensor) for one in value.values()):
+            return self._encoded(clip, value)
         key = repr((self.texts(clip), self.settings.call, sorted(value.items())))
-        if key not in self.kept or any(isinstance(one, Tensor) for one in value.values()):
-            self.encoded.clear()
-            self.watch.begin()
-            with suppress(_EncodedError):
-                self.call([clip], [value])
-            self.batch = [clip]
-            try:
-                self.refuse_cut_prompts()
-            except Exception:
-                self.halves.clear()  # so that it is noticed again
-                raise
-            _keep(self.kept, key, self._named())
-        self.kept.move_to_end(key)
-        return self.kept[key]
+        found: dict[str, Tensor] = self.kept.found(key, lambda: self._encoded(clip, value))
+        return found
+
+    def _encoded(self, clip: Clip, value: Values) -> dict[str, Tensor]:
+        self.encoded.clear()
+        self.watch.begin()
+        with suppress(_EncodedError):
+            self.call([clip], [value])
+        self.batch = [clip]
+        try:
+            self.refuse_cut_prompts()
+        except Exception:
+            self.halves.clear()  # so that it is noticed again
+            raise
+        return self._named()
 
     def _named(self) -> dict[str, Tensor]:
         """What was encoded, without its batch axis; what there is not, such as the negative half without guidance, is
@@ -351,29 +344,6 @@ def _moved(value: Any, device: str) -> Any:
 
 def _shapes(values: Values) -> Any:
     return {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}
-
-
-def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    kept[key] = value
-    if len(kept) > KEPT:
-        kept.popitem(last=False)
-
-
-def _remembering(encode: Callable[..., Any], kept: OrderedDict[Any, Any]) -> Callable[..., Any]:
-    """Encodes equal texts, such as the negative prompt of all clips, once."""
-
-    @wraps(encode)
-    def remembering(*given: Any, **named: Any) -> Any:
-        values = [*enumerate(given), *sorted(named.items())]
-        if any(isinstance(value, Tensor) for _, value in values):
-            return encode(*given, **named)
-        key = repr([(name, value if _is_plain(value) else id(value)) for name, value in values])
-        if key not in kept:
-            _keep(kept, key, encode(*given, **named))
-        kept.move_to_end(key)
-        return kept[key]
-
-    return remembering
 
 
 __all__ = ["Decode", "Denoise", "HighNoise", "LowNoise", "Text"]

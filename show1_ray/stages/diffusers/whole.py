@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -73,9 +73,21 @@ class Loaded:
         else:
             self._host.enter(device)
 
-    def attention(self) -> AbstractContextManager[None]:
-        """See `loading.attention_of`."""
-        return loading.attention_of(self.settings)
+    @contextmanager
+    def calling(self, clips: Sequence[Clip]) -> Iterator[None]:
+        """Within it the pipeline is called for a batch."""
+        self.batch = clips
+        try:
+            with loading.attention_of(self.settings):
+                yield
+        finally:
+            self.batch = ()
+            self.pipe.maybe_free_model_hooks()  # caches of a call that did not end
+
+    def as_pictures(self) -> dict[str, Any]:
+        """Arguments by which the call gives pictures of 8 bits, as far as it knows them."""
+        asked = {"output_type": "pil", "return_dict": True}
+        return {name: value for name, value in asked.items() if name in self.signature.call}
 
     def refuse_cut_prompts(self) -> None:
         """Raises RefusedError if a prompt of the batch was cut."""
@@ -182,19 +194,12 @@ class Whole(Loaded):
         return found
 
     def _called(self, clips: Sequence[Clip], values: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
-        call = self.arguments(clips, values[0]) | self.as_argument(self.generators(clips, values))
-        for name, value in (("output_type", "pil"), ("return_dict", True)):
-            if name in self.signature.call:
-                call[name] = value
-        self.batch = clips
+        call = self.arguments(clips, values[0]) | self.as_argument(self.generators(clips, values)) | self.as_pictures()
         self.watch.begin()
         try:
-            with self.attention():
+            with self.calling(clips):
                 output = self.pipe(**call)
-            self.refuse_cut_prompts()
+                self.refuse_cut_prompts()
             return outputs.clips_of(output, len(clips))
         except outputs.NotFiniteError:
             raise NonFiniteError(clips[0].id, self.context.name, "its frames have NaN or infinite values") from None
-        finally:
-            self.batch = ()
-            self.pipe.maybe_free_model_hooks()  # caches of a call that did not end

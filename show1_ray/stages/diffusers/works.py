@@ -74,7 +74,7 @@ def weights(settings: Settings, context: Context, found: Layout, networks: Colle
 
 @lru_cache(64)
 def _bytes(place: str, name: str, dtype: str) -> int:
-    return weight_bytes(_blank(_layout(place), name, dtype))
+    return weight_bytes(loading.skeleton(_layout(place), name, dtype))
 
 
 @lru_cache(32)
@@ -109,10 +109,6 @@ def _layout(place: str) -> Layout:
     return Layout(Path(place), json.loads((Path(place) / "model_index.json").read_text()))
 
 
-def _blank(found: Layout, name: str, dtype: str) -> nn.Module:
-    return loading.skeleton(found, name, dtype)
-
-
 def _pretended(pipeline: str, found: Layout, dtype: str, latents: str) -> tuple[Any, dict[str, int]]:
     """The pipeline whose networks count and give zeros, and what they have counted. Raises UncountableError."""
     cls = getattr(diffusers, pipeline)
@@ -145,7 +141,7 @@ def _pretended(pipeline: str, found: Layout, dtype: str, latents: str) -> tuple[
 
 def _component(found: Layout, name: str, library: str, kind: str, dtype: str) -> Any:
     if name in found.networks:
-        return _blank(found, name, dtype)
+        return loading.skeleton(found, name, dtype)
     cls: Any = getattr(import_module(library), kind, None)
     if cls is not None and hasattr(cls, "load_config") and found.config(name):
         return cls.from_config(dict(found.config(name)))
