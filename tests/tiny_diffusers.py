@@ -27,7 +27,7 @@ from show1_ray.pipeline.pipeline import Pipeline
 
 WIDTH = 32
 """Of texts."""
-DOWN_2D, UP_2D = ["DownEncoderBlock2D"] * 2, ["UpDecoderBlock2D"] * 2
+DOWN_2D = ["DownEncoderBlock2D"] * 2
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
@@ -63,11 +63,12 @@ def t5(cls: Any = transformers.T5EncoderModel, width: int = WIDTH, words: int = 
     ).eval()
 
 
-def clip_text(width: int = WIDTH) -> Any:
+def clip_text(width: int = WIDTH, cls: Any = transformers.CLIPTextModel) -> Any:
     """CLIP's."""
     config = transformers.CLIPTextConfig(
         vocab_size=128,
         hidden_size=width,
+        projection_dim=width,
         intermediate_size=37,
         num_attention_heads=4,
         num_hidden_layers=2,
@@ -75,13 +76,19 @@ def clip_text(width: int = WIDTH) -> Any:
         bos_token_id=2,
         eos_token_id=1,
     )
-    return transformers.CLIPTextModel(config).eval()
+    return cls(config).eval()
 
 
-def vae_2d(**more: Any) -> Any:
-    """Of images: half the size."""
-    blocks = {"block_out_channels": [8, 8], "down_block_types": DOWN_2D, "up_block_types": UP_2D}
-    return diffusers.AutoencoderKL(**blocks, latent_channels=4, norm_num_groups=2, **more)
+def vae_2d(levels: int = 2, **more: Any) -> Any:
+    """Of images: halves sides `levels` - 1 times."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=[8] * levels,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        latent_channels=4,
+        norm_num_groups=2,
+        **more,
+    )
 
 
 def ddim() -> Any:

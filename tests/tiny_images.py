@@ -11,35 +11,6 @@ import transformers
 
 from tests import tiny_diffusers as tiny
 
-WIDTH = 32
-
-
-def text_encoder(cls: Any = transformers.CLIPTextModel) -> Any:
-    """CLIP's."""
-    config = transformers.CLIPTextConfig(
-        vocab_size=128,
-        hidden_size=WIDTH,
-        projection_dim=WIDTH,
-        intermediate_size=37,
-        num_attention_heads=4,
-        num_hidden_layers=2,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=1,
-    )
-    return cls(config).eval()
-
-
-def vae(levels: int = 2) -> Any:
-    """Halves sides `levels` - 1 times."""
-    return diffusers.AutoencoderKL(
-        block_out_channels=[8] * levels,
-        down_block_types=["DownEncoderBlock2D"] * levels,
-        up_block_types=["UpDecoderBlock2D"] * levels,
-        latent_channels=4,
-        norm_num_groups=2,
-    )
-
 
 def sdxl() -> Any:
     """SDXL, image to image: sides are multiples of 4."""
@@ -55,13 +26,13 @@ def sdxl() -> Any:
         addition_time_embed_dim=8,
         transformer_layers_per_block=(1, 1),
         projection_class_embeddings_input_dim=80,
-        cross_attention_dim=2 * WIDTH,
+        cross_attention_dim=2 * tiny.WIDTH,
         norm_num_groups=2,
     )
     return diffusers.StableDiffusionXLImg2ImgPipeline(
-        vae=vae(3),
-        text_encoder=text_encoder(),
-        text_encoder_2=text_encoder(transformers.CLIPTextModelWithProjection),
+        vae=tiny.vae_2d(3),
+        text_encoder=tiny.clip_text(),
+        text_encoder_2=tiny.clip_text(cls=transformers.CLIPTextModelWithProjection),
         tokenizer=tiny.tokenizer(77),
         tokenizer_2=tiny.tokenizer(77),
         unet=unet,
@@ -81,12 +52,12 @@ def upscaler() -> Any:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=4,
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=tiny.WIDTH,
         norm_num_groups=2,
     )
     return diffusers.StableDiffusionUpscalePipeline(
-        vae=vae(3),
-        text_encoder=text_encoder(),
+        vae=tiny.vae_2d(3),
+        text_encoder=tiny.clip_text(),
         tokenizer=tiny.tokenizer(77),
         unet=unet,
         low_res_scheduler=diffusers.DDPMScheduler(),
